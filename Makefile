@@ -1,0 +1,20 @@
+# Short names for the commands of README.md and CONTRIBUTING.md; nothing here is needed to work without make.
+PYTHON ?= .venv/bin/python
+
+.PHONY: environment check slow test-gpu demo data builtin-train builtin-evaluate
+
+environment:  ## make .venv with everything that the tests need
+	python3 -m venv .venv
+	.venv/bin/pip install -c constraints.txt -e '.[dev]'
+
+check:  ## format, lint, types, CPU tests
+	$(PYTHON) check.py
+
+slow:  ## the tests that take minutes
+	$(PYTHON) check.py --slow
+
+test-gpu:  ## kernels and graphs, on a machine with a CUDA GPU
+	$(PYTHON) -m pytest -m gpu
+
+demo:  ## a few hundred frames through the built-in model, with questions
+	$(PYTHON) -m infinitevl.cli demo
