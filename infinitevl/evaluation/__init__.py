@@ -1,0 +1,1 @@
+"""Running a session over a stream, and showing what came of it."""

@@ -1,0 +1,84 @@
+"""The memory line: bytes of a stream's state over the tokens it has read, as inline SVG."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 720, 220
+LEFT, RIGHT, TOP, BOTTOM = 76, 16, 30, 40
+
+
+@dataclass(frozen=True)
+class MemoryPoint:
+    """Bytes of the state when the stream had read so many tokens."""
+
+    tokens: int
+    state_bytes: int
+
+
+def memory_chart(points: Sequence[MemoryPoint], growth_per_token: int = 0) -> str:
+    """SVG of the state's size, beside a cache that grows by `growth_per_token` bytes if that is given."""
+    tokens = max([point.tokens for point in points], default=0) or 1
+    held = max([point.state_bytes for point in points], default=0) or 1
+    top = 1.15 * max(held, min(growth_per_token * tokens, 4 * held))
+    scale = _Scale(tokens, top)
+    parts = [_axes(scale), _line([(p.tokens, p.state_bytes) for p in points], scale, "state")]
+    parts.append(_label(scale.x(tokens), scale.y(held) - 8, f"state: {show_bytes(held)}", "end state"))
+    if growth_per_token:
+        parts.append(_growth(growth_per_token, scale))
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Bytes of the state over tokens read">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def show_bytes(count: float) -> str:
+    """`count` bytes for people: 812 B, 4.1 MB, 133 MB."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+
+
+@dataclass(frozen=True)
+class _Scale:
+    tokens: float
+    top: float
+
+    def x(self, tokens: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * tokens / self.tokens, 1)
+
+    def y(self, count: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * count / self.top, 1)
+
+
+def _axes(scale: _Scale) -> str:
+    marks = []
+    for share in (0.0, 0.5, 1.0):
+        y = scale.y(share * scale.top / 1.15)
+        marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        marks.append(_label(LEFT - 8, y + 4, show_bytes(share * scale.top / 1.15), "end"))
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        x = scale.x(share * scale.tokens)
+        marks.append(_label(x, HEIGHT - BOTTOM + 18, f"{share * scale.tokens:,.0f}", anchor))
+    marks.append(_label(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 4, "tokens read", "middle"))
+    return "".join(marks)
+
+
+def _growth(per_token: int, scale: _Scale) -> str:
+    end = min(scale.tokens, scale.top / per_token)
+    line = _line([(0, 0), (end, end * per_token)], scale, "growth")
+    text = f"full attention of this shape: {show_bytes(per_token * scale.tokens)} by now"
+    if end > scale.tokens / 2:
+        return line + _label(scale.x(scale.tokens), TOP - 12, text, "end growth")
+    return line + _label(scale.x(end) + 8, TOP - 12, text, "start growth")
+
+
+def _line(points: Sequence[tuple[float, float]], scale: _Scale, name: str) -> str:
+    path = " ".join(f"{scale.x(x)},{scale.y(y)}" for x, y in points)
+    return f'<polyline class="{name}" points="{path}"/>'
+
+
+def _label(x: float, y: float, text: str, name: str) -> str:
+    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}">{text}</text>'

@@ -1,0 +1,48 @@
+"""Ctrl-C that ends a stream between two frames, never in the middle of one."""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Interrupt:
+    """While entered, the first Ctrl-C ends `until_pressed`; the second is a KeyboardInterrupt as usual.
+
+    Outside the main thread, where Python does not deliver signals, it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._waiting = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def until_pressed(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield from `items` until Ctrl-C; a wait for the next item is cut short."""
+        iterator = iter(items)
+        while not self.pressed:
+            try:
+                self._waiting = True
+                item = next(iterator)
+            except (StopIteration, KeyboardInterrupt):
+                return
+            finally:
+                self._waiting = False
+            yield item
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        again, self.pressed = self.pressed, True
+        if again or self._waiting:
+            raise KeyboardInterrupt

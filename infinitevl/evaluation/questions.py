@@ -1,0 +1,67 @@
+"""Questions that wait for their moment in a stream: `30s: what is on the sign?`."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from infinitevl.errors import InputError
+
+# A first word that starts with a digit and ends with a colon is meant as a time; "10:30 is ..." is not,
+# because a digit follows its colon.
+_TIMED = re.compile(r"\s*(?P<time>[+-]?\d\S*):(?!\d)\s*(?P<text>.*)", re.DOTALL)
+_UNITS = re.compile(r"(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
+_CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class TimedQuestion:
+    """A question and the second of the stream at which it is asked; None means at the end."""
+
+    text: str
+    at: float | None = None
+
+
+def parse_question(line: str) -> TimedQuestion:
+    """Read `TIME: question` or a bare question, as in `1m30s: how many dogs so far?`.
+
+    Raises:
+        InputError: the question is empty, or the word before its colon looks like a time and is none.
+    """
+    match = _TIMED.fullmatch(line)
+    at, text = (parse_time(match["time"]), match["text"]) if match else (None, line)
+    if not text.strip():
+        raise InputError(f"there is no question in {line!r}; write it as '30s: what is on the sign?'")
+    return TimedQuestion(text.strip(), at)
+
+
+def parse_time(text: str) -> float:
+    """Seconds in `30s`, `1m30s`, `1h2m3.5s`, `00:30` or `1:02:03`.
+
+    Raises:
+        InputError: `text` has none of these forms.
+    """
+    match = _UNITS.fullmatch(text) or _CLOCK.fullmatch(text)
+    if match is None or (":" in text and not _is_clock(match)):
+        raise InputError(
+            f"{text!r} is not a time; write 30s, 1m30s, 1h2m3s, 00:30 or 1:02:03 before the question's colon"
+        )
+    return int(match["h"] or 0) * 3600 + int(match["m"] or 0) * 60 + float(match["s"] or 0)
+
+
+def show_time(seconds: float) -> str:
+    """`seconds` as a clock shows them: 0:07.5, 1:30, 1:02:03."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{rest % 10}" if rest % 10 else ""
+    head = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{head}:{rest // 10:02}{fraction}"
+
+
+def in_order(questions: Iterable[TimedQuestion]) -> list[TimedQuestion]:
+    """By time, those for the end last; equal times keep the order in which they were given."""
+    return sorted(questions, key=lambda question: float("inf") if question.at is None else question.at)
+
+
+def _is_clock(match: re.Match[str]) -> bool:
+    return float(match["s"]) < 60 and (match["h"] is None or int(match["m"]) < 60)

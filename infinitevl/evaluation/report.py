@@ -1,0 +1,165 @@
+"""One self-contained page about a stream: key frames, questions with their answers, and the memory line."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from infinitevl.evaluation.chart import MemoryPoint, memory_chart, show_bytes
+from infinitevl.evaluation.page import PAGE
+from infinitevl.evaluation.questions import show_time
+from infinitevl.evaluation.streaming import Answered, Event, Seen, Summary
+from infinitevl.files import atomic_write
+
+T = TypeVar("T")
+THUMBNAIL = (208, 156)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A key frame, small enough to keep; with a question if one was asked there."""
+
+    at: float
+    tokens: int
+    jpeg: bytes
+    question: str | None = None
+    answer: str = ""
+    truth: str | None = None
+    right: bool | None = None
+
+
+class Recorder:
+    """Collects what the page shows; its size is bounded, however long the stream.
+
+    Key frames are evenly spaced: when `max_frames` are held, every second one is let go and from then on only
+    every second one is taken. Questions are all kept.
+    """
+
+    def __init__(self, max_frames: int = 24, max_points: int = 240) -> None:
+        self.key_frames: Thinned[Moment] = Thinned(max_frames)
+        self.memory: Thinned[MemoryPoint] = Thinned(max_points)
+        self.questions: list[Moment] = []
+
+    def __call__(self, event: Event, *, truth: str | None = None, right: bool | None = None) -> None:
+        """Take in an event of `watch`; the demo knows the true answer of a question and says so."""
+        if isinstance(event, Seen):
+            self.memory.offer(lambda: MemoryPoint(event.stats.tokens, event.stats.state_bytes))
+            self.key_frames.offer(lambda: Moment(event.at, event.stats.tokens, thumbnail(event.image)))
+        elif isinstance(event, Answered):
+            picture = thumbnail(event.image)
+            text = event.question, event.answer
+            self.questions.append(Moment(event.at, event.stats.tokens, picture, *text, truth, right))
+
+    def moments(self) -> list[Moment]:
+        """Key frames and questions in the order of the stream, a frame before the questions about it."""
+        together = [*self.key_frames.items, *self.questions]
+        return sorted(together, key=lambda moment: (moment.tokens, moment.question is not None))
+
+
+class Thinned(Generic[T]):
+    """An evenly spaced sample of at most `limit` of the items offered."""
+
+    def __init__(self, limit: int) -> None:
+        self.items: list[T] = []
+        self._limit, self._stride, self._offered = limit, 1, 0
+
+    def offer(self, make: Callable[[], T]) -> None:
+        """Keep `make()` if its turn has come; an item that is not kept is never made."""
+        if self._offered % self._stride == 0:
+            if len(self.items) == self._limit:
+                del self.items[1::2]
+                self._stride *= 2
+            if self._offered % self._stride == 0:
+                self.items.append(make())
+        self._offered += 1
+
+
+def thumbnail(image: Any) -> bytes:
+    """A small JPEG of a PIL picture or an HxWx3 uint8 array."""
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB")
+    picture.thumbnail(THUMBNAIL)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    recorder: Recorder,
+    summary: Summary,
+    *,
+    title: str,
+    model: str,
+    growth_per_token: int = 0,
+) -> None:
+    """Write the page to `path`, whole or not at all.
+
+    Args:
+        title, model: what was watched, and by which model; shown as plain text.
+        growth_per_token: bytes that a full-attention cache of the same shape would add per token, to compare.
+
+    Raises:
+        InfiniteVLError: the folder is missing or the disk is full; nothing is left behind.
+    """
+    page = build_page(recorder, summary, title=title, model=model, growth_per_token=growth_per_token)
+    with atomic_write(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def build_page(
+    recorder: Recorder, summary: Summary, *, title: str, model: str, growth_per_token: int = 0
+) -> str:
+    """The page's HTML; it loads nothing and runs nothing."""
+    return PAGE.substitute(
+        title=escape(title),
+        model=escape(model),
+        facts="".join(_facts(summary, recorder.questions)),
+        chart=memory_chart(recorder.memory.items, growth_per_token),
+        moments="".join(_moment(moment) for moment in recorder.moments()),
+    )
+
+
+def _facts(summary: Summary, questions: list[Moment]) -> Iterator[str]:
+    yield _fact("frames", f"{summary.frames:,}")
+    yield _fact("tokens", f"{summary.tokens:,}")
+    yield _fact("of stream", show_time(summary.seconds))
+    yield _fact("dropped", f"{summary.dropped:,}")
+    yield _fact("state", show_bytes(summary.state_bytes))
+    known = [moment for moment in questions if moment.right is not None]
+    if known:
+        yield _fact("right answers", f"{sum(moment.right is True for moment in known)} of {len(known)}")
+
+
+def _fact(name: str, value: str) -> str:
+    return f"<li><b>{value}</b> {name}</li>"
+
+
+def _moment(moment: Moment) -> str:
+    caption = f"{show_time(moment.at)} · {moment.tokens:,} tokens"
+    source = f"data:image/jpeg;base64,{base64.b64encode(moment.jpeg).decode()}"
+    figure = (
+        f'<figure><img src="{source}" alt="frame at {show_time(moment.at)}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+    return (
+        f"<li>{figure}</li>" if moment.question is None else f'<li class="asked">{figure}{_talk(moment)}</li>'
+    )
+
+
+def _talk(moment: Moment) -> str:
+    question = f'<p class="question">{escape(moment.question or "")}</p>'
+    answer = f'<p class="answer">{escape(moment.answer) or "<i>no words</i>"}</p>'
+    return f"<div>{question}{answer}{_verdict(moment)}</div>"
+
+
+def _verdict(moment: Moment) -> str:
+    if moment.truth is None:
+        return ""
+    name, word = ("right", "right") if moment.right else ("wrong", f"true answer: {moment.truth}")
+    return f'<p class="verdict {name}">{escape(word)}</p>'

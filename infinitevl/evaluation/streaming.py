@@ -1,0 +1,236 @@
+"""Let a session watch a source, and ask it questions at their time, at any time, and at the end.
+
+`watch` knows neither terminal nor page: it reports what happens as events, and whoever shows them listens.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from infinitevl.errors import InfiniteVLError, InputError, SourceError
+from infinitevl.evaluation.interrupt import Interrupt
+from infinitevl.evaluation.questions import TimedQuestion, in_order
+
+
+class Source(Protocol):
+    """Frames with `.image` and `.time` in seconds; `dropped` of them had to be left out so far."""
+
+    dropped: int
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Session(Protocol):
+    """What `watch` needs of a `StreamSession`."""
+
+    dropped: int
+
+    def observe(self, frame: Any, at: float | None = None) -> None: ...
+    def ask(self, question: str, **sampling: Any) -> str: ...
+    def stats(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is generated; temperature 0 is greedy."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The session has taken in a frame; at most one such event in `WatchSettings.report_every` seconds."""
+
+    at: float
+    image: Any
+    stats: Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question is about to be answered; pieces of its text follow."""
+
+    at: float
+    question: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A few characters of an answer, as they are generated."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, its whole answer, and the last frame that the session had seen."""
+
+    at: float
+    question: str
+    answer: str
+    image: Any
+    stats: Any
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A typed question that could not be answered; the stream goes on."""
+
+    question: str
+    error: InfiniteVLError
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a stream came to: the last line of `watch --json`."""
+
+    frames: int
+    tokens: int
+    seconds: float
+    dropped: int
+    state_bytes: int
+
+    def line(self) -> dict[str, Any]:
+        """The summary as one JSON object."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+Event = Seen | Asked | Piece | Answered | Refused
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """How long to watch, how to answer, and how often to report.
+
+    `starts_at` is the second of the stream at which the source's first frame stands: a resumed stream goes on
+    after its last frame, whatever the new source calls its first second. None keeps the source's own times.
+    """
+
+    sampling: Sampling = Sampling()
+    max_frames: int | None = None
+    starts_at: float | None = None
+    report_every: float = 0.1
+
+
+def nothing_typed() -> list[str]:
+    """The typed questions of a stream that nobody sits in front of."""
+    return []
+
+
+def watch(
+    session: Session,
+    source: Source,
+    questions: Iterable[TimedQuestion] = (),
+    on_event: Callable[[Event], None] = lambda event: None,
+    *,
+    typed: Callable[[], list[str]] = nothing_typed,
+    settings: WatchSettings = WatchSettings(),
+) -> Summary:
+    """Watch `source` to its end, to `max_frames`, or until Ctrl-C, and answer every question.
+
+    A question for second s is asked when all frames up to s have been seen; what is left is asked at the end.
+
+    Args:
+        typed: returns the questions that a person has typed since the last call.
+
+    Raises:
+        SourceError: the source broke; the questions have been answered on what was seen before.
+        InputError: the source has no frame at all.
+    """
+    watcher = _Watcher(session, source, deque(in_order(questions)), on_event, settings)
+    with Interrupt() as interrupt:
+        broken = watcher.take_in(interrupt, typed)
+        watcher.answer_the_rest()
+    if broken is not None:
+        raise broken
+    return watcher.summary()
+
+
+@dataclass
+class _Watcher:
+    session: Session
+    source: Source
+    waiting: deque[TimedQuestion]
+    on_event: Callable[[Event], None]
+    settings: WatchSettings
+    at: float = 0.0
+    image: Any = None
+    reported: float = 0.0
+    dropped_before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dropped_before = self.session.dropped
+
+    def take_in(self, interrupt: Interrupt, typed: Callable[[], list[str]]) -> SourceError | None:
+        """Observe frame by frame; return the error with which the source broke, if it did."""
+        try:
+            for frame in interrupt.until_pressed(self._frames()):
+                self._answer_due(frame.time)
+                self._observe(frame)
+                self._answer_typed(typed())
+        except SourceError as error:
+            if self.image is None:
+                raise
+            return error
+        return None
+
+    def answer_the_rest(self) -> None:
+        """Ask what was meant for the end, or for a time that the stream did not reach."""
+        if self.image is None:
+            raise InputError("the source holds no frame, so there is nothing to watch or to ask about")
+        self._report_frame()
+        while self.waiting:
+            self._answer(self.waiting.popleft().text)
+
+    def summary(self) -> Summary:
+        stats = self.session.stats()
+        return Summary(stats.frames, stats.tokens, stats.seconds, stats.dropped, stats.state_bytes)
+
+    def _frames(self) -> Iterator[Any]:
+        shift, limit = None, self.settings.max_frames
+        for number, frame in enumerate(self.source):
+            if shift is None:
+                starts_at = self.settings.starts_at
+                shift = 0.0 if starts_at is None else starts_at - frame.time
+            yield frame if shift == 0.0 else _Shifted(frame.image, frame.time + shift)
+            if limit is not None and number + 1 >= limit:
+                return
+
+    def _observe(self, frame: Any) -> None:
+        self.session.observe(frame.image, at=frame.time)
+        self.session.dropped = self.dropped_before + self.source.dropped
+        self.at, self.image = frame.time, frame.image
+        if time.monotonic() - self.reported >= self.settings.report_every:
+            self._report_frame()
+
+    def _report_frame(self) -> None:
+        self.reported = time.monotonic()
+        self.on_event(Seen(self.at, self.image, self.session.stats()))
+
+    def _answer_due(self, next_frame: float) -> None:
+        while self.waiting and self.waiting[0].at is not None and self.waiting[0].at < next_frame:
+            self._answer(self.waiting.popleft().text)
+
+    def _answer_typed(self, lines: list[str]) -> None:
+        for line in lines:
+            try:
+                self._answer(line)
+            except InfiniteVLError as error:
+                self.on_event(Refused(line, error))
+
+    def _answer(self, question: str) -> None:
+        self.on_event(Asked(self.at, question))
+        answer = self.session.ask(
+            question, on_text=lambda text: self.on_event(Piece(text)), **asdict(self.settings.sampling)
+        )
+        self.on_event(Answered(self.at, question, answer, self.image, self.session.stats()))
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    image: Any
+    time: float

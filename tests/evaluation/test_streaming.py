@@ -1,0 +1,135 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from infinitevl.errors import InputError, SourceError
+from infinitevl.evaluation.questions import parse_question
+from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Seen, WatchSettings, watch
+
+EVERY_FRAME = WatchSettings(report_every=0)
+
+
+def run(session, source, *lines, **kwargs):
+    events = []
+    settings = kwargs.pop("settings", EVERY_FRAME)
+    summary = watch(session, source, map(parse_question, lines), events.append, settings=settings, **kwargs)
+    return summary, events
+
+
+def answers(events):
+    return [(event.at, event.question, event.answer) for event in events if isinstance(event, Answered)]
+
+
+def test_a_question_sees_every_frame_up_to_its_time_and_none_after_it(session, source):
+    _, events = run(session, source(0, 1, 2, 3, 4), "2s: exact?", "2.5s: between?", "end?")
+    assert answers(events) == [
+        (2, "exact?", "3 frames"),
+        (2, "between?", "3 frames"),
+        (4, "end?", "5 frames"),
+    ]
+
+
+def test_a_question_beyond_the_end_is_asked_at_the_end(session, source):
+    _, events = run(session, source(0, 1), "end?", "90s: late?")
+    assert answers(events) == [(1, "late?", "2 frames"), (1, "end?", "2 frames")]
+
+
+def test_an_answer_is_told_first_as_question_then_in_pieces_then_whole(session, source):
+    _, events = run(session, source(0), "what?")
+    kinds = [type(event) for event in events]
+    assert kinds[-4:] == [Asked, Piece, Piece, Answered]
+
+
+def test_the_summary_counts_frames_tokens_seconds_and_bytes(session, source):
+    summary, _ = run(session, source(0, 0.5, 1.0))
+    expected = {"frames": 3, "tokens": 48, "seconds": 1.0, "dropped": 0, "state_bytes": 1000}
+    assert summary.line() == expected
+
+
+def test_watching_stops_after_max_frames(session, source):
+    summary, _ = run(session, source(0, 1, 2, 3), settings=WatchSettings(max_frames=2))
+    assert summary.frames == 2
+
+
+def test_a_resumed_stream_goes_on_after_its_last_frame(session, source):
+    session.observe(None, at=10.0)
+    run(session, source(0, 1, 2), settings=WatchSettings(starts_at=10.5))
+    assert session.times == [10.0, 10.5, 11.5, 12.5]
+
+
+def test_frames_that_a_live_source_left_out_are_counted_on_top_of_earlier_ones(session, source):
+    session.dropped = 4
+    frames = source(0, 1)
+    frames.dropped = 3
+    summary, _ = run(session, frames)
+    assert summary.dropped == 7
+
+
+def test_a_typed_question_is_answered_at_once_and_a_bad_one_does_not_end_the_stream(session, source):
+    lines = [["now?"], ["refuse this"], []]
+    _, events = run(session, source(0, 1, 2), typed=lambda: lines.pop(0))
+    assert answers(events) == [(0, "now?", "1 frames")]
+    assert [event.question for event in events if isinstance(event, Refused)] == ["refuse this"]
+    assert sum(isinstance(event, Seen) for event in events) >= 3
+
+
+def test_a_source_without_frames_is_an_error_that_says_so(session, source):
+    with pytest.raises(InputError, match="no frame"):
+        run(session, source(), "what?")
+
+
+def test_a_source_that_breaks_is_asked_about_what_was_seen_and_then_reported(session, source):
+    events = []
+    with pytest.raises(SourceError, match="broke off"):
+        watch(session, source(0, 1, SourceError("broke off")), [parse_question("end?")], events.append)
+    assert answers(events) == [(1, "end?", "2 frames")]
+
+
+def test_a_source_that_breaks_before_its_first_frame_says_only_that(session, source):
+    with pytest.raises(SourceError, match="cannot open"):
+        run(session, source(SourceError("cannot open")), "what?")
+
+
+def test_ctrl_c_between_two_frames_ends_the_stream_and_the_last_question_is_answered(session, source):
+    class Endless(source):
+        def __iter__(self):
+            for frame in source(*range(10**6)):
+                if frame.time == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield frame
+
+    handler = signal.getsignal(signal.SIGINT)
+    summary, events = run(session, Endless(), "end?")
+    assert summary.frames == 3
+    assert answers(events) == [(2, "end?", "3 frames")]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_while_a_frame_is_taken_in_lets_it_be_taken_in_whole(session, source):
+    observe = session.observe
+
+    def observe_and_press(frame, at):
+        os.kill(os.getpid(), signal.SIGINT)
+        observe(frame, at)
+
+    session.observe = observe_and_press
+    summary, _ = run(session, source(0, 1, 2))
+    assert summary.frames == 1
+
+
+def test_watching_works_in_a_thread_where_signals_are_not_delivered(session, source):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(run(session, source(0, 1))[0].frames))
+    thread.start()
+    thread.join()
+    assert done == [2]
+
+
+def test_frames_are_reported_no_more_often_than_asked_for(session, source):
+    start = time.monotonic()
+    _, events = run(session, source(*range(500)), settings=WatchSettings(report_every=60))
+    assert sum(isinstance(event, Seen) for event in events) <= 3
+    assert time.monotonic() - start < 30
