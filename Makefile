@@ -17,4 +17,4 @@ test-gpu:  ## kernels and graphs, on a machine with a CUDA GPU
 	$(PYTHON) -m pytest -m gpu
 
 demo:  ## a few hundred frames through the built-in model, with questions
-	$(PYTHON) -m infinitevl.cli demo
+	$(dir $(PYTHON))infinitevl demo
