@@ -41,8 +41,9 @@ img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain; bac
   border-radius: .5rem; }
 figcaption { margin-top: .25rem; color: var(--soft); font-size: .78rem; font-variant-numeric: tabular-nums; }
 .asked { grid-column: 1 / -1; display: grid; grid-template-columns: 9rem 1fr; gap: 1rem; padding: 1rem;
-  background: var(--card); border: 1px solid var(--line); border-left: 4px solid var(--state);
-  border-radius: .75rem; }
+  background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
+  box-shadow: inset 4px 0 var(--state); overflow: hidden; }
+.talk + .talk { margin-top: .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
 .asked p { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 .question { color: var(--soft); }
 .answer { font-size: 1.1rem; }

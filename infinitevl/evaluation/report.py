@@ -4,7 +4,7 @@ import base64
 import io
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Generic, TypeVar
 
@@ -22,16 +22,23 @@ THUMBNAIL = (208, 156)
 
 
 @dataclass(frozen=True)
+class Talk:
+    """A question, its answer, and the true answer where it is known."""
+
+    question: str
+    answer: str
+    truth: str | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
 class Moment:
-    """A key frame, small enough to keep; with a question if one was asked there."""
+    """A key frame, small enough to keep, and what was asked when it was the last one seen."""
 
     at: float
     tokens: int
     jpeg: bytes
-    question: str | None = None
-    answer: str = ""
-    truth: str | None = None
-    right: bool | None = None
+    talks: list[Talk] = field(default_factory=list)
 
 
 class Recorder:
@@ -44,7 +51,7 @@ class Recorder:
     def __init__(self, max_frames: int = 24, max_points: int = 240) -> None:
         self.key_frames: Thinned[Moment] = Thinned(max_frames)
         self.memory: Thinned[MemoryPoint] = Thinned(max_points)
-        self.questions: list[Moment] = []
+        self.asked: list[Moment] = []
 
     def __call__(self, event: Event, *, truth: str | None = None, right: bool | None = None) -> None:
         """Take in an event of `watch`; the demo knows the true answer of a question and says so."""
@@ -52,14 +59,17 @@ class Recorder:
             self.memory.offer(lambda: MemoryPoint(event.stats.tokens, event.stats.state_bytes))
             self.key_frames.offer(lambda: Moment(event.at, event.stats.tokens, thumbnail(event.image)))
         elif isinstance(event, Answered):
-            picture = thumbnail(event.image)
-            text = event.question, event.answer
-            self.questions.append(Moment(event.at, event.stats.tokens, picture, *text, truth, right))
+            if not self.asked or self.asked[-1].tokens != event.stats.tokens:
+                self.asked.append(Moment(event.at, event.stats.tokens, thumbnail(event.image)))
+            self.asked[-1].talks.append(Talk(event.question, event.answer, truth, right))
 
     def moments(self) -> list[Moment]:
         """Key frames and questions in the order of the stream, a frame before the questions about it."""
-        together = [*self.key_frames.items, *self.questions]
-        return sorted(together, key=lambda moment: (moment.tokens, moment.question is not None))
+        return sorted([*self.key_frames.items, *self.asked], key=lambda m: (m.tokens, bool(m.talks)))
+
+    def talks(self) -> list[Talk]:
+        """All questions in the order in which they were asked."""
+        return [talk for moment in self.asked for talk in moment.talks]
 
 
 class Thinned(Generic[T]):
@@ -119,21 +129,21 @@ def build_page(
     return PAGE.substitute(
         title=escape(title),
         model=escape(model),
-        facts="".join(_facts(summary, recorder.questions)),
+        facts="".join(_facts(summary, recorder.talks())),
         chart=memory_chart(recorder.memory.items, growth_per_token),
         moments="".join(_moment(moment) for moment in recorder.moments()),
     )
 
 
-def _facts(summary: Summary, questions: list[Moment]) -> Iterator[str]:
+def _facts(summary: Summary, talks: list[Talk]) -> Iterator[str]:
     yield _fact("frames", f"{summary.frames:,}")
     yield _fact("tokens", f"{summary.tokens:,}")
     yield _fact("of stream", show_time(summary.seconds))
     yield _fact("dropped", f"{summary.dropped:,}")
     yield _fact("state", show_bytes(summary.state_bytes))
-    known = [moment for moment in questions if moment.right is not None]
+    known = [talk for talk in talks if talk.right is not None]
     if known:
-        yield _fact("right answers", f"{sum(moment.right is True for moment in known)} of {len(known)}")
+        yield _fact("right answers", f"{sum(talk.right is True for talk in known)} of {len(known)}")
 
 
 def _fact(name: str, value: str) -> str:
@@ -147,19 +157,19 @@ def _moment(moment: Moment) -> str:
         f'<figure><img src="{source}" alt="frame at {show_time(moment.at)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
-    return (
-        f"<li>{figure}</li>" if moment.question is None else f'<li class="asked">{figure}{_talk(moment)}</li>'
-    )
+    if not moment.talks:
+        return f"<li>{figure}</li>"
+    return f'<li class="asked">{figure}<div>{"".join(map(_talk, moment.talks))}</div></li>'
 
 
-def _talk(moment: Moment) -> str:
-    question = f'<p class="question">{escape(moment.question or "")}</p>'
-    answer = f'<p class="answer">{escape(moment.answer) or "<i>no words</i>"}</p>'
-    return f"<div>{question}{answer}{_verdict(moment)}</div>"
+def _talk(talk: Talk) -> str:
+    question = f'<p class="question">{escape(talk.question)}</p>'
+    answer = f'<p class="answer">{escape(talk.answer) or "<i>no words</i>"}</p>'
+    return f'<div class="talk">{question}{answer}{_verdict(talk)}</div>'
 
 
-def _verdict(moment: Moment) -> str:
-    if moment.truth is None:
+def _verdict(talk: Talk) -> str:
+    if talk.truth is None:
         return ""
-    name, word = ("right", "right") if moment.right else ("wrong", f"true answer: {moment.truth}")
+    name, word = ("right", "right") if talk.right else ("wrong", f"true answer: {talk.truth}")
     return f'<p class="verdict {name}">{escape(word)}</p>'
