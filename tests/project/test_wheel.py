@@ -18,7 +18,9 @@ LEAST_CORRECT = 0.8
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Standard output of a command that must succeed, away from this checkout and this environment."""
-    environment = {name: text for name, text in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    environment = {
+        name: text for name, text in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}
+    }
     finished = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, f"{command}\n{finished.stdout[-4000:]}\n{finished.stderr[-4000:]}"
     return finished.stdout
@@ -55,7 +57,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_wheel_answers_right_in_an_empty_environment(installed: Path, tmp_path: Path) -> None:
     origin = run(installed / "python", "-c", "import infinitevl; print(infinitevl.__file__)", cwd=tmp_path)
     assert str(installed.parent) in origin
-    lines = [json.loads(line) for line in run(installed / "infinitevl", "demo", "--json", cwd=tmp_path).splitlines()]
+    lines = [
+        json.loads(line)
+        for line in run(installed / "infinitevl", "demo", "--json", cwd=tmp_path).splitlines()
+    ]
     answers, summary = lines[:-1], lines[-1]
     assert {"at", "question", "answer"} <= set(answers[0])
     assert {"frames", "tokens", "seconds", "dropped", "state_bytes"} <= set(summary)

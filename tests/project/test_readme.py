@@ -1,0 +1,87 @@
+"""The README tells the truth: its commands exist, its tree is the tree, its links lead somewhere."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import infinitevl
+from infinitevl.cli import app
+from tests.project.source import PACKAGE, ROOT
+
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def block_after(mark: str) -> list[str]:
+    """The lines of the fenced block that follows the comment `<!-- mark -->`."""
+    found = re.search(rf"<!-- {re.escape(mark)} -->\n```\n(.*?)\n```", README, re.DOTALL)
+    assert found, f"README.md has no block after <!-- {mark} -->"
+    return found[1].splitlines()
+
+
+def described_files() -> dict[str, str]:
+    """Path and description of every entry of the README's tree."""
+    entries, parents = {}, []
+    for line in block_after("tree"):
+        indent = (len(line) - len(line.lstrip())) // 2
+        name, _, text = line.strip().partition(" ")
+        parents = [*parents[:indent], name]
+        entries["".join(parents)] = text.strip()
+    return entries
+
+
+def shell_lines(page: Path) -> list[list[str]]:
+    """Every line of a page's blocks that calls `infinitevl`, in words; remarks are cut off."""
+    blocks = re.findall(r"```(?:bash|sh|)\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line.split("   ")[0] for block in blocks for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if re.match(r"(\.venv/bin/)?infinitevl ", line)]
+
+
+@pytest.mark.parametrize("name", ["demo", "test"])
+def test_a_promised_command_is_one_line_that_installs_the_tested_versions(name: str) -> None:
+    (line,) = block_after(f"command: {name}")
+    assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_pages_exists(page: Path) -> None:
+    commands = get_command(app).commands
+    for _, name, *words in shell_lines(page):
+        assert name in commands, f"{page.name} speaks of `infinitevl {name}`; there are {sorted(commands)}"
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        unknown = {word for word in words if word.startswith("--")} - options
+        assert not unknown, f"{page.name}: `infinitevl {name}` has no {unknown}"
+
+
+def test_the_tree_names_every_file_once_and_says_what_it_is() -> None:
+    described = described_files()
+    written = {name for name in described if name.startswith("infinitevl/") and name.endswith(".py")}
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.parent == PACKAGE or path.name != "__init__.py"
+    }
+    assert written == there, f"missing: {sorted(there - written)}; gone: {sorted(written - there)}"
+    silent = [name for name, text in described.items() if not text]
+    assert not silent, f"no description: {silent}"
+    assert all((ROOT / name).exists() for name in described), described
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing, f"{page.name} links to {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_pages_uses_names_that_exist(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "infinitevl":
+                missing = {alias.name for alias in node.names} - set(infinitevl.__all__)
+                assert not missing, f"{page.name} imports {missing}"
