@@ -1,0 +1,269 @@
+"""Sizes and settings of an InfiniteVL, read from and written to the published flat form.
+
+On disk the text fields stand at the top level beside `vision_config`; in memory they live in `text_config`,
+because every class of the model reads the part that concerns it.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from infinitevl.errors import CheckpointError
+
+SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
+LAYER_TYPES = (SLIDING, FULL, LINEAR)
+
+# What published folders say and what must not take effect: these name code, kernels or habits of the
+# published implementation.
+_IGNORED_KEYS = ("use_cache", "attn_implementation", "_attn_implementation", "auto_map", "max_window_layers")
+
+
+def hybrid_layer_types(num_layers: int, period: int = 4) -> list[str]:
+    """Blocks of one sliding-window layer followed by `period - 1` Gated DeltaNets."""
+    return [SLIDING if layer % period == 0 else LINEAR for layer in range(num_layers)]
+
+
+class InfiniteVLVisionConfig(PreTrainedConfig):
+    """Qwen2.5-VL's vision encoder and projector (spec: "Architecture")."""
+
+    model_type = "infinite_vl_vision"
+    base_config_key = "vision_config"
+
+    depth: int = 32
+    hidden_size: int = 1280
+    num_heads: int = 16
+    intermediate_size: int = 3420
+    hidden_act: str = "silu"
+    in_channels: int = 3
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    window_size: int = 112
+    fullatt_block_indexes: Sequence[int] = (7, 15, 23, 31)
+    out_hidden_size: int = 2048
+    tokens_per_second: int = 2
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("model_type", None)
+        super().__post_init__(**kwargs)
+        self.fullatt_block_indexes = tuple(self.fullatt_block_indexes)
+        _check(
+            self.hidden_size % (4 * self.num_heads) == 0,
+            f"vision hidden_size {self.hidden_size} must be a multiple of 4 x num_heads ({4 * self.num_heads})",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def merge_factor(self) -> int:
+        """Side of one merged token in pixels: pictures are resized to multiples of it."""
+        return self.patch_size * self.spatial_merge_size
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch: channels x temporal patch x patch height x patch width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+class InfiniteVLTextConfig(PreTrainedConfig):
+    """The decoder: sliding-window attention, full attention and Gated DeltaNet layers in any order."""
+
+    model_type = "infinite_vl_text"
+    base_config_key = "text_config"
+
+    vocab_size: int = 151936
+    hidden_size: int = 2048
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 36
+    layer_types: Sequence[str] | None = None
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    max_position_embeddings: int = 128000
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 2
+    head_dim: int | None = None
+    sliding_window: int = 8192
+    attention_dropout: float = 0.0
+    rope_theta: float = 1e6
+    mrope_section: Sequence[int] = (16, 24, 24)
+    num_linear_heads: int = 16
+    num_linear_key_value_heads: int = 16
+    linear_head_dim: int = 128
+    expand_v: float = 2
+    conv_size: int = 4
+    norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 151643
+    eos_token_id: int | list[int] | None = 151645
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.layer_types = list(self.layer_types or hybrid_layer_types(self.num_hidden_layers))
+        self.mrope_section = list(self.mrope_section)
+        self.pad_token_id = self.bos_token_id if self.pad_token_id is None else self.pad_token_id
+        self._validate()
+
+    def _validate(self) -> None:
+        unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))
+        _check(not unknown, f"unknown layer_types {unknown}; valid ones are {list(LAYER_TYPES)}")
+        _check(
+            len(self.layer_types) == self.num_hidden_layers,
+            f"layer_types names {len(self.layer_types)} layers, num_hidden_layers says {self.num_hidden_layers}",
+        )
+        _check(
+            2 * sum(self.mrope_section) == self.head_dim,
+            f"mrope_section {self.mrope_section} must sum to half of head_dim ({self.head_dim} / 2)",
+        )
+        _check(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads {self.num_attention_heads} must be a multiple of "
+            f"num_key_value_heads {self.num_key_value_heads}",
+        )
+        _check(
+            self.num_linear_heads == self.num_linear_key_value_heads,
+            "num_linear_key_value_heads must equal num_linear_heads: shared key heads are not part of InfiniteVL",
+        )
+        _check(self.sliding_window > 0, f"sliding_window must be at least 1, not {self.sliding_window}")
+        _check(self.hidden_act == "silu", f"hidden_act must be 'silu', not {self.hidden_act!r}")
+
+    @property
+    def key_dim(self) -> int:
+        """Channels of all key heads of a Gated DeltaNet."""
+        return self.num_linear_heads * self.linear_head_dim
+
+    @property
+    def linear_value_dim(self) -> int:
+        """Width of one value head of a Gated DeltaNet."""
+        return int(self.linear_head_dim * self.expand_v)
+
+    @property
+    def value_dim(self) -> int:
+        """Channels of all value heads of a Gated DeltaNet."""
+        return self.num_linear_heads * self.linear_value_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels that the causal convolution of a Gated DeltaNet sees: queries, keys and values."""
+        return 2 * self.key_dim + self.value_dim
+
+    @property
+    def has_constant_state(self) -> bool:
+        """Whether the state of a stream has the same size for ever (no full-attention layer)."""
+        return FULL not in self.layer_types
+
+
+def _text_field(name: str, doc: str) -> property:
+    """A field of the text part that transformers looks for at the top level."""
+    return property(
+        lambda self: getattr(self.text_config, name),
+        lambda self, value: setattr(self.text_config, name, value),
+        doc=doc,
+    )
+
+
+class InfiniteVLConfig(PreTrainedConfig):
+    """Configuration of an InfiniteVL.
+
+    Built from the published flat dictionary, from `text_config=` and `vision_config=`, or from keyword
+    arguments of either kind. `use_cache`, `attn_implementation`, `auto_map` and the vision part's
+    `model_type` of published folders take no effect.
+
+    Raises:
+        CheckpointError: sizes that contradict each other; the message names them.
+    """
+
+    model_type = "infinite_vl"
+    sub_configs = {"text_config": InfiniteVLTextConfig, "vision_config": InfiniteVLVisionConfig}  # noqa: RUF012
+    keys_to_ignore_at_inference = ("past_key_values",)
+    # Without a state every token would read the whole past again, whatever a folder says.
+    use_cache = True
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        text = _pop_text_fields(kwargs)
+        if not isinstance(self.text_config, InfiniteVLTextConfig):
+            text["tie_word_embeddings"] = self.tie_word_embeddings
+            self.text_config = InfiniteVLTextConfig(**{**text, **(self.text_config or {})})
+        if not isinstance(self.vision_config, InfiniteVLVisionConfig):
+            self.vision_config = InfiniteVLVisionConfig(**(self.vision_config or {}))
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        super().__post_init__(**kwargs)
+        if self.dtype is None:
+            self.dtype = self.text_config.dtype
+        self._validate()
+
+    def _validate(self) -> None:
+        _check(
+            self.vision_config.out_hidden_size == self.text_config.hidden_size,
+            f"the projector's out_hidden_size {self.vision_config.out_hidden_size} must equal the decoder's "
+            f"hidden_size {self.text_config.hidden_size}",
+        )
+
+    bos_token_id = _text_field("bos_token_id", "First token of an empty prompt.")
+    eos_token_id = _text_field("eos_token_id", "Token or tokens that end an answer.")
+    pad_token_id = _text_field("pad_token_id", "Token that fills shorter rows of a batch.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The published flat form."""
+        flat = super().to_dict()
+        text = flat.pop("text_config")
+        section = text.pop("mrope_section")
+        common = set(PreTrainedConfig().to_dict())
+        flat.update({key: value for key, value in text.items() if key not in common})
+        flat["rope_scaling"] = {"type": "default", "rope_type": "default", "mrope_section": section}
+        flat["use_sliding_window"] = True
+        flat["vision_config"] = {
+            key: value
+            for key, value in flat["vision_config"].items()
+            if key not in common or key in ("dtype", "model_type")
+        }
+        return flat
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same as `to_dict` without what every configuration of transformers has at its default."""
+        default = PreTrainedConfig().to_dict()
+        flat = self.to_dict()
+        flat.pop("_name_or_path", None)
+        kept = {key: value for key, value in flat.items() if key not in default or value != default[key]}
+        return {**kept, "transformers_version": flat["transformers_version"]}
+
+
+def _pop_text_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the decoder's fields of a flat dictionary out of `kwargs`."""
+    for key in _IGNORED_KEYS:
+        kwargs.pop(key, None)
+    _check(
+        kwargs.pop("use_sliding_window", True),
+        "use_sliding_window: false; name full_attention in layer_types",
+    )
+    rope = copy.copy(kwargs.pop("rope_parameters", None) or kwargs.pop("rope_scaling", None) or {})
+    kwargs.pop("rope_scaling", None)
+    if "mrope_section" in rope:
+        kwargs.setdefault("mrope_section", rope["mrope_section"])
+    if "rope_theta" in rope:
+        kwargs.setdefault("rope_theta", rope["rope_theta"])
+    names = set(InfiniteVLTextConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+    text = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
+    text["dtype"] = kwargs.get("torch_dtype", kwargs.get("dtype"))
+    return text
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise CheckpointError(f"this configuration does not make a model: {message}.")
