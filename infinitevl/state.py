@@ -1,0 +1,341 @@
+"""All that a stream carries from one token to the next: tensors of constant size, and nothing else.
+
+A sliding-window layer keeps a ring of recent keys and values, a Gated DeltaNet its memory matrix and the last
+inputs of its convolution. Fill levels, positions and times are tensors too, so that a replayed graph moves on.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from infinitevl.config import FULL, LINEAR, InfiniteVLTextConfig
+from infinitevl.errors import StateError
+from infinitevl.files import atomic_write
+
+FORMAT_VERSION = "1"
+Device = str | torch.device
+
+
+@dataclass
+class WindowState:
+    """Recent keys and values of one attention layer; token i lives in slot i mod S."""
+
+    keys: Tensor  # [B, H_kv, S, D]
+    values: Tensor  # [B, H_kv, S, D]
+
+    @property
+    def ring(self) -> tuple[Tensor, Tensor]:
+        """Keys and values together, as `ops.attention` takes them."""
+        return self.keys, self.values
+
+
+@dataclass
+class DeltaState:
+    """Memory of one Gated DeltaNet, float32, and the inputs that its convolution still sees."""
+
+    memory: Tensor  # [B, H, K, V]
+    tail: Tensor  # [B, W - 1, C]
+
+
+@dataclass
+class SpanState:
+    """The vision span of a stream that is still open, and the frame that waits for its partner.
+
+    Times are whole microseconds, so that a time axis neither drifts nor rounds with the length of a stream.
+    """
+
+    is_open: Tensor  # bool [B]
+    start: Tensor  # int64 [B], the position p of the span's first frame
+    start_time: Tensor  # int64 [B], microseconds
+    last_time: Tensor  # int64 [B], microseconds of the newest frame
+    num_frames: Tensor  # int64 [B], frames seen, waiting one included
+    num_dropped: Tensor  # int64 [B], frames that a live source had to drop
+    has_waiting: Tensor  # bool [B]
+    waiting_time: Tensor  # int64 [B], microseconds
+    waiting: Tensor  # uint8 [B, 3, height, width]; height = width = 0 where frames never wait
+
+
+LayerState = WindowState | DeltaState
+
+
+@dataclass
+class StreamState:
+    """The state of B streams or conversations.
+
+    `length` counts the tokens in the rings; `next_position` is 1 + the largest position so far on any axis.
+    """
+
+    layers: list[LayerState]
+    span: SpanState
+    length: Tensor  # int64 [B]
+    next_position: Tensor  # int64 [B]
+
+    @classmethod
+    def allocate(
+        cls,
+        config: InfiniteVLTextConfig,
+        batch_size: int = 1,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: Device | Sequence[Device] = "cpu",
+        max_length: int | None = None,
+        frame_size: tuple[int, int] = (0, 0),
+    ) -> "StreamState":
+        """An empty state.
+
+        Args:
+            config: the decoder's sizes.
+            dtype: of windows and convolution tails; memories are float32.
+            device: one device, or one for each layer.
+            max_length: tokens that full-attention layers have room for; needed only where there are any.
+            frame_size: height and width in pixels of a frame that waits for its partner (video mode).
+
+        Raises:
+            StateError: full-attention layers without `max_length`, or a list of devices of another length.
+        """
+        devices = _layer_devices(config, device)
+        layers = [
+            _allocate_layer(config, kind, batch_size, dtype, where, max_length)
+            for kind, where in zip(config.layer_types, devices, strict=True)
+        ]
+        counts = {name: torch.zeros(batch_size, dtype=torch.int64, device=devices[0]) for name in _COUNTS}
+        flags = {name: torch.zeros(batch_size, dtype=torch.bool, device=devices[0]) for name in _FLAGS}
+        waiting = torch.zeros(batch_size, 3, *frame_size, dtype=torch.uint8, device=devices[0])
+        length, next_position = counts.pop("length"), counts.pop("next_position")
+        return cls(layers, SpanState(**counts, **flags, waiting=waiting), length, next_position)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, always in the same order."""
+        return dict(self._named_tensors())
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        parts = {f"layers.{i}": layer for i, layer in enumerate(self.layers)} | {"span": self.span}
+        for prefix, part in parts.items():
+            for field in dataclasses.fields(part):
+                yield f"{prefix}.{field.name}", getattr(part, field.name)
+        yield "length", self.length
+        yield "next_position", self.next_position
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of streams."""
+        return self.length.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that all tensors hold; the same at every moment of a stream."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @property
+    def memory_norms(self) -> list[float]:
+        """Frobenius norm of each Gated DeltaNet's memory, over the whole batch."""
+        return [layer.memory.norm().item() for layer in self.layers if isinstance(layer, DeltaState)]
+
+    def fork(self) -> "StreamState":
+        """An independent copy: what happens to one leaves the other as it is."""
+        return self._map(lambda tensor: tensor.clone())
+
+    def select(self, index: Tensor) -> "StreamState":
+        """A new state whose row b is row index[b] of this one (int64 [B'])."""
+        return self._map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+
+    def copy_(self, other: "StreamState") -> "StreamState":
+        """Take over all of `other`, in place; dtypes and devices stay as they are here.
+
+        Raises:
+            StateError: `other` has other shapes.
+        """
+        mine, theirs = self.tensors(), other.tensors()
+        for name, tensor in mine.items():
+            if name not in theirs or theirs[name].shape != tensor.shape:
+                raise StateError(_shape_message(name, theirs.get(name), tensor))
+        for name, tensor in mine.items():
+            tensor.copy_(theirs[name])
+        return self
+
+    def reset_(self) -> "StreamState":
+        """Forget everything, in place."""
+        for tensor in self.tensors().values():
+            tensor.zero_()
+        return self
+
+    def advance_(self, num_new: int | Tensor, position_ids: Tensor) -> None:
+        """Count `num_new` tokens (int or int64 [B]) whose largest positions [3, B, T] end the sequence."""
+        self.length += num_new
+        torch.maximum(self.next_position, position_ids.amax(dim=(0, 2)) + 1, out=self.next_position)
+
+    def _map(self, function) -> "StreamState":
+        layers = [_map_fields(layer, function) for layer in self.layers]
+        return StreamState(
+            layers, _map_fields(self.span, function), function(self.length), function(self.next_position)
+        )
+
+    def save(self, path: str | os.PathLike[str], fingerprint: str) -> None:
+        """Write a safetensors file, complete or not at all.
+
+        Args:
+            path: the file. fingerprint: of the model that this state belongs to (`model.weights.fingerprint`).
+
+        Raises:
+            InfiniteVLError: the file could not be written.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        metadata = {
+            "format": "infinitevl-state",
+            "version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "checksum": _checksum(tensors),
+        }
+        with atomic_write(path) as part:
+            save_file(tensors, part, metadata=metadata)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        config: InfiniteVLTextConfig,
+        fingerprint: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: Device | Sequence[Device] = "cpu",
+    ) -> "StreamState":
+        """Read a state back, exactly; on another dtype, windows and tails are rounded to it.
+
+        Raises:
+            StateError: not a state, another format version, another model, or a damaged file.
+        """
+        tensors, metadata = _read(Path(path))
+        _check_metadata(path, metadata, fingerprint, tensors)
+        full = [i for i, kind in enumerate(config.layer_types) if kind == FULL]
+        state = cls.allocate(
+            config,
+            tensors["length"].shape[0],
+            dtype=dtype,
+            device=device,
+            max_length=tensors[f"layers.{full[0]}.keys"].shape[2] if full else None,
+            frame_size=tuple(tensors["span.waiting"].shape[2:]),
+        )
+        for name, tensor in state.tensors().items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise StateError(f"{path}: {_shape_message(name, tensors.get(name), tensor)}")
+            tensor.copy_(tensors[name])
+        return state
+
+    def check_room(self, num_new: int) -> None:
+        """Refuse tokens for which full-attention layers have no room; a no-op where the state is constant.
+
+        Raises:
+            StateError: the buffer would overflow; says how long it is and what to do.
+        """
+        rooms = [layer.keys.shape[2] for layer in self.layers if isinstance(layer, FullState)]
+        if rooms and int(self.length.max()) + num_new > min(rooms):
+            raise StateError(
+                f"the full-attention layers have room for {min(rooms)} tokens, {int(self.length.max())} are "
+                f"stored and {num_new} more were given. Allocate the state with a larger max_length."
+            )
+
+
+@dataclass
+class FullState(WindowState):
+    """All keys and values of a full-attention layer, up to a length chosen at allocation."""
+
+
+_COUNTS = (
+    "length",
+    "next_position",
+    "start",
+    "start_time",
+    "last_time",
+    "num_frames",
+    "num_dropped",
+    "waiting_time",
+)
+_FLAGS = ("is_open", "has_waiting")
+
+
+def _layer_devices(config: InfiniteVLTextConfig, device: Device | Sequence[Device]) -> list[Device]:
+    if isinstance(device, str | torch.device):
+        return [device] * config.num_hidden_layers
+    if len(device) != config.num_hidden_layers:
+        raise StateError(
+            f"{len(device)} devices were given for {config.num_hidden_layers} layers; give one or all."
+        )
+    return list(device)
+
+
+def _allocate_layer(
+    config: InfiniteVLTextConfig,
+    kind: str,
+    batch_size: int,
+    dtype: torch.dtype,
+    device: Device,
+    max_length: int | None,
+) -> LayerState:
+    if kind == LINEAR:
+        shape = (batch_size, config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
+        tail = torch.zeros(batch_size, config.conv_size - 1, config.conv_channels, dtype=dtype, device=device)
+        return DeltaState(torch.zeros(shape, dtype=torch.float32, device=device), tail)
+    if kind == FULL and max_length is None:
+        raise StateError("a model with full-attention layers needs max_length, the tokens to make room for.")
+    slots = max_length if kind == FULL else config.sliding_window
+    shape = (batch_size, config.num_key_value_heads, slots, config.head_dim)
+    keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+    return FullState(keys, values) if kind == FULL else WindowState(keys, values)
+
+
+def _map_fields(part, function):
+    return type(part)(
+        **{field.name: function(getattr(part, field.name)) for field in dataclasses.fields(part)}
+    )
+
+
+def _shape_message(name: str, given: Tensor | None, wanted: Tensor) -> str:
+    shape = "nothing" if given is None else f"shape {tuple(given.shape)}"
+    return f"{name} has {shape}, this model's state has shape {tuple(wanted.shape)} there."
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise StateError(f"there is no state at {path}. Save one with session.save(path).")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StateError(
+            f"{path} is not a readable state ({error}). It may be damaged; use another copy."
+        ) from error
+
+
+def _check_metadata(
+    path: str | os.PathLike[str], metadata: dict[str, str], fingerprint: str, tensors: dict[str, Tensor]
+) -> None:
+    if metadata.get("format") != "infinitevl-state":
+        raise StateError(f"{path} is a safetensors file but not a state of InfiniteVL.")
+    if metadata.get("version") != FORMAT_VERSION:
+        raise StateError(
+            f"{path} has state format {metadata.get('version')}, this version reads {FORMAT_VERSION}. "
+            "Load it with the version of infinitevl that wrote it."
+        )
+    if metadata.get("fingerprint") != fingerprint:
+        raise StateError(
+            f"{path} belongs to another model: its fingerprint is {metadata.get('fingerprint')}, this model's is "
+            f"{fingerprint}. Load the model that saved it."
+        )
+    if metadata.get("checksum") != _checksum(tensors):
+        raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")
