@@ -1,0 +1,139 @@
+"""The decoder: layers of three kinds in any order, and one way through them whoever holds the state."""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from infinitevl.config import LINEAR, SLIDING, InfiniteVLTextConfig
+from infinitevl.model.delta_net import GatedDeltaNet
+from infinitevl.model.layers import GatedMLP, RMSNorm
+from infinitevl.model.window_attention import WindowAttention
+from infinitevl.ops.rotary import phase_steps, rotary_angles, section_axes
+from infinitevl.state import DeltaState, LayerState, StreamState
+
+
+class RotaryEmbedding(nn.Module):
+    """Angles of the three position axes for every attention layer."""
+
+    steps: Tensor
+    axes: Tensor
+
+    def __init__(self, config: InfiniteVLTextConfig):
+        super().__init__()
+        self.head_dim, self.theta = config.head_dim, config.rope_theta
+        self.sections = list(config.mrope_section)
+        self.register_buffer("steps", torch.empty(self.head_dim // 2, dtype=torch.int64), persistent=False)
+        self.register_buffer("axes", torch.empty(self.head_dim // 2, dtype=torch.int64), persistent=False)
+        self.reset_buffers_()
+
+    def reset_buffers_(self) -> None:
+        """Fill the tables; loading a checkpoint leaves buffers that are not part of it empty."""
+        self.steps.copy_(phase_steps(self.head_dim, self.theta))
+        self.axes.copy_(section_axes(self.sections))
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [3, B, T] -> cos, sin: float32 [B, T, D]."""
+        return rotary_angles(position_ids, self.steps, self.axes)
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Mixer and feed-forward, each behind a norm and added to the stream."""
+
+    def __init__(self, config: InfiniteVLTextConfig, kind: str):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = (
+            GatedDeltaNet(config)
+            if kind == LINEAR
+            else WindowAttention(config, config.sliding_window if kind == SLIDING else None)
+        )
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        state: LayerState | None = None,
+        length: Tensor | None = None,
+        num_valid: Tensor | None = None,
+        one_token: bool = False,
+    ) -> Tensor:
+        """[B, T, C] -> [B, T, C]; arguments as in `Decoder.forward`."""
+        mix = self._mix_step if one_token else self._mix_chunk
+        x = x + mix(self.input_layernorm(x), cos, sin, state, length, num_valid)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def _mix_chunk(self, x, cos, sin, state, length, num_valid) -> Tensor:
+        if isinstance(self.self_attn, GatedDeltaNet):
+            return self.self_attn.chunk(x, state, num_valid)
+        return self.self_attn.chunk(x, cos, sin, state, length, num_valid)
+
+    def _mix_step(self, x, cos, sin, state, length, num_valid) -> Tensor:
+        assert state is not None, "one token at a time needs a state"
+        if isinstance(state, DeltaState):
+            return self.self_attn.step(x, state)
+        return self.self_attn.step(x, cos, sin, state, length)
+
+
+class Decoder(nn.Module):
+    """Embedding table, layers and final norm."""
+
+    def __init__(self, config: InfiniteVLTextConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([DecoderLayer(config, kind) for kind in config.layer_types])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        state: StreamState | None = None,
+        num_valid: Tensor | None = None,
+        one_token: bool = False,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Read tokens after all that the state holds, and take them into it.
+
+        Args:
+            inputs_embeds: [B, T, C].
+            position_ids: int64 [3, B, T], absolute.
+            state: changed in place; None reads a sequence from its start and remembers nothing.
+            num_valid: int64 [B], how many of each row's first tokens count; None for all.
+            one_token: T is 1 and every row counts: the fast way for decoding.
+            hidden_states: a list that receives the stream before each layer and after the norm.
+
+        Returns:
+            [B, T, C] after the final norm; rows beyond num_valid hold nothing of use.
+
+        Raises:
+            StateError: a full-attention layer has no room left.
+        """
+        x, length = inputs_embeds, None
+        if state is not None:
+            state.check_room(x.shape[1])
+            length = state.length
+        cos, sin = self.rotary(position_ids)
+        for index, layer in enumerate(self.layers):
+            if hidden_states is not None:
+                hidden_states.append(x)
+            layer_state = None if state is None else state.layers[index]
+            x = layer(x, cos, sin, layer_state, length, num_valid, one_token)
+        if state is not None:
+            _advance(state, x.shape[1], num_valid, position_ids)
+        x = self.norm(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x
+
+
+def _advance(state: StreamState, num_tokens: int, num_valid: Tensor | None, position_ids: Tensor) -> None:
+    if num_valid is None:
+        state.advance_(num_tokens, position_ids)
+        return
+    counts = torch.arange(num_tokens, device=num_valid.device) < num_valid[:, None]
+    state.advance_(num_valid, position_ids.masked_fill(~counts, -1))

@@ -1,0 +1,386 @@
+"""The model as transformers knows it: forward, generate, from_pretrained.
+
+This is the one place that reads and names what transformers passes, and where the number of tokens chooses the
+way through the decoder. Engines and trainers use its parts: `model.visual`, `model.language_model`, `lm_head`.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from infinitevl.config import InfiniteVLConfig
+from infinitevl.errors import InputError
+from infinitevl.model.decoder import Decoder, RotaryEmbedding
+from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
+from infinitevl.model.hf_cache import StateCache, as_state_cache
+from infinitevl.model.layers import RMSNorm
+from infinitevl.model.positions import IMAGE, VIDEO, prompt_positions, token_kinds
+from infinitevl.model.vision import VisionEncoder
+from infinitevl.model.weights import PREFIX_MAPPING, check_loading, write_model_card
+from infinitevl.state import StreamState
+
+# softplus(dt_bias) = 0.001 at the start of a new mixer.
+_DT_BIAS_START = -6.907255
+
+
+class InfiniteVLPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about every part of an InfiniteVL."""
+
+    config_class = InfiniteVLConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("DecoderLayer", "VisionBlock")
+    _skip_keys_device_placement = ("past_key_values", "state")
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, GatedDeltaNet):
+            _start_mixer(module)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, RotaryEmbedding):
+            module.reset_buffers_()
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *args: Any, strict: bool = True, **kwargs: Any
+    ) -> Any:
+        """Load a folder or hub name; published folders load as they are, and no code of theirs runs.
+
+        Args:
+            strict: refuse a checkpoint with missing or unexpected weights; False leaves them as they start.
+            Everything else as in transformers.
+
+        Raises:
+            CheckpointError: names the weights that are missing, unexpected or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("key_mapping", PREFIX_MAPPING)
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        if strict:
+            check_loading(name, info)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write configuration, weights (newer prefix) and a model card; keywords as in transformers."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(folder, **kwargs)
+        write_model_card(folder, self.config)
+
+
+def _start_mixer(mixer: GatedDeltaNet) -> None:
+    """The start of a new mixer (spec: training): hardly any decay, every convolution the identity."""
+    for gate in (mixer.a_proj, mixer.b_proj):
+        init.zeros_(gate.weight)
+    init.zeros_(mixer.A_log)
+    init.constant_(mixer.dt_bias, _DT_BIAS_START)
+    for conv in (mixer.q_conv1d, mixer.k_conv1d, mixer.v_conv1d):
+        _start_identity(conv)
+
+
+def _start_identity(conv: CausalConv1d) -> None:
+    identity = torch.zeros_like(conv.weight)
+    identity[..., -1] = 1
+    init.copy_(conv.weight, identity)
+
+
+class InfiniteVLModel(InfiniteVLPreTrainedModel):
+    """Vision encoder and decoder, without the LM head."""
+
+    def __init__(self, config: InfiniteVLConfig):
+        super().__init__(config)
+        self.visual = VisionEncoder(config.vision_config)
+        self.language_model = Decoder(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding table."""
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding table."""
+        self.language_model.embed_tokens = value
+
+    def allocate_state(
+        self, batch_size: int = 1, *, max_length: int | None = None, frame_size: tuple[int, int] = (0, 0)
+    ) -> StreamState:
+        """An empty state in this model's dtype, each layer's part on that layer's device."""
+        devices = [next(layer.parameters()).device for layer in self.language_model.layers]
+        return StreamState.allocate(
+            self.config.text_config,
+            batch_size,
+            dtype=self.dtype,
+            device=devices,
+            max_length=max_length,
+            frame_size=frame_size,
+        )
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids [B, T] -> [B, T, C]."""
+        return self.language_model.embed_tokens(input_ids)
+
+    def place_features(self, embeds: Tensor, kinds: Tensor, kind: int, pixels: Tensor, grids: Any) -> Tensor:
+        """Put the features of pictures (or videos) where `kinds` [B, T] says.
+
+        Raises:
+            InputError: there are more or fewer places than features.
+        """
+        device = self.visual.patch_embed.proj.weight.device
+        features = self.visual(pixels.to(device), grids).to(embeds)
+        places = kinds == kind
+        if int(places.sum()) != features.shape[0]:
+            name = "image" if kind == IMAGE else "video"
+            raise InputError(
+                f"the prompt has {int(places.sum())} {name} tokens, the {name}s given need {features.shape[0]}. "
+                "Make text and pixels with one processor call; after a cached prefix pass only the new ones."
+            )
+        return embeds.masked_scatter(places[..., None].to(embeds.device), features)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: StateCache | StreamState | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | Sequence[float] | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """Read a batch of prompts, or continue one.
+
+        Args:
+            input_ids: int64 [B, T], or inputs_embeds [B, T, C].
+            attention_mask: [B, tokens so far + T] (or [B, T]), 0 at padding on either side.
+            position_ids: int64 [3, B, T] (time, height, width) or [B, T]; worked out when left out.
+            past_key_values: what an earlier call returned; its state is changed in place.
+            use_cache: return a cache; by default only where no gradient is wanted.
+            pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts,
+                mm_token_type_ids: as the processor returns them, for the new tokens alone.
+
+        Raises:
+            InputError: the arguments do not fit each other. StateError: no room in a full-attention layer.
+        """
+        _refuse_attentions(output_attentions)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("pass either input_ids or inputs_embeds, and not both.")
+        embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        kinds = self._kinds(input_ids, mm_token_type_ids, embeds)
+        if pixel_values is not None:
+            embeds = self.place_features(embeds, kinds, IMAGE, pixel_values, image_grid_thw)
+        if pixel_values_videos is not None:
+            embeds = self.place_features(embeds, kinds, VIDEO, pixel_values_videos, video_grid_thw)
+        cache = self._cache(past_key_values, use_cache, embeds)
+        state = None if cache is None else cache.state
+        counts = _new_columns(attention_mask, embeds)
+        if position_ids is None:
+            start = kinds.new_zeros(len(kinds), dtype=torch.int64) if state is None else state.next_position
+            if counts is not None:
+                kinds = kinds.masked_fill(~counts, -1)
+            position_ids, _ = prompt_positions(
+                kinds, start, self.config, image_grid_thw, video_grid_thw, second_per_grid_ts
+            )
+        elif position_ids.dim() == 2:
+            position_ids = position_ids.expand(3, *position_ids.shape)
+        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
+        out = self._decode(embeds, position_ids.to(embeds.device), state, counts, hidden_states)
+        if cache is not None:
+            cache.num_seen += embeds.shape[1]
+        return BaseModelOutputWithPast(
+            last_hidden_state=out,
+            past_key_values=cache,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+        )
+
+    def _kinds(self, input_ids: Tensor | None, mm_token_type_ids: Tensor | None, embeds: Tensor) -> Tensor:
+        if input_ids is not None:
+            return token_kinds(input_ids, self.config)
+        if mm_token_type_ids is not None:
+            return mm_token_type_ids[:, -embeds.shape[1] :]
+        return torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+
+    def _cache(self, past: object, use_cache: bool | None, embeds: Tensor) -> StateCache | None:
+        cache = as_state_cache(past)
+        wanted = use_cache if use_cache is not None else not torch.is_grad_enabled()
+        if cache is None and wanted:
+            cache = StateCache()
+        if cache is not None and cache.state is None:
+            cache.state = self.allocate_state(embeds.shape[0], max_length=cache.room_for(embeds.shape[1]))
+        return cache
+
+    def _decode(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        state: StreamState | None,
+        counts: Tensor | None,
+        hidden_states: list[Tensor] | None,
+    ) -> Tensor:
+        """Padding moves to the end of each row, where a causal model cannot see it, and back afterwards."""
+        if counts is None:
+            one_token = state is not None and embeds.shape[1] == 1
+            return self.language_model(embeds, position_ids, state, None, one_token, hidden_states)
+        order = torch.argsort(~counts, dim=1, stable=True)
+        embeds = _take(embeds, order)
+        position_ids = position_ids.gather(2, order.expand(3, -1, -1))
+        out = self.language_model(embeds, position_ids, state, counts.sum(1), False, hidden_states)
+        back = order.argsort(dim=1)
+        if hidden_states is not None:
+            hidden_states[:] = [_take(hidden, back) for hidden in hidden_states]
+        return _take(out, back)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, T, C] at index [B, T]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _new_columns(attention_mask: Tensor | None, embeds: Tensor) -> Tensor | None:
+    """Which of the new tokens count, bool [B, T]; None where all do."""
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2:
+        raise InputError(
+            f"attention_mask has {attention_mask.dim()} axes; give [batch, tokens] with 0 at padding. "
+            "Which tokens see which follows from the architecture."
+        )
+    counts = attention_mask[:, -embeds.shape[1] :].bool().to(embeds.device)
+    if counts.shape != embeds.shape[:2]:
+        raise InputError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(embeds.shape[:2])}."
+        )
+    return None if bool(counts.all()) else counts
+
+
+def _refuse_attentions(output_attentions: bool | None) -> None:
+    if output_attentions:
+        raise InputError("output_attentions is not available: a Gated DeltaNet has no attention weights.")
+
+
+class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, GenerationMixin):
+    """InfiniteVL with its LM head: chats through `generate`, and is what sessions and trainers use."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: InfiniteVLConfig):
+        super().__init__(config)
+        self.model = InfiniteVLModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding table."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding table."""
+        self.model.set_input_embeddings(value)
+
+    def allocate_state(
+        self, batch_size: int = 1, *, max_length: int | None = None, frame_size: tuple[int, int] = (0, 0)
+    ) -> StreamState:
+        """An empty state for this model (`StreamState.allocate`)."""
+        return self.model.allocate_state(batch_size, max_length=max_length, frame_size=frame_size)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: StateCache | StreamState | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | Sequence[float] | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the next token; arguments as in `InfiniteVLModel.forward`.
+
+        Args:
+            labels: int64 [B, T], the tokens themselves, -100 where no loss is wanted.
+            logits_to_keep: only the last so many positions (0: all), or the indices to keep.
+            num_items_in_batch: divide the summed loss by this instead of by the number of labels.
+
+        Returns:
+            logits [B, T, vocabulary], and the loss if labels were given.
+        """
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            pixel_values,
+            pixel_values_videos,
+            image_grid_thw,
+            video_grid_thw,
+            second_per_grid_ts,
+            mm_token_type_ids,
+            output_hidden_states,
+            output_attentions,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits,
+                labels,
+                vocab_size=self.config.text_config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
+        )
+
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
+    ) -> None:
+        """None: `forward` works positions out from the state, so that two conversations never meet."""
+        return None
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        if generation_config.cache_implementation is not None:
+            raise InputError(
+                f"cache_implementation={generation_config.cache_implementation!r} is not used: the state has a "
+                "constant size anyway. Leave it out."
+            )
+        past = as_state_cache(model_kwargs.get("past_key_values"))
+        if past is None and generation_config.use_cache:
+            past = StateCache(max_length=max_cache_length + 1)
+        if past is not None:
+            model_kwargs["past_key_values"] = past
