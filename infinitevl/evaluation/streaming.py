@@ -12,14 +12,7 @@ from typing import Any, Protocol
 from infinitevl.errors import InfiniteVLError, InputError, SourceError
 from infinitevl.evaluation.interrupt import Interrupt
 from infinitevl.evaluation.questions import TimedQuestion, in_order
-
-
-class Source(Protocol):
-    """Frames with `.image` and `.time` in seconds; `dropped` of them had to be left out so far."""
-
-    dropped: int
-
-    def __iter__(self) -> Iterator[Any]: ...
+from infinitevl.processing.frames import Frame, Source
 
 
 class Session(Protocol):
@@ -128,6 +121,7 @@ def watch(
     on_event: Callable[[Event], None] = lambda event: None,
     *,
     typed: Callable[[], list[str]] = nothing_typed,
+    afterwards: Iterable[str] = (),
     settings: WatchSettings = WatchSettings(),
 ) -> Summary:
     """Watch `source` to its end, to `max_frames`, or until Ctrl-C, and answer every question.
@@ -136,6 +130,7 @@ def watch(
 
     Args:
         typed: returns the questions that a person has typed since the last call.
+        afterwards: questions to ask when everything else is done, as they come, until Ctrl-C.
 
     Raises:
         SourceError: the source broke; the questions have been answered on what was seen before.
@@ -145,6 +140,7 @@ def watch(
     with Interrupt() as interrupt:
         broken = watcher.take_in(interrupt, typed)
         watcher.answer_the_rest()
+        watcher.answer_typed(interrupt.until_pressed(afterwards))
     if broken is not None:
         raise broken
     return watcher.summary()
@@ -171,7 +167,7 @@ class _Watcher:
             for frame in interrupt.until_pressed(self._frames()):
                 self._answer_due(frame.time)
                 self._observe(frame)
-                self._answer_typed(typed())
+                self.answer_typed(typed())
         except SourceError as error:
             if self.image is None:
                 raise
@@ -186,17 +182,25 @@ class _Watcher:
         while self.waiting:
             self._answer(self.waiting.popleft().text)
 
+    def answer_typed(self, lines: Iterable[str]) -> None:
+        """Answer each line at once; one that cannot be answered is reported and left."""
+        for line in lines:
+            try:
+                self._answer(line)
+            except InfiniteVLError as error:
+                self.on_event(Refused(line, error))
+
     def summary(self) -> Summary:
         stats = self.session.stats()
         return Summary(stats.frames, stats.tokens, stats.seconds, stats.dropped, stats.state_bytes)
 
-    def _frames(self) -> Iterator[Any]:
+    def _frames(self) -> Iterator[Frame]:
         shift, limit = None, self.settings.max_frames
         for number, frame in enumerate(self.source):
             if shift is None:
                 starts_at = self.settings.starts_at
                 shift = 0.0 if starts_at is None else starts_at - frame.time
-            yield frame if shift == 0.0 else _Shifted(frame.image, frame.time + shift)
+            yield frame if shift == 0.0 else Frame(frame.image, frame.time + shift)
             if limit is not None and number + 1 >= limit:
                 return
 
@@ -215,22 +219,9 @@ class _Watcher:
         while self.waiting and self.waiting[0].at is not None and self.waiting[0].at < next_frame:
             self._answer(self.waiting.popleft().text)
 
-    def _answer_typed(self, lines: list[str]) -> None:
-        for line in lines:
-            try:
-                self._answer(line)
-            except InfiniteVLError as error:
-                self.on_event(Refused(line, error))
-
     def _answer(self, question: str) -> None:
         self.on_event(Asked(self.at, question))
         answer = self.session.ask(
             question, on_text=lambda text: self.on_event(Piece(text)), **asdict(self.settings.sampling)
         )
         self.on_event(Answered(self.at, question, answer, self.image, self.session.stats()))
-
-
-@dataclass(frozen=True)
-class _Shifted:
-    image: Any
-    time: float

@@ -1,0 +1,28 @@
+"""Ask a camera what it sees, every ten seconds: python examples/a_camera.py camera:0 "Who is here?" """
+
+import sys
+
+from infinitevl import StreamSession, load
+from infinitevl.processing.video import open_source
+
+
+def main(camera: str, question: str, model_name: str | None = None) -> None:
+    """The newest frame wins: what comes faster than the model can look is dropped and counted."""
+    model, processor = load(model_name)
+    session = StreamSession(model, processor)
+    next_question = 0.0
+    with open_source(camera, live=True) as frames:
+        for frame in frames:
+            session.observe(frame.image, at=frame.time)
+            session.dropped = frames.dropped
+            if frame.time >= next_question:
+                answer = session.ask(question, max_new_tokens=48)
+                print(f"{frame.time:7.1f} s, {frames.dropped} frames dropped: {answer}", flush=True)
+                next_question = frame.time + 10.0
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except KeyboardInterrupt:
+        print("bye")

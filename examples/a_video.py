@@ -1,0 +1,26 @@
+"""Watch a video and ask half-way and at the end: python examples/a_video.py VIDEO "What is happening?" [MODEL]"""
+
+import sys
+
+from infinitevl import StreamSession, load
+from infinitevl.processing.video import open_source
+
+
+def main(video: str, question: str, model_name: str | None = None) -> None:
+    """Ask the same question every five seconds of the video; memory stays as it is."""
+    model, processor = load(model_name)
+    session = StreamSession(model, processor)
+    next_question = 5.0
+    with open_source(video, fps=2) as frames:
+        for frame in frames:
+            session.observe(frame.image, at=frame.time)
+            if frame.time >= next_question:
+                print(f"{frame.time:.1f} s: {session.ask(question)}")
+                next_question += 5.0
+    print(f"at the end: {session.ask(question)}")
+    stats = session.stats()
+    print(f"{stats.frames} frames, {stats.tokens} tokens, {stats.state_bytes:,} bytes of state")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

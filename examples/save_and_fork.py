@@ -1,0 +1,32 @@
+"""Fork a stream, save it and go on: python examples/save_and_fork.py VIDEO "What was first?" """
+
+import sys
+import tempfile
+from pathlib import Path
+
+from infinitevl import StreamSession, load
+from infinitevl.processing.video import open_source
+
+
+def main(video: str, question: str, model_name: str | None = None) -> None:
+    """A fork and a saved stream go on exactly as the original would."""
+    model, processor = load(model_name)
+    session = StreamSession(model, processor)
+    with open_source(video, fps=2) as frames:
+        for frame in frames:
+            session.observe(frame.image, at=frame.time)
+
+    other = session.fork()
+    other.observe(frame.image, at=frame.time + 60)
+    print("the fork has seen", other.stats().frames, "frames, the stream", session.stats().frames)
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "stream.safetensors"
+        session.save(path)
+        print(f"saved {path.stat().st_size:,} bytes")
+        resumed = StreamSession.load(path, model, processor)
+    print("the same answer:", resumed.ask(question) == session.ask(question))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,181 @@
+"""The commands: each is one call into a room of the package."""
+
+from typing import Annotated
+
+import typer
+
+from infinitevl.cli.command import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FrameMode,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    ReportOption,
+    TemperatureOption,
+    command,
+)
+
+app = typer.Typer(
+    name="infinitevl",
+    help="Chat about pictures and videos, and watch streams without end with a state of fixed size.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"infinitevl {version('infinitevl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options that stand before any command."""
+
+
+@command(app)
+def demo(
+    frames: Annotated[int, typer.Option("--frames", min=8, help="Length of the stream.")] = 300,
+    json: JsonOption = False,
+    report: ReportOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.auto,
+) -> None:
+    """Stream composed frames past the window many times, and hold the answers against the truth."""
+    from infinitevl.cli.demo import run_demo
+
+    run_demo(frames, as_json=json, report=report, model=model, device=device, dtype=dtype.value)
+
+
+@command(app)
+def chat(
+    image: Annotated[
+        list[str] | None, typer.Option("--image", help="A picture for the first message; repeatable.")
+    ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option("--video", help="A video for the first message; repeatable.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The only message; without it, a conversation begins.")
+    ] = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    json: JsonOption = False,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.auto,
+) -> None:
+    """Talk about pictures and videos: /image PATH, /video PATH, /reset, /quit."""
+    from infinitevl.cli.chat import run_chat
+
+    attached = [("image", path) for path in image or []] + [("video", path) for path in video or []]
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    run_chat(attached, prompt, sampling, as_json=json, model=model, device=device, dtype=dtype.value)
+
+
+@command(app)
+def watch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A video file, a folder of pictures, a camera (/dev/video0), or an rtsp or http address."
+        ),
+    ],
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ask", help="'30s: what is on the sign?', or a bare question for the end; repeatable."
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="At most so many frames a second; default: every frame.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Play a file at its own pace; the newest frame wins.")
+    ] = False,
+    mode: Annotated[
+        FrameMode, typer.Option("--mode", help="Each frame a picture, or two frames a temporal patch.")
+    ] = FrameMode.image,
+    keep_turns: Annotated[
+        bool, typer.Option("--keep-turns", help="Questions and answers become part of the stream.")
+    ] = False,
+    save_state: Annotated[
+        str | None, typer.Option("--save-state", metavar="FILE", help="Keep the stream for later.")
+    ] = None,
+    resume_state: Annotated[
+        str | None,
+        typer.Option(
+            "--resume-state", metavar="FILE", help="Go on with a kept stream, after its last frame."
+        ),
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
+    ] = None,
+    max_new_tokens: MaxNewTokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    report: ReportOption = None,
+    json: JsonOption = False,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.auto,
+) -> None:
+    """Watch a source and answer at a time, at any time (type while it watches), and at the end."""
+    from infinitevl.cli.watch import WatchOptions, run_watch
+    from infinitevl.evaluation.streaming import Sampling
+
+    run_watch(
+        WatchOptions(
+            source=source,
+            ask=ask or [],
+            fps=fps,
+            live=live or None,
+            mode=mode.value,
+            keep_turns=keep_turns,
+            save_state=save_state,
+            resume_state=resume_state,
+            max_frames=max_frames,
+            sampling=Sampling(max_new_tokens, temperature),
+            report=report,
+            as_json=json,
+        ),
+        model=model,
+        device=device,
+        dtype=dtype.value,
+    )
+
+
+@command(app)
+def models(json: JsonOption = False) -> None:
+    """List the models that are known by name, and what each is good for."""
+    from infinitevl.cli.models import show_models
+
+    show_models(as_json=json)
+
+
+@command(app)
+def doctor(
+    json: JsonOption = False,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.auto,
+) -> None:
+    """Say what this machine has, which kernels will run and why, and how many streams fit."""
+    from infinitevl.cli.doctor import show_findings
+
+    show_findings(model, device, dtype.value, as_json=json)

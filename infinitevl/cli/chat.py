@@ -1,0 +1,135 @@
+"""A conversation at the terminal: lines in, slash commands, answers out as they are generated."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from infinitevl.cli.terminal import print_error, print_json, write
+from infinitevl.errors import InfiniteVLError, InputError
+
+HELP = "/image PATH or /video PATH: show it with the next message    /reset: forget everything    /quit"
+
+
+class Conversation(Protocol):
+    """What a `Chat` needs of a `ChatSession`."""
+
+    def say(self, content: str | list[dict[str, Any]], **sampling: Any) -> str: ...
+
+
+class Quit(Exception):
+    """The person has had enough."""
+
+
+class Chat:
+    """Turns of one conversation; pictures and videos wait for the message that goes with them."""
+
+    def __init__(self, start: Callable[[], Conversation], **sampling: Any) -> None:
+        self._start, self._sampling = start, sampling
+        self._conversation = start()
+        self._attached: list[dict[str, Any]] = []
+
+    def attach(self, kind: str, path: str) -> None:
+        """Show a picture (kind "image") or a video (kind "video") with the next message.
+
+        Raises:
+            InputError: no file at `path`, which may also be an address or a data URI.
+        """
+        if ":" not in path and not Path(path).exists():
+            raise InputError(f"no {kind} at {path!r}; give the path of a file, or an http address")
+        self._attached.append({"type": kind, kind: path})
+
+    def take(self, line: str) -> str | None:
+        """Obey a slash command and return what to tell the person, or return None for a message.
+
+        Raises:
+            Quit: on /quit.
+            InputError: a command that does not exist, or lacks its path.
+        """
+        name, _, path = line.strip().partition(" ")
+        if not name.startswith("/"):
+            return None
+        if name == "/quit":
+            raise Quit
+        if name == "/reset":
+            self._conversation, self._attached = self._start(), []
+            return "forgotten"
+        if name in ("/image", "/video") and path.strip():
+            self.attach(name[1:], path.strip())
+            return f"{path.strip()} goes with your next message"
+        if name == "/help":
+            return HELP
+        raise InputError(f"{line.strip()!r} is not a command; there are:\n{HELP}")
+
+    def say(self, text: str, on_text: Callable[[str], None]) -> str:
+        """The answer to `text` and to all that is attached; its pieces go to `on_text` as they come.
+
+        A message that cannot be read is given up together with what was attached to it.
+        """
+        parts, self._attached = [*self._attached, {"type": "text", "text": text}], []
+        return self._conversation.say(parts, on_text=on_text, **self._sampling)
+
+
+def run_chat(
+    attached: list[tuple[str, str]],
+    prompt: str | None,
+    sampling: dict[str, Any],
+    *,
+    as_json: bool,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+) -> None:
+    """Answer one prompt, or every line of a conversation.
+
+    Raises:
+        InputError: something attached or said cannot be used; a conversation on a terminal goes on instead.
+    """
+    from infinitevl.cli.command import load_model
+    from infinitevl.engine.session import ChatSession
+
+    network, processor = load_model(model, device, dtype)
+    chat = Chat(lambda: ChatSession(network, processor), **sampling)
+    for kind, path in attached:
+        chat.attach(kind, path)
+    if prompt is not None:
+        _answer(chat, prompt, as_json)
+    else:
+        _converse(chat, as_json)
+
+
+def _converse(chat: Chat, as_json: bool) -> None:
+    person = sys.stdin.isatty()
+    if person:
+        print(HELP)
+    for line in _lines("> " if person else ""):
+        try:
+            told = chat.take(line)
+            if told is None:
+                _answer(chat, line, as_json)
+            else:
+                print(told, file=sys.stderr)
+        except Quit:
+            return
+        except InfiniteVLError as error:
+            if not person:
+                raise
+            print_error(error)
+
+
+def _lines(sign: str) -> Iterator[str]:
+    """Lines from standard input that are not empty, until it ends."""
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            line = input(sign)
+            if line.strip():
+                yield line
+
+
+def _answer(chat: Chat, text: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"question": text, "answer": chat.say(text, on_text=lambda piece: None)})
+        return
+    chat.say(text, on_text=write)
+    write("\n")

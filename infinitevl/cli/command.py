@@ -1,0 +1,99 @@
+"""What all commands share: their options, and errors that need no traceback."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from infinitevl.errors import InfiniteVLError
+
+
+class Dtype(StrEnum):
+    """Number formats that a model can run in; auto is what its folder says."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class FrameMode(StrEnum):
+    """How frames reach the model: each as a picture, or two to a temporal patch."""
+
+    image = "image"
+    video = "video"
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="FOLDER_OR_NAME", help="A folder, or a name from `infinitevl models`."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ...; default: the best one here.")
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")
+]
+ReportOption = Annotated[
+    str | None,
+    typer.Option("--report", metavar="OUT.html", help="Write a self-contained page about the stream."),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+
+
+def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command that ends with exit code 2 and one message on an error of ours.
+
+    It gets a `--debug` option of its own, which shows the traceback instead.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*, debug: bool, **options: Any) -> None:
+            try:
+                function(**options)
+            except InfiniteVLError as error:
+                if debug:
+                    raise
+                _fail(error)
+
+        debug = inspect.Parameter(
+            "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption
+        )
+        own = inspect.signature(function)
+        signature = own.replace(parameters=[*own.parameters.values(), debug])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {**function.__annotations__, "debug": DebugOption}
+        return app.command()(run)
+
+    return register
+
+
+def _fail(error: InfiniteVLError) -> None:
+    from infinitevl.cli.terminal import print_error
+
+    print_error(error)
+    raise typer.Exit(2) from error
+
+
+def load_model(name: str | None, device: str | None, dtype: str) -> tuple[Any, Any]:
+    """The model and its processor, as the options of a command name them.
+
+    Raises:
+        InputError: no such device here.
+        CheckpointError: no model of this name, or a folder that does not make one.
+    """
+    import torch
+
+    from infinitevl.engine.loading import load
+
+    number_format = None if dtype == "auto" else getattr(torch, dtype)
+    return load(name, dtype=number_format, device=device)

@@ -1,0 +1,173 @@
+"""`infinitevl doctor`: what this machine has, which kernels will run and why, and how many streams fit."""
+
+import importlib.metadata
+import io
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infinitevl.cli.sizes import growth_per_token, state_bytes
+from infinitevl.cli.terminal import print_json
+from infinitevl.config import InfiniteVLConfig, InfiniteVLTextConfig
+from infinitevl.errors import InfiniteVLError
+from infinitevl.evaluation.chart import show_bytes
+from infinitevl.ops import backend
+
+REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetensors", "pillow")
+OPTIONAL = {
+    "triton": "kernels for CUDA GPUs",
+    "fla-core": "delta-rule kernels for CUDA GPUs: pip install 'infinitevl[cuda]'",
+    "peft": "LoRA in training: pip install 'infinitevl[train]'",
+    "datasets": "training data: pip install 'infinitevl[train]'",
+    "fastapi": "the server: pip install 'infinitevl[serve]'",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact about this machine; `ok` is None where nothing can be wrong, `note` says why or what to do."""
+
+    section: str
+    name: str
+    value: str
+    ok: bool | None = None
+    note: str = ""
+
+
+def examine(device: str | None, dtype: str, config: Callable[[], InfiniteVLConfig]) -> Iterator[Finding]:
+    """Findings one after the other; `config` gives that of the chosen model."""
+    yield from _machine()
+    yield from _packages()
+    yield from _kernels(device)
+    yield from _video()
+    yield from _streams(device, dtype, config)
+
+
+def show_findings(model: str | None, device: str | None, dtype: str, *, as_json: bool) -> None:
+    """Print the findings as a table, or one JSON object a line."""
+    findings = examine(device, dtype, lambda: _config_of(model))
+    if as_json:
+        for finding in findings:
+            print_json(asdict(finding))
+        return
+    console = Console()
+    table = Table.grid(padding=(0, 2))
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            table.add_row(Text(f"\n{section}" if table.row_count else section, style="bold"))
+        table.add_row(*_row(finding))
+    console.print(table)
+
+
+def _row(finding: Finding) -> tuple[Text, Text, Text]:
+    mark, style = {True: ("✓ ", "green"), False: ("✗ ", "red"), None: ("  ", "")}[finding.ok]
+    return Text(mark + finding.name, style=style), Text(finding.value), Text(finding.note, style="dim")
+
+
+def _machine() -> Iterator[Finding]:
+    section = "machine"
+    yield Finding(section, "python", platform.python_version(), note=platform.platform())
+    memory = psutil.virtual_memory()
+    free = f"{show_bytes(memory.available)} free of {show_bytes(memory.total)}"
+    yield Finding(section, "memory", free)
+    yield Finding(
+        section, "cpu", f"{psutil.cpu_count()} cores", note=f"torch uses {torch.get_num_threads()} threads"
+    )
+    if not torch.cuda.is_available():
+        built = f"torch {torch.__version__} was built " + (
+            f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU"
+        )
+        yield Finding(section, "gpu", "none that torch can use", note=built)
+    for index in range(torch.cuda.device_count()):
+        free_bytes, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        yield Finding(
+            section, f"gpu {index}", name, True, f"{show_bytes(free_bytes)} free of {show_bytes(total)}"
+        )
+    if torch.backends.mps.is_available():
+        yield Finding(section, "gpu", "Apple (mps)", True)
+
+
+def _packages() -> Iterator[Finding]:
+    for name in REQUIRED:
+        version = _version(name)
+        yield Finding(
+            "packages",
+            name,
+            version or "missing",
+            version is not None,
+            "" if version else f"pip install {name}",
+        )
+    for name, use in OPTIONAL.items():
+        yield Finding("optional packages", name, _version(name) or "not installed", note=use)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _kernels(device: str | None) -> Iterator[Finding]:
+    for choice in backend.describe(device):
+        yield Finding("kernels", choice.op, choice.kernel, note=choice.why)
+
+
+def _video() -> Iterator[Finding]:
+    from infinitevl.processing.video import open_source
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "three.gif"
+            path.write_bytes(_moving_picture(3))
+            with open_source(path) as source:
+                count = sum(1 for _ in source)
+    except (InfiniteVLError, ImportError) as error:
+        yield Finding("video", "decoding", "fails", False, str(error))
+        return
+    yield Finding("video", "decoding", f"{count} of 3 frames of a test clip", count == 3)
+
+
+def _moving_picture(num_frames: int) -> bytes:
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (32, 32), (80 * index, 40, 200)) for index in range(num_frames)]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=100)
+    return buffer.getvalue()
+
+
+def _streams(device: str | None, dtype: str, config: Callable[[], InfiniteVLConfig]) -> Iterator[Finding]:
+    section = "one stream's state, the same for ever"
+    number_format = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    try:
+        yield _stream(section, "this model", config().text_config, number_format, device)
+    except InfiniteVLError as error:
+        yield Finding(section, "this model", "unknown", False, str(error))
+    yield _stream(section, "published 4B", InfiniteVLTextConfig(), torch.bfloat16, device)
+
+
+def _stream(
+    section: str, name: str, config: InfiniteVLTextConfig, dtype: torch.dtype, device: str | None
+) -> Finding:
+    size = state_bytes(config, dtype)
+    fit = _free_bytes(device) // size
+    overtaken = size // growth_per_token(config, dtype)
+    value = f"{show_bytes(size)} in {str(dtype).removeprefix('torch.')}, {fit:,} fit into free memory"
+    return Finding(section, name, value, note=f"a full-attention cache is larger from token {overtaken:,} on")
+
+
+def _free_bytes(device: str | None) -> int:
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.cuda.mem_get_info(kind)[0] if kind.type == "cuda" else psutil.virtual_memory().available

@@ -1,0 +1,226 @@
+"""What the commands put on a terminal, and what a person types into it."""
+
+import codecs
+import contextlib
+import json
+import os
+import queue
+import re
+import select
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from infinitevl.evaluation.chart import show_bytes
+from infinitevl.evaluation.questions import show_time
+from infinitevl.evaluation.streaming import Answered, Asked, Event, Piece, Refused, Seen, Summary
+
+_ARROW_KEYS = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")
+
+
+def print_error(error: Exception) -> None:
+    """One clear message in red on standard error."""
+    Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One object on one line of standard output, at once."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def on_a_terminal() -> bool:
+    """Whether a person sits at both ends: progress can be shown and questions can be typed."""
+    return sys.platform != "win32" and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+class Display(Protocol):
+    """Shows the events of a stream as they happen, and then its summary."""
+
+    def __call__(self, event: Event) -> None: ...
+    def finish(self, summary: Summary) -> None: ...
+    def pause(self) -> None: ...
+
+
+class JsonDisplay:
+    """Answers as `{"at", "question", "answer"}`, one a line."""
+
+    def __call__(self, event: Event) -> None:
+        """Print `event` if it is an answer; a refused question goes to standard error."""
+        if isinstance(event, Answered):
+            print_json({"at": round(event.at, 3), "question": event.question, "answer": event.answer})
+        elif isinstance(event, Refused):
+            print_error(event.error)
+
+    def finish(self, summary: Summary) -> None:
+        """Print the last line."""
+        print_json(summary.line())
+
+    def pause(self) -> None:
+        """Nothing stands in the way here."""
+
+
+class TextDisplay:
+    """Questions, their answers as they are generated and, on a terminal, a line of progress below them."""
+
+    def __init__(self, num_frames: int | None = None, typed: "TypedLines | None" = None) -> None:
+        self._num_frames, self._typed = num_frames, typed
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        self._first: Seen | None = None
+        self._last: Seen | None = None
+        self._started = self._newest = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Show `event`."""
+        if isinstance(event, Seen):
+            self._progress(event)
+        elif isinstance(event, Asked):
+            self.pause()
+            write(f"[{show_time(event.at)}] {event.question}\n  ")
+        elif isinstance(event, Piece):
+            write(event.text)
+        elif isinstance(event, Answered):
+            write("\n")
+            self._resume()
+        elif isinstance(event, Refused):
+            self.pause()
+            print_error(event.error)
+            self._resume()
+
+    def finish(self, summary: Summary) -> None:
+        """Take the progress away and print the summary."""
+        self.pause()
+        facts = (
+            f"{summary.frames:,} frames, {summary.tokens:,} tokens, {show_time(summary.seconds)} of stream"
+        )
+        write(f"{facts}, {summary.dropped:,} dropped, state {show_bytes(summary.state_bytes)}\n")
+
+    def pause(self) -> None:
+        """Take the progress away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _progress(self, event: Seen) -> None:
+        self._last, self._newest = event, time.monotonic()
+        if self._first is None:
+            self._first, self._started = event, self._newest
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._live is None and self._console.is_terminal and self._last is not None:
+            self._live = Live(
+                get_renderable=self._render, console=self._console, transient=True, refresh_per_second=10
+            )
+            self._live.start()
+
+    def _render(self) -> RenderableType:
+        if self._first is None or self._last is None:
+            return Text()
+        stats = self._last.stats
+        row = Table.grid(padding=(0, 2))
+        cells: list[RenderableType] = [Text(show_time(self._last.at), style="bold cyan")]
+        if self._num_frames:
+            done = stats.frames - self._first.stats.frames + 1
+            cells.append(ProgressBar(total=self._num_frames, completed=done, width=24))
+        cells += [f"{stats.frames:,} frames", f"{stats.tokens:,} tokens"]
+        cells.append(f"state {show_bytes(stats.state_bytes)}")
+        if stats.dropped:
+            cells.append(f"{stats.dropped:,} dropped")
+        if self._newest > self._started:
+            speed = (stats.frames - self._first.stats.frames) / (self._newest - self._started)
+            cells.append(f"{speed:.1f} frames/s")
+        row.add_row(*cells)
+        return row if self._typed is None else Group(row, Text(f"ask> {self._typed.unfinished()}"))
+
+
+def write(text: str) -> None:
+    """Text on standard output, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class TypedLines:
+    """Lines that a person types while something else goes on; entered, it takes over the terminal's input.
+
+    The terminal neither shows nor edits what is typed meanwhile: `unfinished` is for showing it, and
+    backspace works. Ctrl-C stays Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._unfinished = ""
+        self._done = threading.Event()
+        self._restore = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self._restore.enter_context(_one_key_at_a_time())
+        reader = threading.Thread(target=self._read, daemon=True)
+        reader.start()
+        self._restore.callback(reader.join)
+        self._restore.callback(self._done.set)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore.close()
+
+    def unfinished(self) -> str:
+        """What has been typed since the last Enter."""
+        return self._unfinished
+
+    def __call__(self) -> list[str]:
+        """The lines finished since the last call, empty ones left out."""
+        lines = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                lines.append(self._lines.get_nowait())
+        return [line for line in lines if line]
+
+    def until_empty(self) -> Iterator[str]:
+        """Wait for line after line, until one is empty."""
+        while True:
+            try:
+                line = self._lines.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if not line:
+                return
+            yield line
+
+    def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        while not self._done.is_set():
+            if select.select([sys.stdin], [], [], 0.1)[0]:
+                text = decoder.decode(os.read(sys.stdin.fileno(), 1024))
+                for key in _ARROW_KEYS.sub("", text):
+                    self._press(key)
+
+    def _press(self, key: str) -> None:
+        if key in "\r\n":
+            self._lines.put(self._unfinished.strip())
+            self._unfinished = ""
+        elif key in "\b\x7f":
+            self._unfinished = self._unfinished[:-1]
+        elif key.isprintable():
+            self._unfinished += key
+
+
+@contextlib.contextmanager
+def _one_key_at_a_time() -> Iterator[None]:
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -1,0 +1,88 @@
+"""`infinitevl watch`: a source, a session, questions, and what is left of it all."""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from infinitevl.cli.command import load_model
+from infinitevl.cli.sizes import growth_per_token
+from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
+from infinitevl.evaluation.questions import TimedQuestion, parse_question
+from infinitevl.evaluation.report import Recorder, write_report
+from infinitevl.evaluation.streaming import Event, Sampling, Summary, WatchSettings, nothing_typed, watch
+from infinitevl.processing.video import Source, open_source
+
+if TYPE_CHECKING:
+    from infinitevl.engine.session import StreamSession
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """The options of the command, by the names that they have on the command line."""
+
+    source: str
+    ask: list[str] = field(default_factory=list)
+    fps: float | None = None
+    live: bool | None = None
+    mode: Literal["image", "video"] = "image"
+    keep_turns: bool = False
+    save_state: str | None = None
+    resume_state: str | None = None
+    max_frames: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    report: str | None = None
+    as_json: bool = False
+
+
+def run_watch(options: WatchOptions, *, model: str | None, device: str | None, dtype: str) -> None:
+    """Watch, answer, and write what was asked for; the source is opened before the model is loaded."""
+    questions = [parse_question(line) for line in options.ask]
+    with open_source(options.source, fps=options.fps, live=options.live) as source:
+        network, processor = load_model(model, device, dtype)
+        session = _open_session(options, network, processor)
+        recorder = Recorder()
+        summary = _watch(options, session, source, questions, recorder)
+    if options.save_state is not None:
+        session.save(options.save_state)
+    if options.report is not None:
+        growth = growth_per_token(network.config.text_config, network.dtype)
+        names = {"title": options.source, "model": model or "the built-in model"}
+        write_report(options.report, recorder, summary, **names, growth_per_token=growth)
+
+
+def _open_session(options: WatchOptions, model: Any, processor: Any) -> "StreamSession":
+    from infinitevl.engine.session import StreamSession
+
+    if options.resume_state is not None:
+        return StreamSession.load(options.resume_state, model, processor)
+    return StreamSession(model, processor, mode=options.mode, keep_turns=options.keep_turns)
+
+
+def _watch(
+    options: WatchOptions,
+    session: "StreamSession",
+    source: Source,
+    questions: list[TimedQuestion],
+    recorder: Recorder,
+) -> Summary:
+    starts_at = None
+    if options.resume_state is not None:
+        starts_at = session.stats().seconds + 1 / (options.fps or 2.0)
+    settings = WatchSettings(options.sampling, options.max_frames, starts_at)
+    with contextlib.ExitStack() as stack:
+        typed = None
+        if on_a_terminal() and not options.as_json:
+            typed = stack.enter_context(TypedLines())
+        display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed)
+        stack.callback(display.pause)
+
+        def show(event: Event) -> None:
+            recorder(event)
+            display(event)
+
+        afterwards = () if typed is None or questions else typed.until_empty()
+        summary = watch(
+            session, source, questions, show, typed=typed or nothing_typed, afterwards=afterwards, settings=settings
+        )
+        display.finish(summary)
+    return summary

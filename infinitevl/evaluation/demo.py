@@ -1,0 +1,109 @@
+"""The demo: a stream that no model was trained on, questions about it, and answers beside the truth."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from infinitevl.evaluation.questions import TimedQuestion
+from infinitevl.evaluation.streaming import Answered, Event, Sampling, Session, Summary, WatchSettings, watch
+from infinitevl.processing.frames import Source
+
+
+@dataclass(frozen=True)
+class KnownQuestion:
+    """A question at a second of the stream, its true answer, and how to judge an answer."""
+
+    text: str
+    at: float
+    truth: str
+    judge: Callable[[str], bool] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One answer beside the truth."""
+
+    at: float
+    question: str
+    answer: str
+    truth: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo came to; times are seconds of this machine's clock."""
+
+    summary: Summary
+    marks: list[Mark]
+    watching_seconds: float
+    answering_seconds: float
+
+    @property
+    def num_right(self) -> int:
+        """Answers that are right."""
+        return sum(mark.right for mark in self.marks)
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames that the session took in per second, answers not counted."""
+        return self.summary.frames / max(self.watching_seconds, 1e-9)
+
+
+def examine(
+    session: Session,
+    source: Source,
+    questions: Iterable[KnownQuestion],
+    on_event: Callable[[Event], None],
+    on_mark: Callable[[Answered, Mark], None],
+    *,
+    max_new_tokens: int = 32,
+) -> DemoResult:
+    """Let `session` watch `source` and mark each of its answers when it is given."""
+    known = sorted(questions, key=lambda question: question.at)
+    timed = _Stopwatch(session)
+    marks: list[Mark] = []
+
+    def listen(event: Event) -> None:
+        on_event(event)
+        if isinstance(event, Answered):
+            question = known[len(marks)]
+            right = question.judge(event.answer)
+            marks.append(Mark(event.at, event.question, event.answer, question.truth, right))
+            on_mark(event, marks[-1])
+
+    settings = WatchSettings(Sampling(max_new_tokens=max_new_tokens))
+    asked = [TimedQuestion(question.text, question.at) for question in known]
+    summary = watch(timed, source, asked, listen, settings=settings)
+    return DemoResult(summary, marks, timed.watching_seconds, timed.answering_seconds)
+
+
+class _Stopwatch:
+    """A session that knows how long it has been watching and answering."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.watching_seconds = self.answering_seconds = 0.0
+
+    @property
+    def dropped(self) -> int:
+        return self._session.dropped
+
+    @dropped.setter
+    def dropped(self, count: int) -> None:
+        self._session.dropped = count
+
+    def observe(self, frame: Any, at: float | None = None) -> None:
+        start = time.perf_counter()
+        self._session.observe(frame, at=at)
+        self.watching_seconds += time.perf_counter() - start
+
+    def ask(self, question: str, **sampling: Any) -> str:
+        start = time.perf_counter()
+        answer = self._session.ask(question, **sampling)
+        self.answering_seconds += time.perf_counter() - start
+        return answer
+
+    def stats(self) -> Any:
+        return self._session.stats()
