@@ -1,0 +1,1 @@
+"""Pictures, videos and text on their way to tensors."""

@@ -1,0 +1,283 @@
+"""A picture from anywhere as RGB, its size in patches, and its patches."""
+
+import base64
+import binascii
+import io
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote, unquote_to_bytes
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from infinitevl.errors import InputError
+from infinitevl.processing.fetch import fetch
+
+ImageSource: TypeAlias = Image.Image | np.ndarray | Tensor | bytes | str | os.PathLike[str]
+
+MAX_RATIO = 200
+MAX_PIXELS = 89_478_485  # where PIL begins to warn of decompression bombs
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_SOURCES = "a PIL image, an array or tensor, bytes, a path, a data: URI, or a file:// or http(s):// address"
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+def open_image(source: ImageSource, *, allow_private: bool = False) -> Image.Image:
+    """Any picture as RGB, upright: EXIF rotation applied, transparency on white, the first frame of many.
+
+    `source`: a PIL image, an array [H, W], [H, W, C] or [C, H, W] or tensor [C, H, W] with values 0 to 255,
+    encoded bytes, a path, a data: URI, or a file:// or http(s):// address (private hosts only with
+    `allow_private`). 16-bit grey is scaled to 8 bit; 32-bit grey counts as 16-bit where it exceeds 255.
+    Raises InputError for anything that is not a usable picture.
+    """
+    name = _name(source)
+    try:
+        return _upright_rgb(_load(source, allow_private), name)
+    except InputError:
+        raise
+    except Exception as error:  # decoders of damaged bytes raise nearly anything
+        raise InputError(f"{name} is not a readable picture: {error}.") from error
+
+
+def _name(source: ImageSource) -> str:
+    """What to call a source in an error: an address, or its kind and size."""
+    if isinstance(source, bytes):
+        return f"The picture of {len(source)} bytes"
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        return text if len(text) <= 200 else text[:60] + "..."
+    return f"The {type(source).__name__}"
+
+
+def _load(source: ImageSource, allow_private: bool) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, Tensor):
+        return _from_array(source.detach().cpu().numpy())
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(bytes(source), _name(bytes(source)))
+    if isinstance(source, os.PathLike):
+        return _decode(_read_file(Path(source)), str(source))
+    if isinstance(source, str):
+        return _decode(read_bytes(source, allow_private=allow_private), _name(source))
+    raise InputError(f"A {type(source).__name__} is not a picture. Give {_SOURCES}.")
+
+
+def read_bytes(address: str, *, allow_private: bool = False) -> bytes:
+    """The bytes behind a path, a data: URI, or a file:// or http(s):// address; InputError if unreadable."""
+    scheme = address[:8].lower()
+    if scheme.startswith(("http://", "https://")):
+        return fetch(address, allow_private=allow_private)
+    if scheme.startswith("data:"):
+        return _data_uri(address)
+    return _read_file(local_path(address))
+
+
+def local_path(address: str) -> Path:
+    """The file that a path or a file:// address means; percent signs are decoded if that file exists."""
+    raw = re.sub(r"^file://(localhost(?=/))?", "", address, flags=re.IGNORECASE)
+    decoded = Path(unquote(raw))
+    return decoded if raw != address and decoded.exists() else Path(raw)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"The picture {str(path)[:200]!r} cannot be read: {reason}. Give {_SOURCES}."
+        ) from error
+
+
+def _data_uri(address: str) -> bytes:
+    head, comma, payload = address.partition(",")
+    if not comma:
+        raise InputError("A data: URI needs a comma before its data, as in data:image/png;base64,iVBOR...")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(payload)
+    try:
+        return base64.b64decode("".join(unquote(payload).split()), validate=True)
+    except binascii.Error as error:
+        raise InputError(f"The data: URI does not hold base64: {error}.") from error
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise InputError(f"{name} is empty. Give {_SOURCES}.")
+    image = Image.open(io.BytesIO(data))
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}. Make it smaller."
+        )
+    image.load()
+    return image
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    shape = tuple(array.shape)
+    if array.ndim == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise InputError(f"An array of shape {shape} is not a picture: give [H, W], [H, W, C] or [C, H, W].")
+    if array.size == 0:
+        raise InputError(f"The array of shape {shape} has no pixels.")
+    return Image.fromarray(_to_bytes_range(array))
+
+
+def _to_bytes_range(array: np.ndarray) -> np.ndarray:
+    """Values as uint8; a picture in 0..1 is refused rather than shown as black."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return _narrow(array)
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 255):
+        raise InputError(f"Pixel values go from {low:g} to {high:g}; valid are 0 to 255.")
+    if array.dtype.kind == "f" and 0 < high <= 1:
+        raise InputError("Pixel values lie in 0 to 1; valid are 0 to 255. Multiply by 255.")
+    return np.round(array).astype(np.uint8)
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.width == 0 or image.height == 0:
+        raise InputError(f"{name} has no pixels ({image.width}x{image.height}).")
+    check_ratio(image.height, image.width)
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WIDE_MODES:
+        return Image.fromarray(_narrow(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _on_white(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _narrow(wide: np.ndarray) -> np.ndarray:
+    """Wide grey values as uint8: 16-bit by 255/65535, floats in 0..1 by 255, others as they are."""
+    values = np.nan_to_num(wide.astype(np.float64))
+    high = values.max()
+    if wide.dtype.kind == "f":
+        scale = 255.0 if high <= 1 else 1.0
+    else:
+        # PIL reads some 16-bit files as 32-bit integers, and these may also hold plain 8-bit values.
+        scale = 255 / 65535 if wide.dtype.itemsize == 2 or high > 255 else 1.0
+    return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def check_ratio(height: int, width: int) -> None:
+    """InputError if a picture is more than 200 times as long as it is broad (Qwen's limit)."""
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise InputError(
+            f"A picture of {width}x{height} is more than {MAX_RATIO} times as long as it is broad. "
+            "Crop it or cut it into parts."
+        )
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: int = 4 * 28 * 28,
+    max_pixels: int = 16384 * 28 * 28,
+) -> tuple[int, int]:
+    """(height, width) as multiples of `factor` with about the same ratio, and an area within the limits.
+
+    The rule of qwen-vl-utils 0.0.14; a side that it would round down to nothing keeps one `factor`.
+    Raises InputError for a ratio above 200, a side below 1, or limits that exclude each other.
+    """
+    if min(height, width) < 1:
+        raise InputError(f"A picture of {width}x{height} has no pixels.")
+    if min_pixels > max_pixels:
+        raise InputError(f"min_pixels {min_pixels} is greater than max_pixels {max_pixels}.")
+    check_ratio(height, width)
+    rounded = tuple(max(factor, round(side / factor) * factor) for side in (height, width))
+    if math.prod(rounded) > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rounded = tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif math.prod(rounded) < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rounded = tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
+    return rounded[0], rounded[1]
+
+
+def resize_frame(frame: ImageSource, size: tuple[int, int]) -> Tensor:
+    """A picture scaled to `size` = (height, width) by PIL's bicubic filter: uint8 [3, H, W], on the CPU."""
+    height, width = size
+    image = open_image(frame)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def frame_patches(
+    frames: Tensor,
+    patch_size: int = 14,
+    merge_size: int = 2,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Tensor:
+    """Patches of pictures, each one doubled in time: uint8 [n, 3, H, W] -> float32 [n * h * w, 1176].
+
+    Works on the frames' device without synchronisation; h, w count patches, which stand in merge-block order.
+    """
+    pixels = _normalize(frames[:, None], mean, std)
+    return _lay_out(pixels.expand(-1, 2, -1, -1, -1), patch_size, merge_size)
+
+
+def clip_patches(
+    clips: Tensor,
+    patch_size: int = 14,
+    merge_size: int = 2,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Tensor:
+    """Patches of short clips of S frames: [n, S, 3, H, W] of 0..255 -> float32 [n * h * w, 3 * S * p * p].
+
+    S is the temporal patch size. Raises InputError where H or W is no multiple of patch and merge size.
+    """
+    return _lay_out(_normalize(clips, mean, std), patch_size, merge_size)
+
+
+def _normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(value / 255 - mean) / std in float32, by Python numbers: a tensor would have to be copied over."""
+    if clips.ndim != 5 or clips.shape[2] != 3:
+        raise InputError(f"Frames have shape {list(clips.shape)}; each must be [3, height, width].")
+    pixels = clips.to(torch.float32, copy=True)
+    for channel in range(3):
+        pixels[:, :, channel].mul_(1 / (255 * std[channel])).sub_(mean[channel] / std[channel])
+    return pixels
+
+
+def _lay_out(pixels: Tensor, patch_size: int, merge_size: int) -> Tensor:
+    count, steps, channels, height, width = pixels.shape
+    block = patch_size * merge_size
+    if height % block or width % block:
+        raise InputError(f"Frames of {width}x{height} have no whole patches: give multiples of {block}.")
+    rows, columns = height // block, width // block
+    # [n, S, C, row, m, p, column, m, p] -> [n, row, column, m, m, C, S, p, p]
+    pixels = pixels.reshape(
+        count, steps, channels, rows, merge_size, patch_size, columns, merge_size, patch_size
+    )
+    pixels = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return pixels.reshape(count * rows * columns * merge_size**2, channels * steps * patch_size**2)
