@@ -137,7 +137,7 @@ def watch(
 ) -> None:
     """Watch a source and answer at a time, at any time (type while it watches), and at the end."""
     from infinitevl.cli.watch import WatchOptions, run_watch
-    from infinitevl.evaluation.streaming import Sampling
+    from infinitevl.engine.sampling import Sampling
 
     run_watch(
         WatchOptions(

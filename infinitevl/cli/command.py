@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infinitevl.errors import InfiniteVLError
+from infinitevl.errors import InfiniteVLError, InputError
 
 
 class Dtype(StrEnum):
@@ -95,5 +95,24 @@ def load_model(name: str | None, device: str | None, dtype: str) -> tuple[Any, A
 
     from infinitevl.engine.loading import load
 
+    check_device(device)
     number_format = None if dtype == "auto" else getattr(torch, dtype)
     return load(name, dtype=number_format, device=device)
+
+
+def check_device(name: str | None) -> None:
+    """See that a tensor can live on the device of this name; None is the default one.
+
+    Raises:
+        InputError: it cannot; the message says which devices there are.
+    """
+    import torch
+
+    if name is None:
+        return
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise InputError(f"--device {name!r} cannot be used here; there are: {', '.join(there)}") from error

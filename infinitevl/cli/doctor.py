@@ -17,7 +17,8 @@ from rich.text import Text
 from infinitevl.cli.sizes import growth_per_token, state_bytes
 from infinitevl.cli.terminal import print_json
 from infinitevl.config import InfiniteVLConfig, InfiniteVLTextConfig
-from infinitevl.errors import InfiniteVLError
+from infinitevl.engine.loading import BUILTIN, builtin_folder
+from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.evaluation.chart import show_bytes
 from infinitevl.ops import backend
 
@@ -156,6 +157,15 @@ def _streams(device: str | None, dtype: str, config: Callable[[], InfiniteVLConf
     except InfiniteVLError as error:
         yield Finding(section, "this model", "unknown", False, str(error))
     yield _stream(section, "published 4B", InfiniteVLTextConfig(), torch.bfloat16, device)
+
+
+def _config_of(model: str | None) -> InfiniteVLConfig:
+    folder = builtin_folder() if model in (None, BUILTIN) else model
+    try:
+        return InfiniteVLConfig.from_pretrained(folder)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"no config.json could be read from {str(folder)!r}: {reason}") from error
 
 
 def _stream(

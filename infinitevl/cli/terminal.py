@@ -139,7 +139,13 @@ class TextDisplay:
             speed = (stats.frames - self._first.stats.frames) / (self._newest - self._started)
             cells.append(f"{speed:.1f} frames/s")
         row.add_row(*cells)
-        return row if self._typed is None else Group(row, Text(f"ask> {self._typed.unfinished()}"))
+        return row if self._typed is None else Group(row, self._input_line(self._typed))
+
+    @staticmethod
+    def _input_line(typed: "TypedLines") -> Text:
+        text = typed.unfinished()
+        hint = "" if text else "type a question at any moment; at the end, an empty line quits"
+        return Text("ask> ").append(text).append(hint, "dim")
 
 
 def write(text: str) -> None:

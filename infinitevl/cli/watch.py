@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from infinitevl.cli.command import load_model
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
+from infinitevl.engine.sampling import Sampling
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
-from infinitevl.evaluation.streaming import Event, Sampling, Summary, WatchSettings, nothing_typed, watch
+from infinitevl.evaluation.streaming import Event, Summary, WatchSettings, nothing_typed, watch
 from infinitevl.processing.video import Source, open_source
 
 if TYPE_CHECKING:
@@ -82,7 +83,13 @@ def _watch(
 
         afterwards = () if typed is None or questions else typed.until_empty()
         summary = watch(
-            session, source, questions, show, typed=typed or nothing_typed, afterwards=afterwards, settings=settings
+            session,
+            source,
+            questions,
+            show,
+            typed=typed or nothing_typed,
+            afterwards=afterwards,
+            settings=settings,
         )
         display.finish(summary)
     return summary

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from infinitevl.engine.sampling import Sampling
 from infinitevl.evaluation.questions import TimedQuestion
-from infinitevl.evaluation.streaming import Answered, Event, Sampling, Session, Summary, WatchSettings, watch
+from infinitevl.evaluation.streaming import Answered, Event, Session, Summary, WatchSettings, watch
 from infinitevl.processing.frames import Source
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InfiniteVLError, InputError, SourceError
 from infinitevl.evaluation.interrupt import Interrupt
 from infinitevl.evaluation.questions import TimedQuestion, in_order
@@ -23,15 +24,6 @@ class Session(Protocol):
     def observe(self, frame: Any, at: float | None = None) -> None: ...
     def ask(self, question: str, **sampling: Any) -> str: ...
     def stats(self) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is generated; temperature 0 is greedy."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ class WatchSettings:
     after its last frame, whatever the new source calls its first second. None keeps the source's own times.
     """
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     max_frames: int | None = None
     starts_at: float | None = None
     report_every: float = 0.1

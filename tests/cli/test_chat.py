@@ -1,0 +1,78 @@
+import pytest
+
+from infinitevl.cli.chat import Chat, Quit
+from infinitevl.errors import InputError
+
+
+class FakeConversation:
+    def __init__(self):
+        self.heard = []
+
+    def say(self, content, *, on_text, max_new_tokens):
+        self.heard.append(content)
+        on_text("piece")
+        return f"answer {len(self.heard)}"
+
+
+@pytest.fixture
+def started():
+    return []
+
+
+@pytest.fixture
+def chat(started):
+    def start():
+        started.append(FakeConversation())
+        return started[-1]
+
+    return Chat(start, max_new_tokens=5)
+
+
+def ignore(text):
+    pass
+
+
+def test_what_is_attached_goes_with_the_next_message_only(chat, started, tmp_path):
+    picture = tmp_path / "a cat.png"
+    picture.touch()
+    assert "next message" in chat.take(f"/image {picture}")
+    chat.say("what?", ignore)
+    chat.say("and?", ignore)
+    assert started[0].heard == [
+        [{"type": "image", "image": str(picture)}, {"type": "text", "text": "what?"}],
+        [{"type": "text", "text": "and?"}],
+    ]
+
+
+def test_an_address_needs_no_file(chat):
+    chat.attach("video", "https://example.org/clip.mp4")
+
+
+def test_a_missing_file_is_said_before_the_message_is(chat):
+    with pytest.raises(InputError, match=r"no image at 'nope\.png'"):
+        chat.take("/image nope.png")
+
+
+def test_reset_starts_a_new_conversation_and_forgets_what_was_attached(chat, started):
+    chat.attach("image", "https://example.org/a.png")
+    chat.take("/reset")
+    chat.say("who are you?", ignore)
+    assert [conversation.heard for conversation in started] == [
+        [],
+        [[{"type": "text", "text": "who are you?"}]],
+    ]
+
+
+def test_quit_ends(chat):
+    with pytest.raises(Quit):
+        chat.take("/quit")
+
+
+@pytest.mark.parametrize("line", ["/picture a.png", "/image", "/"])
+def test_an_unknown_command_is_answered_with_those_that_there_are(chat, line):
+    with pytest.raises(InputError, match="/reset"):
+        chat.take(line)
+
+
+def test_a_message_is_no_command(chat):
+    assert chat.take("what is 1/2 of it?") is None
