@@ -18,3 +18,12 @@ test-gpu:  ## kernels and graphs, on a machine with a CUDA GPU
 
 demo:  ## a few hundred frames through the built-in model, with questions
 	$(dir $(PYTHON))infinitevl demo
+
+data:  ## fetch the packages and build the data of the built-in model
+	$(PYTHON) -m builtin.build_data
+
+builtin-train:  ## train the built-in model; wants a GPU
+	$(PYTHON) -m builtin.train
+
+builtin-evaluate:  ## score the built-in model on the test split
+	$(PYTHON) -m builtin.evaluate
