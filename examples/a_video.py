@@ -1,4 +1,4 @@
-"""Watch a video and ask half-way and at the end: python examples/a_video.py VIDEO "What is happening?" [MODEL]"""
+"""Watch a video and ask on the way: python examples/a_video.py VIDEO "What is happening?" [MODEL]"""
 
 import sys
 

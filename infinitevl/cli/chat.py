@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,14 @@ HELP = "/image PATH or /video PATH: show it with the next message    /reset: for
 class Conversation(Protocol):
     """What a `Chat` needs of a `ChatSession`."""
 
-    def say(self, content: str | list[dict[str, Any]], **sampling: Any) -> str: ...
+    def say(
+        self,
+        content: str | Sequence[dict[str, Any]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str: ...
 
 
 class Quit(Exception):
@@ -87,7 +94,7 @@ def run_chat(
         InputError: something attached or said cannot be used; a conversation on a terminal goes on instead.
     """
     from infinitevl.cli.command import load_model
-    from infinitevl.engine.session import ChatSession
+    from infinitevl.engine.chat import ChatSession
 
     network, processor = load_model(model, device, dtype)
     chat = Chat(lambda: ChatSession(network, processor), **sampling)

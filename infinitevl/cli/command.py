@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -116,3 +117,17 @@ def check_device(name: str | None) -> None:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         there += ["mps"] if torch.backends.mps.is_available() else []
         raise InputError(f"--device {name!r} cannot be used here; there are: {', '.join(there)}") from error
+
+
+def check_folder(path: str | None) -> None:
+    """See that a file can be put at `path` later, so that hours of watching are not lost then.
+
+    Raises:
+        InputError: its folder does not exist, or the path is a folder itself.
+    """
+    if path is None:
+        return
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"could not write {path}: there is no folder {Path(path).parent}; make it first")
+    if Path(path).is_dir():
+        raise InputError(f"could not write {path}: it is a folder; give the name of a file in it")

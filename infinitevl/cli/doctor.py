@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import io
+import itertools
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from infinitevl.cli.command import check_device
 from infinitevl.cli.sizes import growth_per_token, state_bytes
 from infinitevl.cli.terminal import print_json
 from infinitevl.config import InfiniteVLConfig, InfiniteVLTextConfig
@@ -54,25 +57,27 @@ def examine(device: str | None, dtype: str, config: Callable[[], InfiniteVLConfi
 
 def show_findings(model: str | None, device: str | None, dtype: str, *, as_json: bool) -> None:
     """Print the findings as a table, or one JSON object a line."""
+    check_device(device)
     findings = examine(device, dtype, lambda: _config_of(model))
     if as_json:
         for finding in findings:
             print_json(asdict(finding))
         return
-    console = Console()
-    table = Table.grid(padding=(0, 2))
-    section = ""
-    for finding in findings:
-        if finding.section != section:
-            section = finding.section
-            table.add_row(Text(f"\n{section}" if table.row_count else section, style="bold"))
-        table.add_row(*_row(finding))
-    console.print(table)
+    console = Console(highlight=False)
+    for section, rows in itertools.groupby(findings, key=lambda finding: finding.section):
+        console.print(Text(section, style="bold"))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(min_width=24)
+        table.add_column(overflow="fold")
+        for finding in rows:
+            table.add_row(*_row(finding))
+        console.print(table)
 
 
-def _row(finding: Finding) -> tuple[Text, Text, Text]:
+def _row(finding: Finding) -> tuple[Text, Text]:
     mark, style = {True: ("✓ ", "green"), False: ("✗ ", "red"), None: ("  ", "")}[finding.ok]
-    return Text(mark + finding.name, style=style), Text(finding.value), Text(finding.note, style="dim")
+    note = f" · {finding.note}" if finding.note else ""
+    return Text(mark + finding.name, style=style), Text(finding.value).append(note, "dim")
 
 
 def _machine() -> Iterator[Finding]:
@@ -150,10 +155,11 @@ def _moving_picture(num_frames: int) -> bytes:
 
 
 def _streams(device: str | None, dtype: str, config: Callable[[], InfiniteVLConfig]) -> Iterator[Finding]:
-    section = "one stream's state, the same for ever"
+    section = "state of one stream, the same for ever"
     number_format = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     try:
-        yield _stream(section, "this model", config().text_config, number_format, device)
+        own: Any = config().text_config
+        yield _stream(section, "this model", own, number_format, device)
     except InfiniteVLError as error:
         yield Finding(section, "this model", "unknown", False, str(error))
     yield _stream(section, "published 4B", InfiniteVLTextConfig(), torch.bfloat16, device)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from infinitevl.cli.terminal import print_json
 from infinitevl.engine.loading import CATALOGUE
@@ -15,12 +15,11 @@ def show_models(*, as_json: bool) -> None:
         for entry in CATALOGUE:
             print_json(asdict(entry))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "size", "stage", "trained on", "good"):
-        table.add_column(heading, overflow="fold")
+    console = Console(highlight=False)
     for entry in CATALOGUE:
-        length = f"{entry.training_length:,} tokens"
-        table.add_row(entry.name, entry.parameters, entry.stage, length, entry.advice)
-    console = Console()
-    console.print(table)
-    console.print("Take one with --model NAME; --model FOLDER takes any folder with config.json and weights.")
+        console.print(Text(entry.name, style="bold"), Text(entry.parameters, style="cyan"))
+        console.print(Text(f"  {entry.advice}"))
+        console.print(
+            Text(f"  {entry.stage}; samples of up to {entry.training_length:,} tokens\n", style="dim")
+        )
+    console.print("Take one with --model NAME. --model FOLDER takes any folder with config.json and weights.")

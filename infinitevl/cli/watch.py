@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from infinitevl.cli.command import load_model
+from infinitevl.cli.command import check_folder, load_model
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
 from infinitevl.engine.sampling import Sampling
@@ -36,8 +36,10 @@ class WatchOptions:
 
 
 def run_watch(options: WatchOptions, *, model: str | None, device: str | None, dtype: str) -> None:
-    """Watch, answer, and write what was asked for; the source is opened before the model is loaded."""
+    """Watch, answer, and write what was asked for; what can be seen to be wrong is said before all that."""
     questions = [parse_question(line) for line in options.ask]
+    for path in (options.save_state, options.report):
+        check_folder(path)
     with open_source(options.source, fps=options.fps, live=options.live) as source:
         network, processor = load_model(model, device, dtype)
         session = _open_session(options, network, processor)

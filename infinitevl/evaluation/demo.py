@@ -1,7 +1,7 @@
 """The demo: a stream that no model was trained on, questions about it, and answers beside the truth."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,14 @@ class KnownQuestion:
     at: float
     truth: str
     judge: Callable[[str], bool] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A stream and what is known about it."""
+
+    source: Source
+    questions: list[KnownQuestion]
 
 
 @dataclass(frozen=True)
@@ -54,29 +62,31 @@ class DemoResult:
 
 def examine(
     session: Session,
-    source: Source,
-    questions: Iterable[KnownQuestion],
+    exam: Exam,
     on_event: Callable[[Event], None],
     on_mark: Callable[[Answered, Mark], None],
     *,
     max_new_tokens: int = 32,
 ) -> DemoResult:
-    """Let `session` watch `source` and mark each of its answers when it is given."""
-    known = sorted(questions, key=lambda question: question.at)
+    """Let `session` watch the stream, and mark each answer when it is given.
+
+    An answer goes to `on_mark` with its mark; everything else that happens goes to `on_event`.
+    """
+    known = sorted(exam.questions, key=lambda question: question.at)
     timed = _Stopwatch(session)
     marks: list[Mark] = []
 
     def listen(event: Event) -> None:
-        on_event(event)
-        if isinstance(event, Answered):
-            question = known[len(marks)]
-            right = question.judge(event.answer)
-            marks.append(Mark(event.at, event.question, event.answer, question.truth, right))
-            on_mark(event, marks[-1])
+        if not isinstance(event, Answered):
+            return on_event(event)
+        question = known[len(marks)]
+        right = question.judge(event.answer)
+        marks.append(Mark(event.at, event.question, event.answer, question.truth, right))
+        on_mark(event, marks[-1])
 
     settings = WatchSettings(Sampling(max_new_tokens=max_new_tokens))
     asked = [TimedQuestion(question.text, question.at) for question in known]
-    summary = watch(timed, source, asked, listen, settings=settings)
+    summary = watch(timed, exam.source, asked, listen, settings=settings)
     return DemoResult(summary, marks, timed.watching_seconds, timed.answering_seconds)
 
 

@@ -22,7 +22,15 @@ class Session(Protocol):
     dropped: int
 
     def observe(self, frame: Any, at: float | None = None) -> None: ...
-    def ask(self, question: str, **sampling: Any) -> str: ...
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str: ...
     def stats(self) -> Any: ...
 
 

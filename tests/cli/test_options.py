@@ -22,7 +22,9 @@ FROZEN = {
 
 def options_of(command):
     context = typer.Context(command)
-    return {name for parameter in command.get_params(context) for name in parameter.opts if name.startswith("-")}
+    return {
+        name for parameter in command.get_params(context) for name in parameter.opts if name.startswith("-")
+    }
 
 
 def test_the_commands_and_their_options_are_frozen():

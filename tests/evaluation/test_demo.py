@@ -1,4 +1,4 @@
-from infinitevl.evaluation.demo import KnownQuestion, examine
+from infinitevl.evaluation.demo import Exam, KnownQuestion, examine
 
 
 def known(text, at, truth):
@@ -12,9 +12,8 @@ def test_each_answer_is_held_against_the_truth_of_its_own_question(session, sour
         known("same time?", 3, "4 frames"),
     ]
     marks = []
-    result = examine(
-        session, source(*range(6)), questions, lambda event: None, lambda _, mark: marks.append(mark)
-    )
+    exam = Exam(source(*range(6)), questions)
+    result = examine(session, exam, lambda event: None, lambda _, mark: marks.append(mark))
     assert [(mark.question, mark.right) for mark in marks] == [
         ("early?", True),
         ("late?", False),
@@ -24,7 +23,7 @@ def test_each_answer_is_held_against_the_truth_of_its_own_question(session, sour
 
 
 def test_speed_counts_the_time_of_watching_alone(session, source):
-    result = examine(session, source(*range(6)), [], lambda event: None, lambda _, mark: None)
+    result = examine(session, Exam(source(*range(6)), []), lambda event: None, lambda _, mark: None)
     assert result.summary.frames == 6
     assert result.frames_per_second == 6 / result.watching_seconds
     assert result.answering_seconds == 0

@@ -1,0 +1,91 @@
+"""`infinitevl demo`: the stream, the marks beside the answers, and one line of measured speed."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from infinitevl.cli.command import check_folder, load_model
+from infinitevl.cli.sizes import growth_per_token
+from infinitevl.cli.terminal import TextDisplay, print_json, write
+from infinitevl.engine.session import StreamSession
+from infinitevl.evaluation.chart import show_bytes
+from infinitevl.evaluation.demo import DemoResult, Exam, Mark, examine, set_exam
+from infinitevl.evaluation.report import Recorder, write_report
+from infinitevl.evaluation.streaming import Answered, Event
+
+
+def run_demo(
+    num_frames: int, *, as_json: bool, report: str | None, model: str | None, device: str | None, dtype: str
+) -> None:
+    """Stream, ask, mark, and write the page if one was asked for."""
+    check_folder(report)
+    network, processor = load_model(model, device, dtype)
+    config = network.config.text_config
+    exam = set_exam(num_frames)
+    recorder = Recorder()
+    show = _JsonMarks() if as_json else _TextMarks(exam, config.sliding_window)
+    result = show.run(StreamSession(network, processor), exam, recorder)
+    if report is not None:
+        growth = growth_per_token(config, network.dtype)
+        names = {"title": "A stream that no model was trained on", "model": model or "the built-in model"}
+        write_report(report, recorder, result.summary, **names, growth_per_token=growth)
+
+
+class _JsonMarks:
+    """Every mark as an object, and the summary with right answers and speed as the last."""
+
+    def run(self, session: Any, exam: Exam, recorder: Recorder) -> DemoResult:
+        def mark(event: Answered, mark: Mark) -> None:
+            recorder(event, truth=mark.truth, right=mark.right)
+            print_json(asdict(mark))
+
+        result = examine(session, exam, recorder, mark)
+        counts = {"right": result.num_right, "asked": len(result.marks)}
+        print_json(result.summary.line() | counts | {"frames_per_second": round(result.frames_per_second, 2)})
+        return result
+
+
+class _TextMarks:
+    """Progress, answers as they are generated with the truth beside them, and the line of speed."""
+
+    def __init__(self, exam: Exam, window_size: int) -> None:
+        self._window_size = window_size
+        self._display = TextDisplay(exam.source.num_frames)
+        self._console = Console()
+
+    def run(self, session: Any, exam: Exam, recorder: Recorder) -> DemoResult:
+        def show(event: Event) -> None:
+            recorder(event)
+            self._display(event)
+
+        def mark(event: Answered, mark: Mark) -> None:
+            recorder(event, truth=mark.truth, right=mark.right)
+            self._verdict(mark)
+            self._display(event)
+
+        try:
+            result = examine(session, exam, show, mark)
+        finally:
+            self._display.pause()
+        self._conclude(result, recorder)
+        return result
+
+    def _verdict(self, mark: Mark) -> None:
+        text = "  ✓" if mark.right else f"  ✗ true answer: {mark.truth}"
+        self._console.print(Text(text, style="green" if mark.right else "red"), end="", soft_wrap=True)
+
+    def _conclude(self, result: DemoResult, recorder: Recorder) -> None:
+        summary = result.summary
+        sizes = {point.state_bytes for point in recorder.memory.items}
+        flat = (
+            "the same at every frame"
+            if len(sizes) == 1
+            else f"between {min(sizes):,} and {max(sizes):,} bytes"
+        )
+        windows = summary.tokens / self._window_size
+        write(f"\n{result.num_right} of {len(result.marks)} answers are right\n")
+        write(f"{summary.frames:,} frames at {result.frames_per_second:.1f} frames/s, ")
+        write(f"{summary.tokens:,} tokens = {windows:.0f} windows, ")
+        write(f"state {show_bytes(summary.state_bytes)}, {flat}\n")
