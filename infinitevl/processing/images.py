@@ -143,12 +143,16 @@ def _to_bytes_range(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == np.uint16:
         return _narrow(array)
-    low, high = float(array.min()), float(array.max())
+    check_range(float(array.min()), float(array.max()), array.dtype.kind == "f")
+    return np.round(array).astype(np.uint8)
+
+
+def check_range(low: float, high: float, is_float: bool) -> None:
+    """InputError unless values from `low` to `high` are meant as 0 to 255."""
     if not (low >= 0 and high <= 255):
         raise InputError(f"Pixel values go from {low:g} to {high:g}; valid are 0 to 255.")
-    if array.dtype.kind == "f" and 0 < high <= 1:
+    if is_float and 0 < high <= 1:
         raise InputError("Pixel values lie in 0 to 1; valid are 0 to 255. Multiply by 255.")
-    return np.round(array).astype(np.uint8)
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -228,6 +232,16 @@ def resize_frame(frame: ImageSource, size: tuple[int, int]) -> Tensor:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def resize_bicubic(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """A frame [3, H, W] as float [3, *size] of whole values, by torch's antialiased bicubic filter."""
+    if tuple(frame.shape[1:]) == size:
+        return frame.float()
+    scaled = torch.nn.functional.interpolate(
+        frame[None].float(), size=size, mode="bicubic", align_corners=False, antialias=True
+    )
+    return scaled[0].clamp(0, 255).round()
 
 
 def frame_patches(

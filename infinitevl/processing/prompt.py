@@ -22,6 +22,7 @@ SPECIAL_TOKENS = (
     IMAGE_PAD,
     VIDEO_PAD,
 )
+MEDIA_KEYS = ("image", "image_url", "video", "url", "path", "base64")
 
 # Invisible and without width: put into a special string it leaves the text readable and the string plain.
 WORD_JOINER = "\u2060"
@@ -69,32 +70,57 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     backend = tokenizer.backend_tokenizer
     text = backend.normalizer.normalize_str(text) if backend.normalizer else text
-    pieces = (
-        backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, (0, len(text)))]
-    )
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, None)]
     return [token.id for piece, _ in pieces for token in backend.model.tokenize(piece)]
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of a special token; InputError if the tokenizer lacks it."""
-    index = tokenizer.get_vocab().get(token)
+    index = tokenizer.get_added_vocab().get(token)
     if index is None:
-        raise InputError(
-            f"The tokenizer has no token {token}. Use one with the special tokens of Qwen2.5-VL."
-        )
+        raise InputError(f"The tokenizer has no special token {token}. Use one with those of Qwen2.5-VL.")
     return index
 
 
 def turn_ids(
-    tokenizer: PreTrainedTokenizerBase, question: str, system: str | None = DEFAULT_SYSTEM
+    tokenizer: PreTrainedTokenizerBase,
+    content: str | Sequence[dict[str, Any]],
+    system: str | None = DEFAULT_SYSTEM,
 ) -> list[int]:
-    """Ids of a question as a chat turn, from the system turn (None: without one) to the assistant's start."""
-    start, end = token_id(tokenizer, START), token_id(tokenizer, END)
-    ids: list[int] = []
-    turns = [("user", question)] if system is None else [("system", system), ("user", question)]
-    for role, text in turns:
-        ids += [start, *encode_text(tokenizer, f"{role}\n{text}"), end, *encode_text(tokenizer, "\n")]
-    return [*ids, start, *encode_text(tokenizer, "assistant\n")]
+    """Ids of a user's turn, from the system turn (None: without one) to the start of the assistant's.
+
+    `content`: text, or parts as in a chat message; each picture or video is one pad between its two marks.
+    """
+    message = {"role": "user", "content": content}
+    mark = unused_mark([message, system])
+    messages = protect_messages([message], special_strings(tokenizer), mark)
+    if system is not None:
+        system = break_specials(system, special_strings(tokenizer), mark)
+        messages.insert(0, {"role": "system", "content": system})
+    turns = [f"{START}{each['role']}\n{_render(each['content'])}{END}\n" for each in messages]
+    return encode_chat(tokenizer, "".join(turns) + f"{START}assistant\n", mark)
+
+
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of what stands between an answer and the next turn."""
+    return [token_id(tokenizer, END), *encode_text(tokenizer, "\n")]
+
+
+def _render(content: str | Sequence[dict[str, Any]]) -> str:
+    """Content as the chat template shows it."""
+    return content if isinstance(content, str) else "".join(_render_part(part) for part in content)
+
+
+def _render_part(part: dict[str, Any]) -> str:
+    pad = {"image": IMAGE_PAD, "video": VIDEO_PAD}.get(vision_kind(part) or "")
+    return f"{VISION_START}{pad}{VISION_END}" if pad else part.get("text", "")
+
+
+def vision_kind(part: dict[str, Any]) -> str | None:
+    """ "image", "video", or None for a part of a message that is neither, in the template's order."""
+    if part.get("type") == "image" or "image" in part or "image_url" in part:
+        return "image"
+    return "video" if part.get("type") == "video" or "video" in part else None
 
 
 def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -103,51 +129,62 @@ def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def break_specials(text: str, specials: Iterable[str], mark: str = WORD_JOINER) -> str:
-    """The text with `mark` after the first character of each special string in it."""
-    pattern = "|".join(re.escape(special) for special in specials)
-    return re.sub(pattern, lambda found: found[0][0] + mark + found[0][1:], text) if pattern else text
+    """The text with `mark` after the first character of each special string in it, overlapping ones too."""
+    return re.sub(f"(?={_any_of(specials)})(.)", rf"\1{mark}", text, flags=re.DOTALL)
 
 
-def join_specials(text: str, specials: Iterable[str], mark: str) -> str:
-    """The text that `break_specials` got."""
-    for special in specials:
-        text = text.replace(special[0] + mark + special[1:], special)
-    return text
+def _any_of(specials: Iterable[str]) -> str:
+    return "(?:" + ("|".join(re.escape(special) for special in specials) or "(?!)") + ")"
 
 
-def unused_mark(texts: Sequence[str]) -> str:
-    """A private-use character that is in none of the texts."""
-    used = set().union(*texts)
+def unused_mark(messages: Any) -> str:
+    """A private-use character that appears nowhere in the messages."""
+    used = set(str(messages))
     return next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in used)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:
     """Ids of a rendered chat: its special strings as tokens, those that `mark` breaks as plain text."""
-    specials = special_strings(tokenizer)
     added = tokenizer.get_added_vocab()
-    pattern = "(" + "|".join(re.escape(special) for special in specials) + ")"
     ids: list[int] = []
-    for part in re.split(pattern, text) if specials else [text]:
+    for part in re.split(f"({_any_of(special_strings(tokenizer))})", text):
         if part in added:
             ids.append(added[part])
         elif part:
-            ids += encode_text(tokenizer, join_specials(part, specials, mark))
+            ids += encode_text(tokenizer, part.replace(mark, ""))
     return ids
 
 
 def protect_messages(messages: Sequence[dict[str, Any]], specials: Sequence[str], mark: str) -> list[dict]:
-    """Messages in which no text holds a special string, not even in parts that the template would join."""
-    return [{key: _protect(value, specials, mark) for key, value in message.items()} for message in messages]
+    """Messages in which no text holds a special string, not even in parts that the template would join.
+
+    Raises InputError for a message that is not a dict with a role and, as content, text or a list of parts.
+    """
+    for message in messages:
+        _check_message(message)
+    return [_protect(message, specials, mark) for message in messages]
+
+
+def _check_message(message: Any) -> None:
+    valid = "give {'role': 'user', 'content': text or a list of {'type': 'text' or 'image' or 'video', ...}}"
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise InputError(f"A message needs a role: {valid}.")
+    content = message.get("content")
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list | tuple) or not all(isinstance(part, dict) for part in content):
+        raise InputError(f"The content of a message is {type(content).__name__}: {valid}.")
 
 
 def _protect(value: Any, specials: Sequence[str], mark: str) -> Any:
     if isinstance(value, str):
         return break_specials(value, specials, mark)
     if isinstance(value, list | tuple):
-        return [
-            {**part, "text": break_specials(part["text"], specials, mark)} if _is_text(part) else part
-            for part in _join_texts(value)
-        ]
+        return [_protect(each, specials, mark) for each in _join_texts(value)]
+    if isinstance(value, dict):
+        return {
+            key: each if key in MEDIA_KEYS else _protect(each, specials, mark) for key, each in value.items()
+        }
     return value
 
 
@@ -155,7 +192,7 @@ def _join_texts(parts: Iterable[Any]) -> list[Any]:
     """Neighbouring text parts as one: a special string may be spread over them."""
     joined: list[Any] = []
     for part in parts:
-        if _is_text(part) and joined and _is_text(joined[-1]):
+        if joined and _is_text(part) and _is_text(joined[-1]):
             joined[-1] = {**joined[-1], "text": joined[-1]["text"] + part["text"]}
         else:
             joined.append(part)
@@ -163,10 +200,9 @@ def _join_texts(parts: Iterable[Any]) -> list[Any]:
 
 
 def _is_text(part: Any) -> bool:
-    kinds = ("image", "image_url", "video")
     return (
         isinstance(part, dict)
         and isinstance(part.get("text"), str)
         and part.get("type", "text") == "text"
-        and not any(kind in part for kind in kinds)
+        and not any(key in part for key in MEDIA_KEYS)
     )

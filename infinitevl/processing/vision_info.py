@@ -16,7 +16,7 @@ from infinitevl.errors import InputError
 from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.fetch import fetch
 from infinitevl.processing.frames import DEFAULT_FPS
-from infinitevl.processing.images import local_path, open_image, smart_resize
+from infinitevl.processing.images import local_path, open_image, resize_bicubic, smart_resize
 
 Message: TypeAlias = dict[str, Any]
 Conversation: TypeAlias = Sequence[Message]
@@ -255,7 +255,7 @@ def _resize_all(element: dict[str, Any], frames: Iterator[Tensor], count: int, f
             height, width = frame.shape[1:]
             size = _target_size({**element, **limits}, height, width, factor, (0, 0))
             video = torch.empty(count, 3, *size)
-        video[index] = _bicubic(frame, size)
+        video[index] = resize_bicubic(frame, size)
     return video
 
 
@@ -268,13 +268,3 @@ def _video_limits(element: dict[str, Any], count: int, factor: int) -> dict[str,
     if asked > most:
         logger.warning("max_pixels %d is above the limit of %d for %d frames.", asked, most, count)
     return {"min_pixels": least, "max_pixels": min(asked, most)}
-
-
-def _bicubic(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """A uint8 frame [3, H, W] as float [3, *size] of whole values, by torch's antialiased bicubic filter."""
-    if tuple(frame.shape[1:]) == size:
-        return frame.float()
-    scaled = torch.nn.functional.interpolate(
-        frame[None].float(), size=size, mode="bicubic", align_corners=False, antialias=True
-    )
-    return scaled[0].clamp(0, 255).round()

@@ -1,0 +1,324 @@
+"""InfiniteVLProcessor: text, pictures and videos to the tensors that the model takes, without torchvision."""
+
+import os
+from collections.abc import Sequence
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
+
+from infinitevl.errors import CheckpointError, InputError
+from infinitevl.processing import prompt
+from infinitevl.processing.batch import expand_pads, pad_batch, truncate
+from infinitevl.processing.clips import split_videos, video_clip
+from infinitevl.processing.images import open_image
+from infinitevl.processing.options import NESTED_KEYWORDS, CallOptions
+from infinitevl.processing.vision_info import VIDEO_MAX_TOKENS, VIDEO_MIN_TOKENS, process_vision_info
+
+PUBLISHED_FRAME_SIZE = 448
+_CLASS_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
+_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+class InfiniteVLProcessor(ProcessorMixin):
+    """Called as Qwen2.5-VL's processor, and with the same results; needs no torchvision.
+
+    frame_size: height and width in pixels to which a stream's frames are scaled.
+    """
+
+    def __init__(
+        self,
+        image_processor: Qwen2VLImageProcessorPil,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        frame_size: int = PUBLISHED_FRAME_SIZE,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or prompt.CHAT_TEMPLATE)
+        self.image_token, self.video_token = prompt.IMAGE_PAD, prompt.VIDEO_PAD
+        self.image_token_id = prompt.token_id(tokenizer, prompt.IMAGE_PAD)
+        self.video_token_id = prompt.token_id(tokenizer, prompt.VIDEO_PAD)
+        self.frame_size = frame_size
+        block = image_processor.patch_size * image_processor.merge_size
+        if frame_size < block or frame_size % block:
+            raise InputError(f"frame_size is {frame_size}; give a multiple of {block} pixels.")
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tensors for the model's `forward`.
+
+        text: one or several, with one <|image_pad|> or <|video_pad|> for each picture or video, in order.
+        images: one picture, a list, or lists for each text; all that `open_image` takes.
+        videos: the same of videos: float [T, C, H, W] of 0 to 255, [T, H, W, C] arrays, lists of frames, or
+        files. fps: frames a second of the videos (one number or one for each), 2 if nobody knows.
+        The other keywords are those of CallOptions. Returns input_ids, attention_mask, mm_token_type_ids, and
+        where there are any pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw and
+        second_per_grid_ts. Raises InputError where media and placeholders do not match.
+        """
+        options = CallOptions.from_kwargs(kwargs)
+        texts = [text] if isinstance(text, str) else text
+        if texts is not None and not all(isinstance(each, str) for each in texts):
+            raise InputError("text must be one or several strings. Render messages with apply_chat_template.")
+        ids = None
+        if texts is not None:
+            ids = self.tokenizer(list(texts), add_special_tokens=options.add_special_tokens)["input_ids"]
+        return self._assemble(ids, images, videos, options)
+
+    def turn_inputs(
+        self,
+        content: str | Sequence[dict[str, Any]],
+        system: str | None = prompt.DEFAULT_SYSTEM,
+    ) -> BatchFeature:
+        """Tensors of one user's turn, the assistant's start included, without a system turn if that is None.
+
+        `content`: text or parts with the keys of process_vision_info. Text stays text, whatever is in it.
+        """
+        ids = prompt.turn_ids(self.tokenizer, content, system)
+        images, videos, rates = self._media([{"content": content}])
+        return self._assemble(
+            [ids], images, videos, CallOptions(return_tensors="pt", fps=rates, do_resize=False)
+        )
+
+    def video(self, frames: Any, fps: float | None = None) -> BatchFeature:
+        """pixel_values_videos [n, 1176], video_grid_thw [1, 3], second_per_grid_ts [1] of one video."""
+        return self._assemble(None, None, [frames], CallOptions(return_tensors="pt", fps=fps))
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The text of a conversation (a list for several), or its tensors with `tokenize`.
+
+        Text in the messages never becomes a special token. In the rendered text an invisible word joiner
+        breaks each special string that a message held; with `tokenize` the ids are those of the plain text.
+        `processor_kwargs` and keywords of CallOptions go to the processor, all others (such as
+        add_generation_prompt and add_vision_id) to the template. Returns the ids alone without `return_dict`.
+        """
+        if not conversation:
+            raise InputError("There is no message. Give a list of messages with role and content.")
+        is_batch = not isinstance(conversation[0], dict)
+        batch = list(conversation) if is_batch else [conversation]
+        mark = prompt.unused_mark(batch) if tokenize else prompt.WORD_JOINER
+        kwargs.pop("sanitize_control_tokens", None)  # always so
+        specials = prompt.special_strings(self.tokenizer)
+        protected = [prompt.protect_messages(messages, specials, mark) for messages in batch]
+        known = {*CallOptions.names(), *NESTED_KEYWORDS}
+        call = {key: kwargs.pop(key) for key in known & set(kwargs)} | (processor_kwargs or {})
+        texts: Any = super().apply_chat_template(protected, chat_template, tokenize=False, **kwargs)
+        if not tokenize:
+            return texts if is_batch else texts[0]
+        inputs = self._tokenize_chats(batch, texts, mark, {"return_tensors": return_tensors} | call)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _tokenize_chats(
+        self, batch: list[Any], texts: list[str], mark: str, call: dict[str, Any]
+    ) -> BatchFeature:
+        ids = [prompt.encode_chat(self.tokenizer, text, mark) for text in texts]
+        images, videos, rates = self._media([message for messages in batch for message in messages])
+        defaults = {"padding": len(ids) > 1, "fps": rates, "do_resize": False}
+        options = CallOptions.from_kwargs(defaults | {k: v for k, v in call.items() if v is not None})
+        return self._assemble(ids, images, videos, options)
+
+    def _media(self, messages: Sequence[dict[str, Any]]) -> tuple[Any, Any, Any]:
+        """Pictures, videos and the videos' frames a second, scaled as the image processor would."""
+        look = self.image_processor
+        factor = look.patch_size * look.merge_size
+        sized = [{"content": _sized_media(message["content"], look.size, factor)} for message in messages]
+        images, videos, kwargs = process_vision_info(sized, True, image_patch_size=look.patch_size)
+        return images, videos, kwargs["fps"]
+
+    def _assemble(
+        self, ids: list[list[int]] | None, images: Any, videos: Any, options: CallOptions
+    ) -> BatchFeature:
+        features, image_tokens = self._image_features(images, options)
+        video_features, video_tokens = self._video_features(videos, options)
+        features |= video_features
+        if ids is not None:
+            ids = expand_pads(ids, self.image_token_id, image_tokens, self.image_token)
+            ids = expand_pads(ids, self.video_token_id, video_tokens, self.video_token)
+            kinds = {self.image_token_id: 1, self.video_token_id: 2}
+            ids = truncate(ids, set(kinds), self.tokenizer.truncation_side, options)
+            features = pad_batch(ids, kinds, self.tokenizer, options) | features
+        if not features:
+            raise InputError("There is nothing to process: give text, images or videos.")
+        return BatchFeature(features, tensor_type=options.return_tensors)
+
+    def _image_features(self, images: Any, options: CallOptions) -> tuple[dict[str, Any], list[int]]:
+        """pixel_values [n, 1176] and image_grid_thw [images, 3], and how many tokens each picture takes."""
+        pictures = [open_image(image) for image in _flatten(images)]
+        if not pictures:
+            return {}, []
+        features = self.image_processor(
+            images=pictures, return_tensors="pt", do_resize=options.do_resize, **options.image_size
+        )
+        return dict(features), self._num_tokens(features["image_grid_thw"])
+
+    def _video_features(self, videos: Any, options: CallOptions) -> tuple[dict[str, Any], list[int]]:
+        """The same of videos, with second_per_grid_ts [videos]."""
+        flat = [] if videos is None else split_videos(videos)
+        if not flat:
+            return {}, []
+        rates = self._rates(options.fps, len(flat))
+        size = dict(self.image_processor.size) | options.image_size.get("size", {})
+        limits = (size["shortest_edge"], size["longest_edge"]) if options.do_resize else None
+        clips = [
+            video_clip(video, fps, self.image_processor, limits)
+            for video, fps in zip(flat, rates, strict=True)
+        ]
+        grids = torch.tensor([clip.grid for clip in clips])
+        features = {
+            "pixel_values_videos": torch.cat([clip.patches for clip in clips]),
+            "video_grid_thw": grids,
+            "second_per_grid_ts": torch.tensor([clip.seconds for clip in clips]),
+        }
+        return features, self._num_tokens(grids)
+
+    def _num_tokens(self, grids: Tensor) -> list[int]:
+        return (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
+
+    @staticmethod
+    def _rates(fps: float | Sequence[float] | None, num_videos: int) -> list[float | None]:
+        rates: list[float | None]
+        rates = [fps] * num_videos if fps is None or isinstance(fps, int | float) else list(fps)
+        if len(rates) != num_videos:
+            raise InputError(
+                f"fps has {len(rates)} values for {num_videos} videos. Give one number or one each."
+            )
+        return rates
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Texts of generated ids [B, T]; the keywords are those of `batch_decode`."""
+        return self.tokenizer.batch_decode(
+            generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call may return."""
+        vision = ["pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids"]
+        return [*super().model_input_names, *vision]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> "InfiniteVLProcessor":
+        """The processor of a folder or hub name, also where its files name Qwen's own classes.
+
+        No code of the folder runs, whatever `trust_remote_code` says. min_pixels, max_pixels and frame_size
+        replace what the folder says; the other keywords are the hub's (revision, cache_dir, token, ...).
+        Raises CheckpointError if the folder lacks a tokenizer or an image processor's settings.
+        """
+        kwargs.pop("trust_remote_code", None)
+        changes: dict[str, Any] = {
+            key: kwargs.pop(key) for key in ("min_pixels", "max_pixels") if key in kwargs
+        }
+        frame_size = kwargs.pop("frame_size", None)
+        name = os.fspath(pretrained_model_name_or_path)
+        try:
+            settings, _ = cls.get_processor_dict(name, **kwargs)
+            image_processor = _load_image_processor(name, changes, kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{name} holds no processor that can be used: {error}") from error
+        template = settings.get("chat_template") or tokenizer.chat_template
+        return cls(
+            image_processor,
+            tokenizer,
+            template,
+            frame_size or settings.get("frame_size", PUBLISHED_FRAME_SIZE),
+        )
+
+
+def _flatten(images: Any) -> list[Any]:
+    """One picture, a list of them, or lists for each text, as a flat list."""
+    if images is None:
+        return []
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, list | tuple):
+        return [image for each in images for image in _flatten(each)]
+    return [images]
+
+
+def _sized_media(content: Any, limits: Any, factor: int) -> Any:
+    """Content with its media named as in qwen-vl-utils and within `limits`, the image processor's size."""
+    if isinstance(content, str):
+        return content
+    return [_sized_part(part, limits["shortest_edge"], limits["longest_edge"], factor) for part in content]
+
+
+def _sized_part(part: dict[str, Any], least: int, most: int, factor: int) -> dict[str, Any]:
+    kind = prompt.vision_kind(part)
+    if kind is None:
+        return part
+    source = next((part[key] for key in prompt.MEDIA_KEYS if key in part), None)
+    if source is None:
+        raise InputError(
+            f"A part of type {kind!r} has no {kind}. Give it as {{'type': {kind!r}, {kind!r}: ...}}."
+        )
+    rest = {key: value for key, value in part.items() if key not in prompt.MEDIA_KEYS}
+    if kind == "video":
+        least, most = min(VIDEO_MIN_TOKENS * factor**2, most), min(VIDEO_MAX_TOKENS * factor**2, most)
+    return {"min_pixels": least, "max_pixels": most, **rest, kind: source}
+
+
+def _load_image_processor(
+    name: str, changes: dict[str, Any], hub: dict[str, Any]
+) -> Qwen2VLImageProcessorPil:
+    """Qwen's image processor in its PIL form, whichever form the folder names."""
+    settings, _ = Qwen2VLImageProcessorPil.get_image_processor_dict(name, **hub)
+    settings = {key: value for key, value in settings.items() if key not in _CLASS_NAMES} | changes
+    asked = dict(settings.pop("size", None) or {})
+    size = dict(Qwen2VLImageProcessorPil.size)
+    for edge, limit in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        size[edge] = settings.pop(limit, None) or asked.get(edge) or asked.get(limit) or size[edge]
+    return Qwen2VLImageProcessorPil.from_dict({**settings, "size": size})
+
+
+def register(config_class: type[PreTrainedConfig]) -> None:
+    """Let AutoProcessor give this processor for every folder whose config is of this class.
+
+    AutoProcessor alone prefers the class that a folder's processor files name to its registry, and published
+    folders name Qwen's processor, which cannot be built without torchvision: so the model type is asked first.
+    """
+    AutoProcessor.register(config_class, InfiniteVLProcessor, exist_ok=True)
+    by_class_name = AutoProcessor.from_pretrained
+    if hasattr(by_class_name, "__wrapped__"):
+        return
+
+    @wraps(by_class_name)
+    def from_pretrained(name: str | os.PathLike[str], **kwargs: Any) -> Any:
+        if _model_type(name, kwargs) == config_class.model_type:
+            hub = {key: value for key, value in kwargs.items() if key != "config"}
+            return InfiniteVLProcessor.from_pretrained(name, **hub)
+        return by_class_name(name, **kwargs)
+
+    AutoProcessor.from_pretrained = staticmethod(from_pretrained)  # type: ignore[method-assign, assignment]
+
+
+def _model_type(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> str | None:
+    """The model type that a folder's config states; None if there is no config to read."""
+    hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+    try:
+        return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
+    except (OSError, ValueError):
+        return None
