@@ -1,7 +1,7 @@
 """All that a stream carries from one token to the next: tensors of constant size, and nothing else.
 
 A sliding-window layer keeps a ring of recent keys and values, a Gated DeltaNet its memory matrix and the last
-inputs of its convolution. Fill levels, positions and times are tensors too, so that a replayed graph moves on.
+inputs of its convolution. Fill levels, positions and times are tensors too: a replayed graph moves on.
 """
 
 import dataclasses
@@ -178,11 +178,12 @@ class StreamState:
             layers, _map_fields(self.span, function), function(self.length), function(self.next_position)
         )
 
-    def save(self, path: str | os.PathLike[str], fingerprint: str) -> None:
+    def save(self, path: str | os.PathLike[str], fingerprint: str, *, settings: str = "") -> None:
         """Write a safetensors file, complete or not at all.
 
         Args:
-            path: the file. fingerprint: of the model that this state belongs to (`model.weights.fingerprint`).
+            fingerprint: of the model that this state belongs to (`model.weights.fingerprint`).
+            settings: text that comes back from `saved_settings`.
 
         Raises:
             InfiniteVLError: the file could not be written.
@@ -193,6 +194,7 @@ class StreamState:
             "version": FORMAT_VERSION,
             "fingerprint": fingerprint,
             "checksum": _checksum(tensors),
+            "settings": settings,
         }
         with atomic_write(path) as part:
             save_file(tensors, part, metadata=metadata)
@@ -310,6 +312,15 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def saved_settings(path: str | os.PathLike[str]) -> str:
+    """The settings that were saved beside a state.
+
+    Raises:
+        StateError: not a readable state.
+    """
+    return _read(Path(path))[1].get("settings", "")
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise StateError(f"there is no state at {path}. Save one with session.save(path).")
@@ -334,8 +345,8 @@ def _check_metadata(
         )
     if metadata.get("fingerprint") != fingerprint:
         raise StateError(
-            f"{path} belongs to another model: its fingerprint is {metadata.get('fingerprint')}, this model's is "
-            f"{fingerprint}. Load the model that saved it."
+            f"{path} belongs to another model: its fingerprint is {metadata.get('fingerprint')}, "
+            f"this model's is {fingerprint}. Load the model that saved it."
         )
     if metadata.get("checksum") != _checksum(tensors):
         raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -18,11 +18,12 @@ from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import InputError
 from infinitevl.model.decoder import Decoder, RotaryEmbedding
 from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
+from infinitevl.model.generation import StateGeneration
 from infinitevl.model.hf_cache import StateCache, as_state_cache
 from infinitevl.model.layers import RMSNorm
 from infinitevl.model.positions import IMAGE, VIDEO, prompt_positions, token_kinds
 from infinitevl.model.vision import VisionEncoder
-from infinitevl.model.weights import PREFIX_MAPPING, check_loading, write_model_card
+from infinitevl.model.weights import PREFIX_MAPPING, check_loading, loading_errors, write_model_card
 from infinitevl.state import StreamState
 
 # softplus(dt_bias) = 0.001 at the start of a new mixer.
@@ -66,7 +67,9 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("key_mapping", PREFIX_MAPPING)
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        kwargs.setdefault("ignore_mismatched_sizes", True)  # they are told below, by name
+        with loading_errors(name):
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if strict:
             check_loading(name, info)
         return (model, info) if wants_info else model
@@ -111,16 +114,20 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         """Replace the embedding table."""
         self.language_model.embed_tokens = value
 
+    @property
+    def layer_devices(self) -> list[torch.device]:
+        """Where each decoder layer lives."""
+        return [next(layer.parameters()).device for layer in self.language_model.layers]
+
     def allocate_state(
         self, batch_size: int = 1, *, max_length: int | None = None, frame_size: tuple[int, int] = (0, 0)
     ) -> StreamState:
         """An empty state in this model's dtype, each layer's part on that layer's device."""
-        devices = [next(layer.parameters()).device for layer in self.language_model.layers]
         return StreamState.allocate(
             self.config.text_config,
             batch_size,
             dtype=self.dtype,
-            device=devices,
+            device=self.layer_devices,
             max_length=max_length,
             frame_size=frame_size,
         )
@@ -192,6 +199,8 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         counts = _new_columns(attention_mask, embeds)
         if position_ids is None:
             start = kinds.new_zeros(len(kinds), dtype=torch.int64) if state is None else state.next_position
+            if state is not None and embeds.shape[1] == 1 and pixel_values is pixel_values_videos is None:
+                kinds = torch.zeros_like(kinds)  # a generated token is text, whatever its id
             if counts is not None:
                 kinds = kinds.masked_fill(~counts, -1)
             position_ids, _ = prompt_positions(
@@ -274,7 +283,7 @@ def _refuse_attentions(output_attentions: bool | None) -> None:
         raise InputError("output_attentions is not available: a Gated DeltaNet has no attention weights.")
 
 
-class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, GenerationMixin):
+class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGeneration, GenerationMixin):
     """InfiniteVL with its LM head: chats through `generate`, and is what sessions and trainers use."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
@@ -359,28 +368,3 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, GenerationMi
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )
-
-    def _prepare_position_ids_for_generation(
-        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
-    ) -> None:
-        """None: `forward` works positions out from the state, so that two conversations never meet."""
-        return None
-
-    def _prepare_cache_for_generation(
-        self,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        generation_mode: Any,
-        batch_size: int,
-        max_cache_length: int,
-    ) -> None:
-        if generation_config.cache_implementation is not None:
-            raise InputError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not used: the state has a "
-                "constant size anyway. Leave it out."
-            )
-        past = as_state_cache(model_kwargs.get("past_key_values"))
-        if past is None and generation_config.use_cache:
-            past = StateCache(max_length=max_cache_length + 1)
-        if past is not None:
-            model_kwargs["past_key_values"] = past

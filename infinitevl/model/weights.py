@@ -1,12 +1,15 @@
-"""Checkpoints: names of the two published forms, what a good one holds, and which model a state belongs to."""
+"""Checkpoints: the names of both published forms, what a good one holds, and which model a state is of."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from infinitevl.config import InfiniteVLConfig
@@ -20,6 +23,20 @@ PREFIX_MAPPING = {
 
 # Values of each weight that enter a fingerprint: enough to tell fine-tunings apart, quick for 4 B parameters.
 _SAMPLES = 1024
+
+
+@contextlib.contextmanager
+def loading_errors(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what transformers and safetensors raise over missing or broken files into a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{name} could not be loaded: {str(error).strip()} Check that config.json and every weight file are "
+            "there and whole; download the folder again if in doubt."
+        ) from error
 
 
 def check_loading(name: str | os.PathLike[str], info: dict[str, Any]) -> None:
@@ -41,8 +58,8 @@ def check_loading(name: str | os.PathLike[str], info: dict[str, Any]) -> None:
             problems.append(f"{len(names)} {kind} weight(s): {shown}")
     if problems:
         raise CheckpointError(
-            f"{name} does not fill this model: {'; '.join(problems)}. Check that every shard is there and that "
-            "config.json belongs to the weights, or pass strict=False to load what fits."
+            f"{name} does not fill this model: {'; '.join(problems)}. Check that every shard is there and "
+            "that config.json belongs to the weights, or pass strict=False to load what fits."
         )
 
 
