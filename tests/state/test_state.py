@@ -1,0 +1,194 @@
+"""The state: constant, copied, saved and loaded exactly."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from infinitevl.errors import InfiniteVLError, StateError
+from infinitevl.model.weights import fingerprint
+from infinitevl.state import StreamState, saved_settings
+from tests.support import tiny_model
+
+MARK = "mark"
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def state(model):
+    state = model.allocate_state(2, frame_size=(28, 56))
+    with torch.no_grad():
+        model(input_ids=torch.randint(0, 400, (2, 30)), past_key_values=state)
+    state.span.waiting.random_(0, 255)
+    return state
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
+
+
+def test_sizes_of_the_published_model_are_those_of_the_paper():
+    from infinitevl.config import InfiniteVLConfig
+    from tests.support import DATA
+
+    config = InfiniteVLConfig.from_pretrained(DATA / "published_4b").text_config
+    state = StreamState.allocate(config, dtype=torch.bfloat16, device="meta")
+    assert round(state.num_bytes / 1e6) == 133
+    memories = [t for name, t in state.tensors().items() if name.endswith("memory")]
+    assert len(memories) == 27 and memories[0].shape == (1, 16, 128, 256)
+    assert all(memory.dtype == torch.float32 for memory in memories)
+
+
+def test_a_fork_is_equal_and_independent(model, state):
+    fork = state.fork()
+    assert same(fork, state)
+    with torch.no_grad():
+        model(input_ids=torch.randint(0, 400, (2, 5)), past_key_values=fork)
+    assert not same(fork, state)
+    assert int(state.length[0]) == 30 and int(fork.length[0]) == 35
+
+
+def test_copying_takes_over_everything_in_place(model, state):
+    other = model.allocate_state(2, frame_size=(28, 56))
+    addresses = [tensor.data_ptr() for tensor in other.tensors().values()]
+    assert same(other.copy_(state), state)
+    assert addresses == [tensor.data_ptr() for tensor in other.tensors().values()]
+
+
+def test_reset_equals_a_new_state(model, state):
+    assert same(state.reset_(), model.allocate_state(2, frame_size=(28, 56)))
+
+
+def test_a_state_comes_back_bit_for_bit(model, state, tmp_path):
+    state.save(tmp_path / "s", MARK, settings="{}")
+    loaded = StreamState.load(tmp_path / "s", model.config.text_config, MARK)
+    assert same(loaded, state) and saved_settings(tmp_path / "s") == "{}"
+
+
+def test_another_dtype_rounds_windows_and_tails_and_keeps_memories(model, state, tmp_path):
+    state.save(tmp_path / "s", MARK)
+    loaded = StreamState.load(tmp_path / "s", model.config.text_config, MARK, dtype=torch.bfloat16)
+    for name, tensor in loaded.tensors().items():
+        wanted = state.tensors()[name]
+        rounded = name.endswith(("keys", "values", "tail"))
+        assert tensor.dtype == (torch.bfloat16 if rounded else wanted.dtype), name
+        assert torch.equal(tensor, wanted.to(tensor.dtype)), name
+
+
+def test_a_state_continues_in_a_new_process(model, tmp_path):
+    ids = torch.randint(0, 400, (1, 60), generator=torch.Generator().manual_seed(0))
+    state = model.allocate_state()
+    with torch.no_grad():
+        model(input_ids=ids[:, :40], past_key_values=state)
+        state.save(tmp_path / "s", fingerprint(model, model.config))
+        wanted = model(input_ids=ids[:, 40:], past_key_values=state).logits
+    save_file({"ids": ids, "wanted": wanted}, tmp_path / "io")
+    code = f"""
+import torch
+from safetensors.torch import load_file
+from infinitevl.model.weights import fingerprint
+from infinitevl.state import StreamState
+from tests.support import tiny_model
+torch.set_num_threads(1)
+model, io = tiny_model(), load_file(r"{tmp_path / "io"}")
+state = StreamState.load(r"{tmp_path / "s"}", model.config.text_config, fingerprint(model, model.config))
+with torch.no_grad():
+    given = model(input_ids=io["ids"][:, 40:], past_key_values=state).logits
+assert torch.equal(given, io["wanted"])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_state_of_another_model_is_refused(model, state, tmp_path):
+    state.save(tmp_path / "s", fingerprint(model, model.config))
+    other = tiny_model(seed=1)
+    with pytest.raises(StateError, match="another model"):
+        StreamState.load(tmp_path / "s", other.config.text_config, fingerprint(other, other.config))
+
+
+def test_the_fingerprint_does_not_depend_on_the_dtype_and_does_on_every_weight(model):
+    model = model.to(torch.bfloat16)
+    mark = fingerprint(model, model.config)
+    assert fingerprint(model.float(), model.config) == mark
+    for name, weight in model.named_parameters():
+        if "lm_head" in name:
+            continue
+        with torch.no_grad():
+            weight.view(-1)[-1] += 1
+            assert fingerprint(model, model.config) != mark, name
+            weight.view(-1)[-1] -= 1
+
+
+@pytest.mark.parametrize("where", [10, 3000, -5])
+def test_a_damaged_file_is_refused(model, state, tmp_path, where):
+    path = tmp_path / "s"
+    state.save(path, MARK)
+    data = bytearray(path.read_bytes())
+    data[where] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(StateError):
+        StreamState.load(path, model.config.text_config, MARK)
+
+
+def test_truncated_missing_and_foreign_files_are_refused(model, state, tmp_path):
+    config = model.config.text_config
+    path = tmp_path / "s"
+    state.save(path, MARK)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StateError, match="not a readable state"):
+        StreamState.load(path, config, MARK)
+    with pytest.raises(StateError, match="no state at"):
+        StreamState.load(tmp_path / "absent", config, MARK)
+    save_file({"x": torch.zeros(1)}, tmp_path / "x")
+    with pytest.raises(StateError, match="not a state of InfiniteVL"):
+        StreamState.load(tmp_path / "x", config, MARK)
+
+
+def test_another_format_version_is_refused(model, state, tmp_path):
+    path = tmp_path / "s"
+    state.save(path, MARK)
+    save_file(load_file(path), path, metadata={"format": "infinitevl-state", "version": "99"})
+    with pytest.raises(StateError, match="format 99"):
+        StreamState.load(path, model.config.text_config, MARK)
+
+
+def test_a_failed_save_keeps_the_older_file_and_leaves_nothing_behind(state, tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    state.save(path, MARK)
+    before = path.read_bytes()
+
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("infinitevl.state.save_file", no_space)
+    with pytest.raises(InfiniteVLError, match="No space left"):
+        state.save(path, MARK)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_states_of_other_shapes_are_not_copied(model, state):
+    with pytest.raises(StateError, match="shape"):
+        state.copy_(model.allocate_state(3, frame_size=(28, 56)))
+
+
+def test_full_attention_needs_a_length():
+    with pytest.raises(StateError, match="max_length"):
+        tiny_model(layer_types=["full_attention"] * 4).allocate_state()
+
+
+def test_each_layer_keeps_its_state_on_its_own_device():
+    config = tiny_model().config.text_config
+    state = StreamState.allocate(config, device=["cpu", "meta", "cpu", "meta"])
+    kinds = [
+        layer.memory.device.type if hasattr(layer, "memory") else layer.keys.device.type
+        for layer in state.layers
+    ]
+    assert kinds == ["cpu", "meta", "cpu", "meta"]
+    with pytest.raises(StateError, match="2 devices"):
+        StreamState.allocate(config, device=["cpu", "cpu"])
