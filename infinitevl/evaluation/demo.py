@@ -2,31 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from infinitevl.engine.sampling import Sampling
+from infinitevl.evaluation.exam import Exam
 from infinitevl.evaluation.questions import TimedQuestion
 from infinitevl.evaluation.streaming import Answered, Event, Session, Summary, WatchSettings, watch
-from infinitevl.processing.frames import Source
-
-
-@dataclass(frozen=True)
-class KnownQuestion:
-    """A question at a second of the stream, its true answer, and how to judge an answer."""
-
-    text: str
-    at: float
-    truth: str
-    judge: Callable[[str], bool] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Exam:
-    """A stream and what is known about it."""
-
-    source: Source
-    questions: list[KnownQuestion]
 
 
 @dataclass(frozen=True)
@@ -80,12 +62,12 @@ def examine(
         if not isinstance(event, Answered):
             return on_event(event)
         question = known[len(marks)]
-        right = question.judge(event.answer)
-        marks.append(Mark(event.at, event.question, event.answer, question.truth, right))
+        right = question.turn.accepts(event.answer)
+        marks.append(Mark(event.at, event.question, event.answer, question.turn.answer, right))
         on_mark(event, marks[-1])
 
     settings = WatchSettings(Sampling(max_new_tokens=max_new_tokens))
-    asked = [TimedQuestion(question.text, question.at) for question in known]
+    asked = [TimedQuestion(question.turn.question, question.at) for question in known]
     summary = watch(timed, exam.source, asked, listen, settings=settings)
     return DemoResult(summary, marks, timed.watching_seconds, timed.answering_seconds)
 

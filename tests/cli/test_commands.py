@@ -82,6 +82,21 @@ def test_without_json_people_read_question_answer_and_summary(tiny_folder, clip)
     assert "16 frames" in result.stdout and "state" in result.stdout
 
 
+def test_the_demo_marks_every_answer_and_ends_with_counts_and_speed(tiny_folder, tmp_path):
+    page = tmp_path / "demo.html"
+    *marks, last = objects(run("demo", "--frames", "24", "--json", "--model", tiny_folder, "--report", page))
+    assert all(list(mark) == ["at", "question", "answer", "truth", "right"] for mark in marks)
+    assert last["frames"] == 24 and last["asked"] == len(marks) >= 8 and last["frames_per_second"] > 0
+    assert last["right"] == sum(mark["right"] for mark in marks) <= 1  # random weights know nothing
+    assert "true answer" in page.read_text()
+
+
+def test_the_demo_shows_the_truth_beside_a_wrong_answer_and_the_speed_in_its_last_line(tiny_folder):
+    lines = run("demo", "--frames", "12", "--model", tiny_folder).stdout.splitlines()
+    assert any("✗ true answer: " in line for line in lines)
+    assert "frames/s" in lines[-1] and "the same at every frame" in lines[-1]
+
+
 def test_chat_answers_one_prompt_about_a_picture_and_a_clip(tiny_folder, picture, clip):
     shown = ["--image", picture, "--video", clip, "--prompt", "what is this?", "--max-new-tokens", "3"]
     (turn,) = objects(run("chat", "--model", tiny_folder, "--json", *shown))
