@@ -52,7 +52,7 @@ class InfiniteVLVisionConfig(PreTrainedConfig):
         self.fullatt_block_indexes = tuple(self.fullatt_block_indexes)
         _check(
             self.hidden_size % (4 * self.num_heads) == 0,
-            f"vision hidden_size {self.hidden_size} must be a multiple of 4 x num_heads ({4 * self.num_heads})",
+            f"vision hidden_size {self.hidden_size} must be a multiple of 4 x num_heads, {4 * self.num_heads}",
         )
 
     @property
@@ -81,14 +81,14 @@ class InfiniteVLTextConfig(PreTrainedConfig):
     hidden_size: int = 2048
     intermediate_size: int = 11008
     num_hidden_layers: int = 36
-    layer_types: Sequence[str] | None = None
+    layer_types: Sequence[str] = ()
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     max_position_embeddings: int = 128000
     num_attention_heads: int = 16
     num_key_value_heads: int = 2
-    head_dim: int | None = None
+    head_dim: int = 0
     sliding_window: int = 8192
     attention_dropout: float = 0.0
     rope_theta: float = 1e6
@@ -117,7 +117,7 @@ class InfiniteVLTextConfig(PreTrainedConfig):
         _check(not unknown, f"unknown layer_types {unknown}; valid ones are {list(LAYER_TYPES)}")
         _check(
             len(self.layer_types) == self.num_hidden_layers,
-            f"layer_types names {len(self.layer_types)} layers, num_hidden_layers says {self.num_hidden_layers}",
+            f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}",
         )
         _check(
             2 * sum(self.mrope_section) == self.head_dim,
@@ -130,7 +130,7 @@ class InfiniteVLTextConfig(PreTrainedConfig):
         )
         _check(
             self.num_linear_heads == self.num_linear_key_value_heads,
-            "num_linear_key_value_heads must equal num_linear_heads: shared key heads are not part of InfiniteVL",
+            "num_linear_key_value_heads must equal num_linear_heads: key heads are not shared here",
         )
         _check(self.sliding_window > 0, f"sliding_window must be at least 1, not {self.sliding_window}")
         _check(self.hidden_act == "silu", f"hidden_act must be 'silu', not {self.hidden_act!r}")
@@ -187,8 +187,8 @@ class InfiniteVLConfig(PreTrainedConfig):
     # Without a state every token would read the whole past again, whatever a folder says.
     use_cache = True
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: InfiniteVLTextConfig = None  # type: ignore[assignment]
+    vision_config: InfiniteVLVisionConfig = None  # type: ignore[assignment]
     image_token_id: int = 151655
     video_token_id: int = 151656
     vision_start_token_id: int = 151652

@@ -1,0 +1,76 @@
+"""A conversation about text, pictures and videos whose past is a state: each turn reads only what is new."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from infinitevl.engine.reading import answer, read_text
+from infinitevl.engine.sampling import Sampling
+from infinitevl.errors import InputError
+from infinitevl.model.hf_cache import StateCache
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.processing.prompt import DEFAULT_SYSTEM, end_of_turn_ids
+
+Content = str | Sequence[dict[str, Any]]
+
+
+class ChatSession:
+    """One conversation.
+
+    Args:
+        model, processor: as `infinitevl.load` returns them.
+        system: text of the system turn; None for no such turn.
+    """
+
+    def __init__(
+        self,
+        model: InfiniteVLForConditionalGeneration,
+        processor: Any,
+        *,
+        system: str | None = DEFAULT_SYSTEM,
+    ):
+        self.model, self.processor, self.system = model, processor, system
+        full = not model.config.text_config.has_constant_state
+        self.state = model.allocate_state(
+            max_length=model.config.text_config.max_position_embeddings if full else None
+        )
+
+    @torch.no_grad()
+    def say(
+        self,
+        content: Content,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """One turn of the user, and the answer.
+
+        Args:
+            content: text, or parts {"type": "text" | "image" | "video", ...} with the keys of
+                `process_vision_info` (`text`, `image`, `video`, `fps`, `max_pixels`, ...).
+            max_new_tokens, temperature, top_p: see `Sampling`. on_text: receives the text as it grows.
+
+        Returns:
+            The answer; turn and answer become part of the conversation.
+
+        Raises:
+            InputError: empty content, or a picture or video that cannot be used; nothing was said then.
+        """
+        sampling = Sampling(max_new_tokens, temperature, top_p)
+        if not content:
+            raise InputError("nothing was said: give text, or parts with text, pictures or videos.")
+        inputs = self.processor.turn_inputs(content, system=self.system if self._is_first else None)
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        cache = StateCache(self.state, num_seen=0)
+        out = self.model.model(**inputs, past_key_values=cache)
+        hidden = out.last_hidden_state[:, -1]
+        text = answer(self.model, self.processor.tokenizer, self.state, hidden, sampling, on_text)
+        read_text(self.model, self.state, end_of_turn_ids(self.processor.tokenizer))
+        return text
+
+    @property
+    def _is_first(self) -> bool:
+        return not int(self.state.length)
