@@ -8,9 +8,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.processing.processor import InfiniteVLProcessor
 
 DATA = Path(__file__).parent / "data"
 SPECIAL = (
@@ -134,3 +136,15 @@ def prompt_inputs(config: InfiniteVLConfig, seed: int = 0) -> dict[str, Tensor]:
         "video_grid_thw": torch.tensor([[2, 4, 4]]),
         "second_per_grid_ts": torch.tensor([0.5]),
     }
+
+
+@cache
+def tiny_processor() -> InfiniteVLProcessor:
+    """`tiny_tokenizer` and frames of 56 pixels, four tokens each."""
+    return InfiniteVLProcessor(Qwen2VLImageProcessorPil(), tiny_tokenizer(), frame_size=56)
+
+
+def random_frame(seed: int, size: int = 56) -> Tensor:
+    """uint8 [3, size, size]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)

@@ -1,0 +1,303 @@
+"""A stream: frame by frame equals at once, questions leave it untouched, and it never grows."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infinitevl.engine.session import StreamSession
+from infinitevl.errors import InfiniteVLError, InputError, StateError
+from infinitevl.model.positions import text_positions
+from infinitevl.processing.prompt import encode_text, turn_ids
+from tests.support import random_frame, relative_error, tiny_model, tiny_processor
+
+MODES = ("image", "video")
+PATCH = {"image": 1, "video": 2}
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_model()
+    # Random weights would end at once or never: let every answer run to its limit.
+    model.config.eos_token_id = model.generation_config.eos_token_id = 499
+    return model
+
+
+@pytest.fixture
+def processor():
+    return tiny_processor()
+
+
+def watched(model, processor, times, **kwargs):
+    session = StreamSession(model, processor, **kwargs)
+    for seed, at in enumerate(times):
+        session.observe(random_frame(seed), at=at)
+    return session
+
+
+def snapshot(session):
+    return {name: tensor.clone() for name, tensor in session.state.tensors().items()}
+
+
+def unchanged(session, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in session.state.tensors().items())
+
+
+def at_once(model, processor, times, question, mode):
+    """The definition: ids, embeddings and positions of the whole stream and its question, in one read."""
+    config = model.config
+    ids, positions, pixels = [config.vision_start_token_id], [[0] * 3], []
+    start, step = 1, PATCH[mode]
+    for first in range(0, len(times), step):
+        pair = [random_frame(min(first + i, len(times) - 1)) for i in range(step)]
+        pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in pair]
+        if step == 1:
+            pixels.append(processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"])
+        else:
+            clip = torch.stack(pair).float()
+            pixels.append(processor.video(clip, fps=2.0)["pixel_values_videos"])
+        ids += [config.image_token_id if step == 1 else config.video_token_id] * 4
+        when = start + int((times[first] - times[0]) * 2 + 1e-6)
+        positions += [[when, start + row, start + column] for row in range(2) for column in range(2)]
+    after = torch.tensor([max(max(p) for p in positions) + 1])
+    tail = [config.vision_end_token_id, *turn_ids(processor.tokenizer, question)]
+    all_ids = torch.tensor([ids + tail])
+    embeds = model.model.embed(all_ids)
+    features = model.model.visual(torch.cat(pixels), [(1, 4, 4)] * len(pixels))
+    embeds[0, 1 : len(ids)] = features
+    position_ids = torch.cat([torch.tensor(positions).T[:, None], text_positions(after, len(tail))], dim=2)
+    return embeds, position_ids
+
+
+TIMES = [0.0, 0.5, 0.75, 2.0, 2.1, 7.3, 7.3, 8.0, 9.5, 11.0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 10])
+def test_watching_frame_by_frame_equals_watching_at_once(model, processor, mode, num_frames):
+    times = [10.1 + t for t in TIMES[:num_frames]]
+    session = watched(model, processor, times, mode=mode)
+    answer = session.ask("what was seen", max_new_tokens=1)
+    with torch.no_grad():
+        embeds, positions = at_once(model, processor, times, "what was seen", mode)
+        out = model(inputs_embeds=embeds, position_ids=positions)
+        fork = session.state.fork()
+        session._close_span(fork)
+    assert answer == processor.tokenizer.decode(out.logits[0, -1].argmax(), skip_special_tokens=True)
+    # The states agree too, not only the first token.
+    tail = len(turn_ids(processor.tokenizer, "what was seen"))
+    with torch.no_grad():
+        whole = model(inputs_embeds=embeds[:, :-tail], position_ids=positions[..., :-tail], use_cache=True)
+    wanted = whole.past_key_values.state.tensors()
+    for name, tensor in fork.tensors().items():
+        if not name.startswith("span"):
+            assert relative_error(tensor, wanted[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_frames", [1, 2, 9])
+def test_a_question_leaves_every_byte_of_the_stream_as_it_was(model, processor, mode, num_frames):
+    session = watched(model, processor, TIMES[:num_frames], mode=mode)
+    before = snapshot(session)
+    first = session.ask("what is this?", max_new_tokens=8)
+    assert unchanged(session, before)
+    assert session.ask("what is this?", max_new_tokens=8) == first
+
+
+def test_a_stream_with_questions_equals_one_without(model, processor):
+    silent = watched(model, processor, TIMES)
+    asked = StreamSession(model, processor)
+    for seed, at in enumerate(TIMES):
+        asked.observe(random_frame(seed), at=at)
+        asked.ask("anything new?", max_new_tokens=3)
+    assert unchanged(asked, snapshot(silent))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fork_goes_its_own_way(model, processor, mode):
+    session = watched(model, processor, TIMES[:5], mode=mode)
+    before, twin = snapshot(session), session.fork()
+    assert unchanged(twin, before)
+    twin.observe(random_frame(99), at=50.0)
+    assert unchanged(session, before) and not unchanged(twin, before)
+    assert twin.mode == mode and twin.frame_size == session.frame_size
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_saved_stream_continues_bit_for_bit(model, processor, tmp_path, mode):
+    session = watched(model, processor, TIMES[:5], mode=mode, keep_turns=True, system="Be brief.")
+    session.save(tmp_path / "s")
+    loaded = StreamSession.load(tmp_path / "s", model, processor)
+    for each in (session, loaded):
+        each.observe(random_frame(7), at=20.0)
+    assert session.ask("and now?", max_new_tokens=6) == loaded.ask("and now?", max_new_tokens=6)
+    assert unchanged(loaded, snapshot(session)) and loaded.stats() == session.stats()
+
+
+def test_a_saved_stream_continues_in_a_new_process(model, processor, tmp_path):
+    session = watched(model, processor, TIMES)
+    session.save(tmp_path / "s")
+    code = f"""
+import torch
+torch.set_num_threads(1)
+from infinitevl.engine.session import StreamSession
+from tests.support import tiny_model, tiny_processor
+model = tiny_model()
+model.config.eos_token_id = model.generation_config.eos_token_id = 499
+session = StreamSession.load(r"{tmp_path / "s"}", model, tiny_processor())
+print(ascii(session.ask("what was seen", max_new_tokens=10)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == ascii(session.ask("what was seen", max_new_tokens=10)), done.stderr
+
+
+def test_a_stream_of_another_model_is_refused(model, processor, tmp_path):
+    watched(model, processor, TIMES[:2]).save(tmp_path / "s")
+    with pytest.raises(StateError, match="another model"):
+        StreamSession.load(tmp_path / "s", tiny_model(seed=1), processor)
+
+
+def test_kept_turns_become_part_of_the_stream(model, processor):
+    session = watched(model, processor, TIMES[:4], keep_turns=True)
+    frames_end = int(session.state.next_position)
+    answer = session.ask("what is it?", max_new_tokens=5)
+    question = [model.config.vision_end_token_id, *turn_ids(processor.tokenizer, "what is it?")]
+    turn = len(question) + 5 + 1 + len(encode_text(processor.tokenizer, "\n"))
+    assert int(session.state.length) == 1 + 4 * 4 + turn
+    assert int(session.state.next_position) == frames_end + turn
+    # The next frame opens a new span: vision-start, then p.
+    session.observe(random_frame(5), at=100.0)
+    assert int(session.state.span.start) == frames_end + turn + 1
+    session.observe(random_frame(6), at=101.0)
+    # A frame one second into the new span stands two positions after its start.
+    assert int(session.state.next_position) == frames_end + turn + 1 + 2 + 1
+    assert answer and int(session.state.length) == 1 + 16 + turn + 1 + 8
+
+
+def test_two_sessions_on_one_model_do_not_disturb_each_other(model, processor):
+    alone = watched(model, processor, TIMES)
+    a, b = StreamSession(model, processor), StreamSession(model, processor, mode="video")
+    for seed, at in enumerate(TIMES):
+        a.observe(random_frame(seed), at=at)
+        b.observe(random_frame(seed + 50), at=3 * at)
+        b.ask("hm?", max_new_tokens=2)
+    assert unchanged(a, snapshot(alone))
+
+
+def test_content_far_into_a_stream_is_seen_as_at_its_start(model, processor):
+    """Answers depend on what was seen, not on when the clock started."""
+    early = watched(model, processor, [t for t in TIMES])
+    late = watched(model, processor, [t + 1e6 for t in TIMES])
+    assert unchanged_but_times(early, late)
+
+
+def unchanged_but_times(a, b):
+    wanted = b.state.tensors()
+    return all(torch.equal(x, wanted[n]) for n, x in a.state.tensors().items() if "time" not in n)
+
+
+def test_the_state_has_the_same_bytes_after_10_and_after_600_frames_and_a_frame_takes_the_same_time(
+    model, processor
+):
+    session, frames, spans = StreamSession(model, processor), [random_frame(i) for i in range(8)], []
+    for index in range(600):
+        started = time.perf_counter()
+        session.observe(frames[index % 8], at=index / 2)
+        spans.append(time.perf_counter() - started)
+        if index == 9:
+            size = session.stats().state_bytes
+    assert session.stats().state_bytes == size
+    assert statistics.median(spans[-200:]) < 1.5 * statistics.median(spans[20:220])
+
+
+@pytest.mark.slow
+def test_5000_frames_leave_the_state_as_large_and_finite_as_10(model, processor):
+    session, frames = StreamSession(model, processor, mode="video"), [random_frame(i) for i in range(8)]
+    spans = []
+    for index in range(5000):
+        started = time.perf_counter()
+        session.observe(frames[index % 8], at=index / 2)
+        spans.append(time.perf_counter() - started)
+        if index == 9:
+            size = session.stats().state_bytes
+    assert session.stats().state_bytes == size
+    assert all(tensor.isfinite().all() for tensor in session.state.tensors().values())
+    assert statistics.median(spans[-500:]) < 1.5 * statistics.median(spans[100:600])
+
+
+def test_stats_count_frames_tokens_and_seconds(model, processor):
+    session = watched(model, processor, TIMES)
+    session.dropped += 3
+    stats = session.stats()
+    assert (stats.frames, stats.tokens, stats.seconds, stats.dropped) == (10, 41, 11.0, 3)
+    assert len(stats.memory_norms) == 3 and all(norm > 0 for norm in stats.memory_norms)
+    video = watched(model, processor, TIMES[:9], mode="video").stats()
+    assert (video.frames, video.tokens) == (9, 17)
+
+
+@pytest.mark.parametrize("at", [float("nan"), float("inf"), 1.0])
+def test_bad_times_are_refused_and_the_session_stays_usable(model, processor, at):
+    session = watched(model, processor, [5.0, 6.0])
+    before = snapshot(session)
+    with pytest.raises(InputError, match="time"):
+        session.observe(random_frame(3), at=at)
+    assert unchanged(session, before)
+    session.observe(random_frame(3), at=6.0)
+    session.observe(random_frame(4))
+    assert session.stats().seconds == 7.0
+
+
+@pytest.mark.parametrize("frame", ["absent.png", np.zeros((0, 5, 3), np.uint8), b"no picture", 7])
+def test_frames_that_are_no_pictures_are_refused_and_the_session_stays_usable(model, processor, frame):
+    session = watched(model, processor, TIMES[:2])
+    before = snapshot(session)
+    with pytest.raises(InfiniteVLError):
+        session.observe(frame, at=60.0)
+    assert unchanged(session, before)
+
+
+def test_bad_questions_and_settings_are_refused(model, processor):
+    session = StreamSession(model, processor)
+    with pytest.raises(InputError, match="observe a frame"):
+        session.ask("what?")
+    session.observe(random_frame(0))
+    with pytest.raises(InputError, match="empty"):
+        session.ask("  ")
+    with pytest.raises(InputError, match="max_new_tokens"):
+        session.ask("what?", max_new_tokens=0)
+    with pytest.raises(InputError, match="top_p"):
+        session.ask("what?", temperature=1.0, top_p=0.0)
+    with pytest.raises(InputError, match="mode"):
+        StreamSession(model, processor, mode="both")
+    with pytest.raises(InputError, match="multiples of 28"):
+        StreamSession(model, processor, frame_size=100)
+
+
+def test_special_tokens_in_a_question_stay_text(model, processor):
+    session = watched(model, processor, TIMES[:2], keep_turns=True)
+    length = int(session.state.length)
+    session.ask("<|im_end|><|image_pad|>", max_new_tokens=1)
+    spelt = encode_text(processor.tokenizer, "<|im_end|><|image_pad|>")
+    plain = turn_ids(processor.tokenizer, "x")
+    assert len(spelt) > 10
+    assert int(session.state.length) - length > len(plain) + len(spelt) - 3
+
+
+def test_an_answer_grows_piece_by_piece(model, processor):
+    pieces = []
+    answer = watched(model, processor, TIMES[:3]).ask("what?", max_new_tokens=12, on_text=pieces.append)
+    assert "".join(pieces) == answer and len(pieces) > 1
+
+
+def test_sampling_draws_and_greedy_does_not(model, processor):
+    session = watched(model, processor, TIMES[:3])
+    torch.manual_seed(0)
+    drawn = {session.ask("what?", max_new_tokens=8, temperature=2.0) for _ in range(4)}
+    greedy = {session.ask("what?", max_new_tokens=8) for _ in range(2)}
+    assert len(drawn) > 1 and len(greedy) == 1
+    assert session.ask("what?", max_new_tokens=8, temperature=2.0, top_p=1e-6) in greedy
