@@ -167,10 +167,13 @@ def video_stream(container: "InputContainer", name: str) -> "VideoStream":
 
 
 def _duration(container: "InputContainer", stream: "VideoStream") -> float | None:
-    """Length in seconds as the file states it."""
+    """Length in seconds as the file states it, from its first frame on."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return container.duration / 1_000_000 if container.duration else None
+    if not container.duration:
+        return None
+    # Matroska counts from zero, even if nothing is shown at first.
+    return (container.duration - max(container.start_time or 0, 0)) / 1_000_000
 
 
 def to_rgb(decoded: "VideoFrame") -> np.ndarray:

@@ -158,7 +158,6 @@ def check_range(low: float, high: float, is_float: bool) -> None:
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise InputError(f"{name} has no pixels ({image.width}x{image.height}).")
-    check_ratio(image.height, image.width)
     image.load()
     return _to_rgb(ImageOps.exif_transpose(image))
 

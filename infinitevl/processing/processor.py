@@ -17,7 +17,7 @@ from infinitevl.errors import CheckpointError, InputError
 from infinitevl.processing import prompt
 from infinitevl.processing.batch import expand_pads, pad_batch, truncate
 from infinitevl.processing.clips import split_videos, video_clip
-from infinitevl.processing.images import open_image
+from infinitevl.processing.images import check_ratio, open_image
 from infinitevl.processing.options import NESTED_KEYWORDS, CallOptions
 from infinitevl.processing.vision_info import VIDEO_MAX_TOKENS, VIDEO_MIN_TOKENS, process_vision_info
 
@@ -165,6 +165,8 @@ class InfiniteVLProcessor(ProcessorMixin):
         pictures = [open_image(image) for image in _flatten(images)]
         if not pictures:
             return {}, []
+        for picture in pictures:
+            check_ratio(picture.height, picture.width)
         features = self.image_processor(
             images=pictures, return_tensors="pt", do_resize=options.do_resize, **options.image_size
         )
