@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from infinitevl.cli.terminal import print_error, print_json, write
+from infinitevl.cli.terminal import harmless, print_error, print_json, write
 from infinitevl.errors import InfiniteVLError, InputError
 
 HELP = "/image PATH or /video PATH: show it with the next message    /reset: forget everything    /quit"
@@ -110,6 +110,8 @@ def _converse(chat: Chat, as_json: bool) -> None:
     person = sys.stdin.isatty()
     if person:
         print(HELP)
+        with contextlib.suppress(ImportError):  # arrow keys and history, where Python has them
+            import readline  # noqa: F401
     for line in _lines("> " if person else ""):
         try:
             told = chat.take(line)
@@ -138,5 +140,5 @@ def _answer(chat: Chat, text: str, as_json: bool) -> None:
     if as_json:
         print_json({"question": text, "answer": chat.say(text, on_text=lambda piece: None)})
         return
-    chat.say(text, on_text=write)
+    chat.say(text, on_text=lambda piece: write(harmless(piece)))
     write("\n")

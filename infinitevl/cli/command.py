@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -93,10 +94,13 @@ def load_model(name: str | None, device: str | None, dtype: str) -> tuple[Any, A
         CheckpointError: no model of this name, or a folder that does not make one.
     """
     import torch
+    import transformers
 
     from infinitevl.engine.loading import load
 
     check_device(device)
+    if name is None or not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     number_format = None if dtype == "auto" else getattr(torch, dtype)
     return load(name, dtype=number_format, device=device)
 

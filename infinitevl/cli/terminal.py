@@ -86,7 +86,7 @@ class TextDisplay:
             self.pause()
             write(f"[{show_time(event.at)}] {event.question}\n  ")
         elif isinstance(event, Piece):
-            write(event.text)
+            write(harmless(event.text))
         elif isinstance(event, Answered):
             write("\n")
             self._resume()
@@ -144,8 +144,7 @@ class TextDisplay:
     @staticmethod
     def _input_line(typed: "TypedLines") -> Text:
         text = typed.unfinished()
-        hint = "" if text else "type a question at any moment; at the end, an empty line quits"
-        return Text("ask> ").append(text).append(hint, "dim")
+        return Text("ask> ").append(text or Text(typed.hint, "dim"))
 
 
 def write(text: str) -> None:
@@ -154,14 +153,20 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def harmless(text: str) -> str:
+    """What a model wrote, without characters that steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 class TypedLines:
     """Lines that a person types while something else goes on; entered, it takes over the terminal's input.
 
     The terminal neither shows nor edits what is typed meanwhile: `unfinished` is for showing it, and
-    backspace works. Ctrl-C stays Ctrl-C.
+    backspace works. Ctrl-C stays Ctrl-C. `hint` is for showing while nothing has been typed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hint: str = "") -> None:
+        self.hint = hint
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._unfinished = ""
         self._done = threading.Event()

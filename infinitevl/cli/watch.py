@@ -16,6 +16,9 @@ from infinitevl.processing.video import Source, open_source
 if TYPE_CHECKING:
     from infinitevl.engine.session import StreamSession
 
+_ANY_MOMENT = "type a question at any moment"
+_UNTIL_EMPTY = f"{_ANY_MOMENT}; when all has been seen, an empty line ends"
+
 
 @dataclass(frozen=True)
 class WatchOptions:
@@ -75,7 +78,7 @@ def _watch(
     with contextlib.ExitStack() as stack:
         typed = None
         if on_a_terminal() and not options.as_json:
-            typed = stack.enter_context(TypedLines())
+            typed = stack.enter_context(TypedLines(_ANY_MOMENT if questions else _UNTIL_EMPTY))
         display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed)
         stack.callback(display.pause)
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from infinitevl.cli.terminal import JsonDisplay, TextDisplay, TypedLines
+from infinitevl.cli.terminal import JsonDisplay, TextDisplay, TypedLines, harmless
 from infinitevl.errors import InputError
 from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Summary
 
@@ -38,6 +38,10 @@ def test_text_shows_the_time_the_question_and_the_answer_as_it_grows(capsys):
 def test_a_refused_question_is_an_error_without_markup(capsys):
     TextDisplay()(Refused("x", InputError("give [bold] text")))
     assert "error: give [bold] text" in capsys.readouterr().err
+
+
+def test_an_answer_cannot_steer_the_terminal():
+    assert harmless("a\x1b[2Jb\rc\nß“\t") == "a�[2Jb�c\nß“\t"
 
 
 @pytest.fixture
