@@ -2,8 +2,7 @@
 
 import sys
 
-from infinitevl import StreamSession, load
-from infinitevl.processing.video import open_source
+from infinitevl import StreamSession, load, open_source
 
 
 def main(camera: str, question: str, model_name: str | None = None) -> None:

@@ -4,8 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from infinitevl import StreamSession, load
-from infinitevl.processing.video import open_source
+from infinitevl import StreamSession, load, open_source
 
 
 def main(video: str, question: str, model_name: str | None = None) -> None:

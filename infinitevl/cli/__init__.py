@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+import infinitevl
+
 from infinitevl.cli.command import (
     DeviceOption,
     Dtype,
@@ -33,9 +35,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"infinitevl {version('infinitevl')}")
+        print(f"infinitevl {infinitevl.__version__}")
         raise typer.Exit
 
 
