@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 import infinitevl
-
 from infinitevl.cli.command import (
     DeviceOption,
     Dtype,
