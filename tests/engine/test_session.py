@@ -191,7 +191,7 @@ def test_two_sessions_on_one_model_do_not_disturb_each_other(model, processor):
 
 def test_content_far_into_a_stream_is_seen_as_at_its_start(model, processor):
     """Answers depend on what was seen, not on when the clock started."""
-    early = watched(model, processor, [t for t in TIMES])
+    early = watched(model, processor, TIMES)
     late = watched(model, processor, [t + 1e6 for t in TIMES])
     assert unchanged_but_times(early, late)
 
