@@ -52,7 +52,7 @@ class InfiniteVLVisionConfig(PreTrainedConfig):
         self.fullatt_block_indexes = tuple(self.fullatt_block_indexes)
         _check(
             self.hidden_size % (4 * self.num_heads) == 0,
-            f"vision hidden_size {self.hidden_size} must be a multiple of 4 x num_heads, {4 * self.num_heads}",
+            f"vision hidden_size {self.hidden_size} is no multiple of 4 x num_heads = {4 * self.num_heads}",
         )
 
     @property
@@ -117,7 +117,7 @@ class InfiniteVLTextConfig(PreTrainedConfig):
         _check(not unknown, f"unknown layer_types {unknown}; valid ones are {list(LAYER_TYPES)}")
         _check(
             len(self.layer_types) == self.num_hidden_layers,
-            f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}",
+            f"layer_types names {len(self.layer_types)} layers of {self.num_hidden_layers}",
         )
         _check(
             2 * sum(self.mrope_section) == self.head_dim,

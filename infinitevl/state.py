@@ -216,6 +216,7 @@ class StreamState:
         """
         tensors, metadata = _read(Path(path))
         _check_metadata(path, metadata, fingerprint, tensors)
+        height, width = tensors["span.waiting"].shape[2:]
         full = [i for i, kind in enumerate(config.layer_types) if kind == FULL]
         state = cls.allocate(
             config,
@@ -223,7 +224,7 @@ class StreamState:
             dtype=dtype,
             device=device,
             max_length=tensors[f"layers.{full[0]}.keys"].shape[2] if full else None,
-            frame_size=tuple(tensors["span.waiting"].shape[2:]),
+            frame_size=(height, width),
         )
         for name, tensor in state.tensors().items():
             if name not in tensors or tensors[name].shape != tensor.shape:
@@ -285,9 +286,9 @@ def _allocate_layer(
         shape = (batch_size, config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
         tail = torch.zeros(batch_size, config.conv_size - 1, config.conv_channels, dtype=dtype, device=device)
         return DeltaState(torch.zeros(shape, dtype=torch.float32, device=device), tail)
-    if kind == FULL and max_length is None:
-        raise StateError("a model with full-attention layers needs max_length, the tokens to make room for.")
     slots = max_length if kind == FULL else config.sliding_window
+    if slots is None:
+        raise StateError("a model with full-attention layers needs max_length, the tokens to make room for.")
     shape = (batch_size, config.num_key_value_heads, slots, config.head_dim)
     keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
     return FullState(keys, values) if kind == FULL else WindowState(keys, values)

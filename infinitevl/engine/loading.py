@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,9 +68,7 @@ def load(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = _folder(name)
-    if dtype is None:
-        small_on_cpu = torch.float32 if name in (None, BUILTIN) else "auto"
-        dtype = torch.bfloat16 if device.type == "cuda" else small_on_cpu
+    dtype = dtype or _dtype(name, device)
     try:
         model = InfiniteVLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         processor = InfiniteVLProcessor.from_pretrained(folder)
@@ -83,6 +82,13 @@ def load(
 def builtin_folder() -> Path:
     """Where the built-in model lies in the installed package."""
     return Path(str(resources.files("infinitevl"))) / "assets" / BUILTIN
+
+
+def _dtype(name: str | os.PathLike[str] | None, device: torch.device) -> Any:
+    """What transformers takes as dtype: "auto" is the folder's own."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.float32 if name in (None, BUILTIN) else "auto"
 
 
 def _folder(name: str | os.PathLike[str] | None) -> str:

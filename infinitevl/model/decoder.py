@@ -9,7 +9,7 @@ from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.model.window_attention import WindowAttention
 from infinitevl.ops.rotary import phase_steps, rotary_angles, section_axes
-from infinitevl.state import DeltaState, LayerState, StreamState
+from infinitevl.state import LayerState, StreamState
 
 
 class RotaryEmbedding(nn.Module):
@@ -42,7 +42,7 @@ class DecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: InfiniteVLTextConfig, kind: str):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = (
+        self.self_attn: GatedDeltaNet | WindowAttention = (
             GatedDeltaNet(config)
             if kind == LINEAR
             else WindowAttention(config, config.sliding_window if kind == SLIDING else None)
@@ -72,7 +72,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 
     def _mix_step(self, x, cos, sin, state, length, num_valid) -> Tensor:
         assert state is not None, "one token at a time needs a state"
-        if isinstance(state, DeltaState):
+        if isinstance(self.self_attn, GatedDeltaNet):
             return self.self_attn.step(x, state)
         return self.self_attn.step(x, cos, sin, state, length)
 

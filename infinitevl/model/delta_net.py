@@ -1,7 +1,7 @@
 """Gated DeltaNet: linear attention whose memory is a matrix that is decayed, corrected and read.
 
-Each token writes beta (v - what the memory already says about k) under its key and reads with its query. There
-is no position encoding: order enters through the decay and a short causal convolution.
+Each token writes beta (v - what the memory already says about k) under its key and reads with its query.
+There is no position encoding: order enters through the decay and a short causal convolution.
 """
 
 import torch

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
+from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import InputError
 from infinitevl.model.hf_cache import StateCache, as_state_cache
 
@@ -16,13 +17,15 @@ _VIDEOS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 class StateGeneration(GenerationMixin):
     """`generate` over a `StateCache`; positions and pictures belong to the prompt alone."""
 
+    config: InfiniteVLConfig
+
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
     ) -> None:
         """None: `forward` works positions out from the state, so that two conversations never meet."""
         return None
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
@@ -32,8 +35,8 @@ class StateGeneration(GenerationMixin):
     ) -> None:
         if generation_config.cache_implementation is not None:
             raise InputError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not used: the state has a "
-                "constant size anyway. Leave it out."
+                f"cache_implementation={generation_config.cache_implementation!r} is not used: the state has "
+                "a constant size anyway. Leave it out."
             )
         past = as_state_cache(model_kwargs.get("past_key_values"))
         if past is None and generation_config.use_cache:
@@ -41,19 +44,15 @@ class StateGeneration(GenerationMixin):
         if past is not None:
             model_kwargs["past_key_values"] = past
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The prompt with everything that belongs to it, then one token at a time."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc, arg-type]
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             for name in (*_IMAGES, *_VIDEOS):
                 inputs.pop(name, None)
         return inputs
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # type: ignore[override]
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
@@ -64,8 +63,11 @@ class StateGeneration(GenerationMixin):
         visual = {name: model_kwargs.pop(name, None) for name in (*_IMAGES, *_VIDEOS)}
         if expand_size > 1 and input_ids is not None:
             visual = self._expand_visual(visual, input_ids, expand_size)
-        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size,
+            is_encoder_decoder,
+            input_ids,  # type: ignore[arg-type]
+            **model_kwargs,
         )
         return expanded_ids, {**model_kwargs, **visual}
 

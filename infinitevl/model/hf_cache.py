@@ -103,6 +103,6 @@ def as_state_cache(past_key_values: object) -> StateCache | None:
     if isinstance(past_key_values, StreamState):
         return StateCache(past_key_values)
     raise InputError(
-        f"past_key_values is a {type(past_key_values).__name__}; InfiniteVL carries a StateCache (or a StreamState). "
-        "Leave it out to start anew."
+        f"past_key_values is a {type(past_key_values).__name__}; InfiniteVL carries a StateCache (or a "
+        "StreamState). Leave it out to start anew."
     )

@@ -1,7 +1,7 @@
 """The model as transformers knows it: forward, generate, from_pretrained.
 
-This is the one place that reads and names what transformers passes, and where the number of tokens chooses the
-way through the decoder. Engines and trainers use its parts: `model.visual`, `model.language_model`, `lm_head`.
+This is the one place that reads and names what transformers passes, and where the number of tokens chooses
+the way through the decoder. Engines and trainers use its parts: `visual`, `language_model`, `lm_head`.
 """
 
 import os
@@ -33,13 +33,14 @@ _DT_BIAS_START = -6.907255
 class InfiniteVLPreTrainedModel(PreTrainedModel):
     """What transformers needs to know about every part of an InfiniteVL."""
 
+    config: InfiniteVLConfig
     config_class = InfiniteVLConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "video", "text")
+    input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ("DecoderLayer", "VisionBlock")
-    _skip_keys_device_placement = ("past_key_values", "state")
+    _no_split_modules = ["DecoderLayer", "VisionBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "state"]  # noqa: RUF012
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -53,7 +54,7 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls, name: str | os.PathLike[str], *args: Any, strict: bool = True, **kwargs: Any
     ) -> Any:
         """Load a folder or hub name; published folders load as they are, and no code of theirs runs.
@@ -69,12 +70,13 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
         kwargs.setdefault("key_mapping", PREFIX_MAPPING)
         kwargs.setdefault("ignore_mismatched_sizes", True)  # they are told below, by name
         with loading_errors(name):
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if strict:
             check_loading(name, info)
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write configuration, weights (newer prefix) and a model card; keywords as in transformers."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(folder, **kwargs)
@@ -112,6 +114,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding table."""
+        assert isinstance(value, nn.Embedding)
         self.language_model.embed_tokens = value
 
     @property
@@ -148,8 +151,9 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         if int(places.sum()) != features.shape[0]:
             name = "image" if kind == IMAGE else "video"
             raise InputError(
-                f"the prompt has {int(places.sum())} {name} tokens, the {name}s given need {features.shape[0]}. "
-                "Make text and pixels with one processor call; after a cached prefix pass only the new ones."
+                f"the prompt has {int(places.sum())} {name} tokens, the {name}s given need "
+                f"{features.shape[0]}. Make text and pixels with one processor call; after a cached prefix "
+                "pass only the new ones."
             )
         return embeds.masked_scatter(places[..., None].to(embeds.device), features)
 
@@ -186,9 +190,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
             InputError: the arguments do not fit each other. StateError: no room in a full-attention layer.
         """
         _refuse_attentions(output_attentions)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("pass either input_ids or inputs_embeds, and not both.")
-        embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = self._embeds(input_ids, inputs_embeds)
         kinds = self._kinds(input_ids, mm_token_type_ids, embeds)
         if pixel_values is not None:
             embeds = self.place_features(embeds, kinds, IMAGE, pixel_values, image_grid_thw)
@@ -217,6 +219,13 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
             past_key_values=cache,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
+
+    def _embeds(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if input_ids is not None and inputs_embeds is None:
+            return self.embed(input_ids)
+        if inputs_embeds is not None and input_ids is None:
+            return inputs_embeds
+        raise InputError("pass either input_ids or inputs_embeds, and not both.")
 
     def _kinds(self, input_ids: Tensor | None, mm_token_type_ids: Tensor | None, embeds: Tensor) -> Tensor:
         if input_ids is not None:

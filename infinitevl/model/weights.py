@@ -34,8 +34,8 @@ def loading_errors(name: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
-            f"{name} could not be loaded: {str(error).strip()} Check that config.json and every weight file are "
-            "there and whole; download the folder again if in doubt."
+            f"{name} could not be loaded: {str(error).strip()} Check that config.json and every weight file "
+            "are there and whole; download the folder again if in doubt."
         ) from error
 
 

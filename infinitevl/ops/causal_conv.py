@@ -1,4 +1,4 @@
-"""The causal convolution of Gated DeltaNet with the inputs that it carries over; definition in `reference`."""
+"""The causal convolution of Gated DeltaNet and the inputs that it carries over; defined in `reference`."""
 
 import torch
 from torch import Tensor

@@ -81,10 +81,11 @@ def test_a_source_without_frames_is_an_error_that_says_so(session, source):
         run(session, source(), "what?")
 
 
-def test_a_source_that_breaks_is_asked_about_what_was_seen_and_then_reported(session, source):
+@pytest.mark.parametrize("kind", [SourceError, InputError])
+def test_a_source_that_breaks_is_asked_about_what_was_seen_and_then_reported(session, source, kind):
     events = []
-    with pytest.raises(SourceError, match="broke off"):
-        watch(session, source(0, 1, SourceError("broke off")), [parse_question("end?")], events.append)
+    with pytest.raises(kind, match="broke off"):
+        watch(session, source(0, 1, kind("broke off")), [parse_question("end?")], events.append)
     assert answers(events) == [(1, "end?", "2 frames")]
 
 

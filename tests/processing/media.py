@@ -36,7 +36,7 @@ def write_video(
     with av.open(str(path), "w", format=format, options=options) as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.gop_size = 5
+        stream.codec_context.gop_size, stream.bit_rate = 5, 1_000_000
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
             frame.pts, frame.time_base = start + time, Fraction(1, rate)
