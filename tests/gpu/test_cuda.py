@@ -1,0 +1,97 @@
+"""The same numbers on a CUDA GPU as on a CPU, and the same equalities there."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infinitevl.engine.session import StreamSession
+from infinitevl.ops.delta_rule import delta_rule_chunk
+from infinitevl.ops.reference import delta_rule_by_token
+from tests.model.test_reference_vectors import PROMPT
+from tests.ops.test_delta_rule import DECAYS, random_inputs
+from tests.support import DATA, random_frame, relative_error, small_model, tiny_model, tiny_processor
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """float32 products in float32, not in tf32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_the_reference_vectors_hold_on_a_gpu():
+    model, vectors = small_model().cuda(), load_file(DATA / "small" / "vectors.safetensors")
+    with torch.no_grad():
+        out = model(**{name: vectors[name].cuda() for name in PROMPT}, use_cache=False)
+    assert relative_error(out.logits.cpu(), vectors["logits"]) < 2e-5
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
+def test_the_chunk_rule_equals_the_float64_oracle_on_a_gpu(decay, length):
+    inputs = random_inputs(length, decay)
+    wanted = delta_rule_by_token(*inputs)
+    given = delta_rule_chunk(*(x.float().cuda() for x in inputs))
+    for x, y in zip(given, wanted, strict=True):
+        assert relative_error(x.cpu(), y) < 2e-5
+
+
+def watched(model, num_frames=30, **kwargs):
+    session = StreamSession(model, tiny_processor(), **kwargs)
+    for index in range(num_frames):
+        session.observe(random_frame(index), at=index / 2)
+    return session
+
+
+@pytest.mark.parametrize("mode", ["image", "video"])
+def test_a_stream_on_a_gpu_equals_one_on_a_cpu(mode):
+    here, there = watched(tiny_model(), mode=mode), watched(tiny_model().cuda(), mode=mode)
+    for name, tensor in there.state.tensors().items():
+        wanted = here.state.tensors()[name]
+        assert tensor.is_cuda
+        if tensor.is_floating_point():
+            assert relative_error(tensor.cpu(), wanted) < 2e-5, name
+        else:
+            assert torch.equal(tensor.cpu(), wanted), name
+    assert there.ask("what?", max_new_tokens=4) == here.ask("what?", max_new_tokens=4)
+
+
+def test_a_question_on_a_gpu_leaves_the_stream_untouched_and_a_saved_one_continues(tmp_path):
+    model = tiny_model().cuda()
+    session = watched(model)
+    before = session.state.fork().tensors()
+    session.ask("what?", max_new_tokens=4)
+    session.save(tmp_path / "s")
+    loaded = StreamSession.load(tmp_path / "s", model, tiny_processor())
+    for name, tensor in session.state.tensors().items():
+        assert torch.equal(tensor, before[name]) and torch.equal(loaded.state.tensors()[name], tensor), name
+    assert loaded.state.tensors()[name].is_cuda
+
+
+def test_a_model_spread_over_cpu_and_gpu_equals_one_in_one_place(tmp_path):
+    from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+
+    tiny_model().save_pretrained(tmp_path)
+    places: dict[str, int | str] = {"model.visual": 0, "model.language_model.embed_tokens": 0, "lm_head": 0}
+    places |= {f"model.language_model.layers.{i}": 0 if i < 2 else "cpu" for i in range(4)}
+    places |= {"model.language_model.norm": 0, "model.language_model.rotary": 0}
+    spread = InfiniteVLForConditionalGeneration.from_pretrained(tmp_path, device_map=places)
+    session, whole = watched(spread, 10), watched(tiny_model(), 10)
+    kinds = {i: next(iter(vars(layer).values())).device.type for i, layer in enumerate(session.state.layers)}
+    assert kinds == {0: "cuda", 1: "cuda", 2: "cpu", 3: "cpu"}
+    for name, tensor in session.state.tensors().items():
+        if tensor.is_floating_point():
+            assert relative_error(tensor.cpu(), whole.state.tensors()[name]) < 2e-5, name
+
+
+def test_device_memory_does_not_grow_with_a_stream():
+    session = watched(tiny_model().cuda(), 50)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for index in range(50, 1000):
+        session.observe(random_frame(index % 8), at=index / 2)
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
