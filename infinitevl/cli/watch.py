@@ -10,7 +10,7 @@ from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLine
 from infinitevl.engine.sampling import Sampling
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
-from infinitevl.evaluation.streaming import Event, Summary, WatchSettings, nothing_typed, watch
+from infinitevl.evaluation.streaming import Event, Outcome, WatchSettings, nothing_typed, watch
 from infinitevl.processing.video import Source, open_source
 
 if TYPE_CHECKING:
@@ -47,13 +47,15 @@ def run_watch(options: WatchOptions, *, model: str | None, device: str | None, d
         network, processor = load_model(model, device, dtype)
         session = _open_session(options, network, processor)
         recorder = Recorder()
-        summary = _watch(options, session, source, questions, recorder)
+        outcome = _watch(options, session, source, questions, recorder)
     if options.save_state is not None:
         session.save(options.save_state)
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
         names = {"title": options.source, "model": model or "the built-in model"}
-        write_report(options.report, recorder, summary, **names, growth_per_token=growth)
+        write_report(options.report, recorder, outcome.summary, **names, growth_per_token=growth)
+    if outcome.broken is not None:
+        raise outcome.broken
 
 
 def _open_session(options: WatchOptions, model: Any, processor: Any) -> "StreamSession":
@@ -70,7 +72,7 @@ def _watch(
     source: Source,
     questions: list[TimedQuestion],
     recorder: Recorder,
-) -> Summary:
+) -> Outcome:
     starts_at = None
     if options.resume_state is not None:
         starts_at = session.stats().seconds + 1 / (options.fps or 2.0)
@@ -87,7 +89,7 @@ def _watch(
             display(event)
 
         afterwards = () if typed is None or questions else typed.until_empty()
-        summary = watch(
+        outcome = watch(
             session,
             source,
             questions,
@@ -96,5 +98,5 @@ def _watch(
             afterwards=afterwards,
             settings=settings,
         )
-        display.finish(summary)
-    return summary
+        display.finish(outcome.summary)
+    return outcome

@@ -68,7 +68,7 @@ def examine(
 
     settings = WatchSettings(Sampling(max_new_tokens=max_new_tokens))
     asked = [TimedQuestion(question.turn.question, question.at) for question in known]
-    summary = watch(timed, exam.source, asked, listen, settings=settings)
+    summary = watch(timed, exam.source, asked, listen, settings=settings).summary
     return DemoResult(summary, marks, timed.watching_seconds, timed.answering_seconds)
 
 

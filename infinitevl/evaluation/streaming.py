@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from infinitevl.engine.sampling import Sampling
-from infinitevl.errors import InfiniteVLError, InputError, SourceError
+from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.evaluation.interrupt import Interrupt
 from infinitevl.evaluation.questions import TimedQuestion, in_order
 from infinitevl.processing.frames import Frame, Source
@@ -92,6 +92,14 @@ class Summary:
         return asdict(self) | {"seconds": round(self.seconds, 3)}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a stream ended: what it came to, and the error with which its source broke, if it did."""
+
+    summary: Summary
+    broken: InfiniteVLError | None = None
+
+
 Event = Seen | Asked | Piece | Answered | Refused
 
 
@@ -123,7 +131,7 @@ def watch(
     typed: Callable[[], list[str]] = nothing_typed,
     afterwards: Iterable[str] = (),
     settings: WatchSettings = WatchSettings(),
-) -> Summary:
+) -> Outcome:
     """Watch `source` to its end, to `max_frames`, or until Ctrl-C, and answer every question.
 
     A question for second s is asked when all frames up to s have been seen; what is left is asked at the end.
@@ -132,18 +140,18 @@ def watch(
         typed: returns the questions that a person has typed since the last call.
         afterwards: questions to ask when everything else is done, as they come, until Ctrl-C.
 
+    Returns:
+        The summary and, if the source broke, its error; the questions were then answered on what was seen.
+
     Raises:
-        SourceError: the source broke; the questions have been answered on what was seen before.
-        InputError: the source has no frame at all.
+        InfiniteVLError: the source broke before its first frame, or has none; or a question cannot be asked.
     """
     watcher = _Watcher(session, source, deque(in_order(questions)), on_event, settings)
     with Interrupt() as interrupt:
         broken = watcher.take_in(interrupt, typed)
         watcher.answer_the_rest()
         watcher.answer_typed(interrupt.until_pressed(afterwards))
-    if broken is not None:
-        raise broken
-    return watcher.summary()
+    return Outcome(watcher.summary(), broken)
 
 
 @dataclass
@@ -161,14 +169,14 @@ class _Watcher:
     def __post_init__(self) -> None:
         self.dropped_before = self.session.dropped
 
-    def take_in(self, interrupt: Interrupt, typed: Callable[[], list[str]]) -> SourceError | None:
+    def take_in(self, interrupt: Interrupt, typed: Callable[[], list[str]]) -> InfiniteVLError | None:
         """Observe frame by frame; return the error with which the source broke, if it did."""
         try:
             for frame in interrupt.until_pressed(self._frames()):
                 self._answer_due(frame.time)
                 self._observe(frame)
                 self.answer_typed(typed())
-        except SourceError as error:
+        except InfiniteVLError as error:
             if self.image is None:
                 raise
             return error

@@ -165,6 +165,21 @@ def test_an_empty_and_a_cut_video_say_what_is_wrong(tiny_folder, clip, tmp_path)
     assert "cut.mp4" in failure(run("watch", cut, "--model", tiny_folder))
 
 
+def test_a_source_that_breaks_half_way_still_leaves_answers_state_and_report(tiny_folder, picture, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(3):
+        (pictures / f"{index}.png").write_bytes(Path(picture).read_bytes())
+    (pictures / "2.png").write_bytes(b"no picture")
+    state, page = tmp_path / "state", tmp_path / "page.html"
+    kept = ["--save-state", state, "--report", page, "--ask", "what?", "--max-new-tokens", "1"]
+    result = run("watch", pictures, "--model", tiny_folder, "--json", *kept)
+    assert "2.png" in failure(result)
+    answer, last = map(json.loads, result.stdout.splitlines())
+    assert answer["question"] == "what?" and last["frames"] == 2
+    assert state.exists() and page.exists()
+
+
 def test_a_bad_picture_in_a_chat_is_named(tiny_folder, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")

@@ -15,7 +15,9 @@ def recorded(session, source):
     recorder = Recorder(max_frames=8)
     lines = ["3s: what is <b>this</b>?", 'end "quoted"?']
     settings = WatchSettings(report_every=0)
-    summary = watch(session, source(*range(50)), map(parse_question, lines), recorder, settings=settings)
+    summary = watch(
+        session, source(*range(50)), map(parse_question, lines), recorder, settings=settings
+    ).summary
     return recorder, summary
 
 

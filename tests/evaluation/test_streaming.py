@@ -15,8 +15,8 @@ EVERY_FRAME = WatchSettings(report_every=0)
 def run(session, source, *lines, **kwargs):
     events = []
     settings = kwargs.pop("settings", EVERY_FRAME)
-    summary = watch(session, source, map(parse_question, lines), events.append, settings=settings, **kwargs)
-    return summary, events
+    outcome = watch(session, source, map(parse_question, lines), events.append, settings=settings, **kwargs)
+    return outcome.summary, events
 
 
 def answers(events):
@@ -82,10 +82,11 @@ def test_a_source_without_frames_is_an_error_that_says_so(session, source):
 
 
 @pytest.mark.parametrize("kind", [SourceError, InputError])
-def test_a_source_that_breaks_is_asked_about_what_was_seen_and_then_reported(session, source, kind):
+def test_a_source_that_breaks_is_asked_about_what_was_seen_and_the_error_is_kept(session, source, kind):
     events = []
-    with pytest.raises(kind, match="broke off"):
-        watch(session, source(0, 1, kind("broke off")), [parse_question("end?")], events.append)
+    error = kind("broke off")
+    outcome = watch(session, source(0, 1, error), [parse_question("end?")], events.append)
+    assert outcome.broken is error and outcome.summary.frames == 2
     assert answers(events) == [(1, "end?", "2 frames")]
 
 
