@@ -158,12 +158,13 @@ def open_container(
 
 
 def video_stream(container: "InputContainer", name: str) -> "VideoStream":
-    """The first video stream; SourceError, and the container closed, if there is none."""
-    if container.streams.video:
-        return container.streams.video[0]
+    """The first video stream that can be decoded; SourceError, and the container closed, if there is none."""
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            return stream
     kinds = ", ".join(stream.type for stream in container.streams)
     container.close()
-    raise SourceError(f"{name} holds no pictures, only: {kinds or 'nothing'}. Give a video.")
+    raise SourceError(f"{name} holds no video that can be decoded, only: {kinds or 'nothing'}.")
 
 
 def _duration(container: "InputContainer", stream: "VideoStream") -> float | None:
