@@ -1,5 +1,6 @@
 """What all commands share: their options, and errors that need no traceback."""
 
+import difflib
 import functools
 import inspect
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infinitevl.errors import InfiniteVLError, InputError
+from infinitevl.errors import CheckpointError, InfiniteVLError, InputError
 
 
 class Dtype(StrEnum):
@@ -102,7 +103,23 @@ def load_model(name: str | None, device: str | None, dtype: str) -> tuple[Any, A
     if name is None or not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     number_format = None if dtype == "auto" else getattr(torch, dtype)
-    return load(name, dtype=number_format, device=device)
+    try:
+        return load(name, dtype=number_format, device=device)
+    except CheckpointError as error:
+        if name is None or Path(name).exists():
+            raise
+        raise CheckpointError(f"{error} {nearest_name(name)}") from error
+
+
+def nearest_name(name: str) -> str:
+    """What may have been meant by a name that is neither a folder nor a known model."""
+    from infinitevl.engine.loading import CATALOGUE
+
+    names = [entry.name for entry in CATALOGUE]
+    close = difflib.get_close_matches(name, names, n=1)
+    if name in names:
+        return "It can be downloaded once from the hub, with a network."
+    return f"Did you mean {close[0]!r}?" if close else f"Known names are {', '.join(names)}."
 
 
 def check_device(name: str | None) -> None:
