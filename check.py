@@ -30,15 +30,19 @@ STEPS = {
     "types": ["mypy"],
     "tests": ["pytest"],
 }
-SLOW_TESTS = ["pytest", "--slow", "-m", "slow"]
+SLOW_STEPS = {
+    "slow tests": ["pytest", "--slow", "-m", "slow"],
+    "many random splits": ["pytest", "tests/model/test_any_split.py"],
+}
+MANY_CASES = {"INFINITEVL_SPLIT_CASES": "10000"}
 
 
-def run_step(name: str, module_call: list[str]) -> bool:
+def run_step(name: str, module_call: list[str], settings: dict[str, str]) -> bool:
     """Run `python -m ...` in the project's root; print how long it took; True if it passed."""
     print(f"== {name}: {' '.join(module_call)}", flush=True)
     started = time.monotonic()
     finished = subprocess.run(
-        [sys.executable, "-m", *module_call], cwd=ROOT, env=os.environ | QUIET_MACHINE, check=False
+        [sys.executable, "-m", *module_call], cwd=ROOT, env=os.environ | settings, check=False
     )
     passed = finished.returncode == 0
     verdict = "passed" if passed else f"FAILED (exit status {finished.returncode})"
@@ -51,11 +55,11 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="run the slow tests and nothing else")
     parser.add_argument("--only", choices=STEPS, help="run one step and nothing else")
     arguments = parser.parse_args()
-    if arguments.slow:
-        steps = {"slow tests": SLOW_TESTS}
-    else:
-        steps = {name: call for name, call in STEPS.items() if arguments.only in (None, name)}
-    failed = [name for name, call in steps.items() if not run_step(name, call)]
+    settings = QUIET_MACHINE | (MANY_CASES if arguments.slow else {})
+    steps = SLOW_STEPS if arguments.slow else STEPS
+    if arguments.only:
+        steps = {arguments.only: STEPS[arguments.only]}
+    failed = [name for name, call in steps.items() if not run_step(name, call, settings)]
     print(f"gate: {'FAILED: ' + ', '.join(failed) if failed else 'passed: ' + ', '.join(steps)}")
     return 1 if failed else 0
 

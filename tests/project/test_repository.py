@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
+import infinitevl
 from tests.project.source import ROOT, modules
 
+# A name here is a promise: taking one away breaks somebody's program.
+PUBLIC_NAMES = """
+    CATALOGUE ChatSession CheckpointError InfiniteVLConfig InfiniteVLError InfiniteVLForConditionalGeneration
+    InfiniteVLProcessor InputError SourceError StateCache StateError StreamSession StreamState StreamStats
+    load open_source process_vision_info
+""".split()
 MEGABYTE = 1_000_000
 SKIPPED_FOLDERS = {".git", ".venv", "build", "dist"}
 
@@ -19,6 +26,11 @@ def tracked_files() -> list[Path]:
     else:  # an unpacked archive instead of a clone
         paths = [path for path in ROOT.rglob("*") if not SKIPPED_FOLDERS & set(path.relative_to(ROOT).parts)]
     return [path for path in paths if path.is_file()]
+
+
+def test_the_public_names_are_these_and_all_exist() -> None:
+    assert sorted(infinitevl.__all__) == sorted(PUBLIC_NAMES)
+    assert all(hasattr(infinitevl, name) for name in PUBLIC_NAMES)
 
 
 def test_no_file_knows_one_machine() -> None:
