@@ -85,3 +85,10 @@ def test_python_in_the_pages_uses_names_that_exist(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and node.module == "infinitevl":
                 missing = {alias.name for alias in node.names} - set(infinitevl.__all__)
                 assert not missing, f"{page.name} imports {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_the_pages_name_exist(page: Path) -> None:
+    named = re.findall(r"`((?:tests|docs|examples|builtin|infinitevl|recipes)/[\w./-]+)`", page.read_text())
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, f"{page.name} names {missing}"
