@@ -109,8 +109,9 @@ def watch(
         bool, typer.Option("--live", help="Play a file at its own pace; the newest frame wins.")
     ] = False,
     mode: Annotated[
-        FrameMode, typer.Option("--mode", help="Each frame a picture, or two frames a temporal patch.")
-    ] = FrameMode.image,
+        FrameMode | None,
+        typer.Option("--mode", help="Each frame a picture (default), or two frames a temporal patch."),
+    ] = None,
     keep_turns: Annotated[
         bool, typer.Option("--keep-turns", help="Questions and answers become part of the stream.")
     ] = False,
@@ -120,7 +121,7 @@ def watch(
     resume_state: Annotated[
         str | None,
         typer.Option(
-            "--resume-state", metavar="FILE", help="Go on with a kept stream, after its last frame."
+            "--resume-state", metavar="FILE", help="Go on with a kept stream; its time goes on too."
         ),
     ] = None,
     max_frames: Annotated[
@@ -144,7 +145,7 @@ def watch(
             ask=ask or [],
             fps=fps,
             live=live or None,
-            mode=mode.value,
+            mode=mode.value if mode else None,
             keep_turns=keep_turns,
             save_state=save_state,
             resume_state=resume_state,

@@ -52,7 +52,7 @@ class _TextMarks:
     """Progress, answers as they are generated with the truth beside them, and the line of speed."""
 
     def __init__(self, exam: Exam, window_size: int) -> None:
-        self._window_size = window_size
+        self._window_size, self._num_frames = window_size, exam.source.num_frames
         self._display = TextDisplay(exam.source.num_frames)
         self._console = Console()
 
@@ -66,6 +66,8 @@ class _TextMarks:
             self._verdict(mark)
             self._display(event)
 
+        write(f"{self._num_frames} frames that no model was trained on. ")
+        write(f"Attention sees the last {self._window_size:,} tokens; the rest is memory.\n\n")
         try:
             result = examine(session, exam, show, mark)
         finally:

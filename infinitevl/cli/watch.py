@@ -8,6 +8,7 @@ from infinitevl.cli.command import check_folder, load_model
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
 from infinitevl.engine.sampling import Sampling
+from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Event, Outcome, WatchSettings, nothing_typed, watch
@@ -28,7 +29,7 @@ class WatchOptions:
     ask: list[str] = field(default_factory=list)
     fps: float | None = None
     live: bool | None = None
-    mode: Literal["image", "video"] = "image"
+    mode: Literal["image", "video"] | None = None
     keep_turns: bool = False
     save_state: str | None = None
     resume_state: str | None = None
@@ -61,9 +62,15 @@ def run_watch(options: WatchOptions, *, model: str | None, device: str | None, d
 def _open_session(options: WatchOptions, model: Any, processor: Any) -> "StreamSession":
     from infinitevl.engine.session import StreamSession
 
-    if options.resume_state is not None:
-        return StreamSession.load(options.resume_state, model, processor)
-    return StreamSession(model, processor, mode=options.mode, keep_turns=options.keep_turns)
+    if options.resume_state is None:
+        return StreamSession(model, processor, mode=options.mode or "image", keep_turns=options.keep_turns)
+    session = StreamSession.load(options.resume_state, model, processor)
+    if options.mode not in (None, session.mode) or options.keep_turns > session.keep_turns:
+        kept = f"mode {session.mode} and {'' if session.keep_turns else 'no '}kept turns"
+        raise InputError(
+            f"{options.resume_state} has {kept}, and keeps that: leave --mode and --keep-turns out"
+        )
+    return session
 
 
 def _watch(

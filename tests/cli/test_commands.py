@@ -61,6 +61,15 @@ def test_a_kept_stream_goes_on_after_its_last_frame(tiny_folder, clip, tmp_path)
     assert second["state_bytes"] == first["state_bytes"]
 
 
+def test_a_kept_stream_keeps_its_mode(tiny_folder, clip, tmp_path):
+    state = tmp_path / "stream.safetensors"
+    objects(run("watch", clip, "--model", tiny_folder, "--json", "--mode", "video", "--save-state", state))
+    resume = ["watch", clip, "--model", tiny_folder, "--json", "--resume-state", state]
+    assert objects(run(*resume))[-1]["tokens"] == 1 + 16 * 4
+    assert "mode video" in failure(run(*resume, "--mode", "image"))
+    assert "no kept turns" in failure(run(*resume, "--keep-turns"))
+
+
 def test_kept_turns_become_part_of_the_stream(tiny_folder, clip):
     asked = ["--model", tiny_folder, "--json", "--ask", "1s: what?", "--max-new-tokens", "4"]
     plain = objects(run("watch", clip, *asked))[-1]
