@@ -12,6 +12,7 @@ from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Event, Outcome, WatchSettings, nothing_typed, watch
+from infinitevl.processing.frames import DEFAULT_FPS
 from infinitevl.processing.video import Source, open_source
 
 if TYPE_CHECKING:
@@ -80,14 +81,8 @@ def _watch(
     questions: list[TimedQuestion],
     recorder: Recorder,
 ) -> Outcome:
-    starts_at = None
-    if options.resume_state is not None:
-        starts_at = session.stats().seconds + 1 / (options.fps or 2.0)
-    settings = WatchSettings(options.sampling, options.max_frames, starts_at)
     with contextlib.ExitStack() as stack:
-        typed = None
-        if on_a_terminal() and not options.as_json:
-            typed = stack.enter_context(TypedLines(_ANY_MOMENT if questions else _UNTIL_EMPTY))
+        typed = _typed_lines(stack, options, has_questions=bool(questions))
         display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed)
         stack.callback(display.pause)
 
@@ -95,15 +90,30 @@ def _watch(
             recorder(event)
             display(event)
 
-        afterwards = () if typed is None or questions else typed.until_empty()
         outcome = watch(
             session,
             source,
             questions,
             show,
             typed=typed or nothing_typed,
-            afterwards=afterwards,
-            settings=settings,
+            afterwards=() if typed is None or questions else typed.until_empty(),
+            settings=_settings(options, session),
         )
         display.finish(outcome.summary)
     return outcome
+
+
+def _typed_lines(
+    stack: contextlib.ExitStack, options: WatchOptions, *, has_questions: bool
+) -> TypedLines | None:
+    """What a person types, if one sits there."""
+    if options.as_json or not on_a_terminal():
+        return None
+    return stack.enter_context(TypedLines(_ANY_MOMENT if has_questions else _UNTIL_EMPTY))
+
+
+def _settings(options: WatchOptions, session: "StreamSession") -> WatchSettings:
+    """A resumed stream goes on one frame after its last."""
+    resumed = options.resume_state is not None
+    starts_at = session.stats().seconds + 1 / (options.fps or DEFAULT_FPS) if resumed else None
+    return WatchSettings(options.sampling, options.max_frames, starts_at)
