@@ -1,6 +1,6 @@
 """The keywords of a call of the processor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -47,9 +47,8 @@ class CallOptions:
         """All keywords."""
         return [field.name for field in fields(cls)]
 
-    @property
-    def image_size(self) -> dict[str, dict[str, int]]:
-        """The image processor's keyword for the fewest and most pixels, if the call names any."""
-        asked = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-        size = dict(self.size or {}) | {key: value for key, value in asked.items() if value is not None}
-        return {"size": size} if size else {}
+    def limits(self, size: Mapping[str, int]) -> tuple[int, int]:
+        """The fewest and most pixels of a picture or frame, where the call is silent those of `size`."""
+        asked = self.size or {}
+        least = self.min_pixels or asked.get("shortest_edge") or size["shortest_edge"]
+        return least, self.max_pixels or asked.get("longest_edge") or size["longest_edge"]

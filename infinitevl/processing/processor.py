@@ -19,7 +19,7 @@ from infinitevl.processing.batch import expand_pads, pad_batch, truncate
 from infinitevl.processing.clips import split_videos, video_clip
 from infinitevl.processing.images import check_ratio, open_image
 from infinitevl.processing.options import NESTED_KEYWORDS, CallOptions
-from infinitevl.processing.vision_info import VIDEO_MAX_TOKENS, VIDEO_MIN_TOKENS, process_vision_info
+from infinitevl.processing.vision_info import IMAGE_MIN_TOKENS, VIDEO_MAX_TOKENS, process_vision_info
 
 PUBLISHED_FRAME_SIZE = 448
 _CLASS_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
@@ -66,13 +66,14 @@ class InfiniteVLProcessor(ProcessorMixin):
         second_per_grid_ts. Raises InputError where media and placeholders do not match.
         """
         options = CallOptions.from_kwargs(kwargs)
-        texts = [text] if isinstance(text, str) else text
-        if texts is not None and not all(isinstance(each, str) for each in texts):
-            raise InputError("text must be one or several strings. Render messages with apply_chat_template.")
-        ids = None
-        if texts is not None:
-            ids = self.tokenizer(list(texts), add_special_tokens=options.add_special_tokens)["input_ids"]
+        ids = None if text is None else self._tokenize(text, options.add_special_tokens)
         return self._assemble(ids, images, videos, options)
+
+    def _tokenize(self, text: str | Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
+            raise InputError("text must be one or several strings. Render messages with apply_chat_template.")
+        return self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
 
     def turn_inputs(
         self,
@@ -167,9 +168,9 @@ class InfiniteVLProcessor(ProcessorMixin):
             return {}, []
         for picture in pictures:
             check_ratio(picture.height, picture.width)
-        features = self.image_processor(
-            images=pictures, return_tensors="pt", do_resize=options.do_resize, **options.image_size
-        )
+        least, most = options.limits(self.image_processor.size)
+        size = {"shortest_edge": least, "longest_edge": most}
+        features = self.image_processor(pictures, return_tensors="pt", do_resize=options.do_resize, size=size)
         return dict(features), self._num_tokens(features["image_grid_thw"])
 
     def _video_features(self, videos: Any, options: CallOptions) -> tuple[dict[str, Any], list[int]]:
@@ -178,8 +179,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         if not flat:
             return {}, []
         rates = self._rates(options.fps, len(flat))
-        size = dict(self.image_processor.size) | options.image_size.get("size", {})
-        limits = (size["shortest_edge"], size["longest_edge"]) if options.do_resize else None
+        limits = options.limits(self.image_processor.size) if options.do_resize else None
         clips = [
             video_clip(video, fps, self.image_processor, limits)
             for video, fps in zip(flat, rates, strict=True)
@@ -239,15 +239,11 @@ class InfiniteVLProcessor(ProcessorMixin):
             settings, _ = cls.get_processor_dict(name, **kwargs)
             image_processor = _load_image_processor(name, changes, kwargs)
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
+            template = settings.get("chat_template") or tokenizer.chat_template
+            frame_size = frame_size or settings.get("frame_size", PUBLISHED_FRAME_SIZE)
+            return cls(image_processor, tokenizer, template, frame_size)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{name} holds no processor that can be used: {error}") from error
-        template = settings.get("chat_template") or tokenizer.chat_template
-        return cls(
-            image_processor,
-            tokenizer,
-            template,
-            frame_size or settings.get("frame_size", PUBLISHED_FRAME_SIZE),
-        )
 
 
 def _flatten(images: Any) -> list[Any]:
@@ -272,15 +268,23 @@ def _sized_part(part: dict[str, Any], least: int, most: int, factor: int) -> dic
     kind = prompt.vision_kind(part)
     if kind is None:
         return part
-    source = next((part[key] for key in prompt.MEDIA_KEYS if key in part), None)
-    if source is None:
-        raise InputError(
-            f"A part of type {kind!r} has no {kind}. Give it as {{'type': {kind!r}, {kind!r}: ...}}."
-        )
-    rest = {key: value for key, value in part.items() if key not in prompt.MEDIA_KEYS}
+    limits = {"min_pixels": least, "max_pixels": most}
     if kind == "video":
-        least, most = min(VIDEO_MIN_TOKENS * factor**2, most), min(VIDEO_MAX_TOKENS * factor**2, most)
-    return {"min_pixels": least, "max_pixels": most, **rest, kind: source}
+        # qwen-vl-utils' own limits, unless the processor is one for smaller pictures.
+        is_small = most < VIDEO_MAX_TOKENS * factor**2
+        limits = {"min_pixels": IMAGE_MIN_TOKENS * factor**2, "max_pixels": most} if is_small else {}
+    rest = {key: value for key, value in part.items() if key not in prompt.MEDIA_KEYS}
+    return {**limits, **rest, kind: _source(part, kind)}
+
+
+def _source(part: dict[str, Any], kind: str) -> Any:
+    """What a part shows, under any of the names that transformers or qwen-vl-utils give it."""
+    if "base64" in part:
+        return f"data:;base64,{part['base64']}"
+    for key in prompt.MEDIA_KEYS:
+        if key in part:
+            return part[key]
+    raise InputError(f"A part of type {kind!r} shows nothing. Give {{'type': {kind!r}, {kind!r}: ...}}.")
 
 
 def _load_image_processor(
@@ -299,8 +303,8 @@ def _load_image_processor(
 def register(config_class: type[PreTrainedConfig]) -> None:
     """Let AutoProcessor give this processor for every folder whose config is of this class.
 
-    AutoProcessor alone prefers the class that a folder's processor files name to its registry, and published
-    folders name Qwen's processor, which cannot be built without torchvision: so the model type is asked first.
+    AutoProcessor alone prefers the class that a folder's processor files name to its registry; published
+    folders name Qwen's processor, which cannot be built without torchvision. So the model type goes first.
     """
     AutoProcessor.register(config_class, InfiniteVLProcessor, exist_ok=True)
     by_class_name = AutoProcessor.from_pretrained

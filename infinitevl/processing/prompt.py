@@ -1,7 +1,7 @@
 """Chat text and its token ids; what a user writes never becomes a special token."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -138,9 +138,21 @@ def _any_of(specials: Iterable[str]) -> str:
 
 
 def unused_mark(messages: Any) -> str:
-    """A private-use character that appears nowhere in the messages."""
-    used = set(str(messages))
+    """A private-use character that appears in no text of the messages."""
+    used = set().union(*_texts(messages))
     return next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in used)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings of messages, but those that name media."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from () if key in MEDIA_KEYS else _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:
