@@ -1,8 +1,10 @@
 """InfiniteVLProcessor: text, pictures and videos to the tensors that the model takes, without torchvision."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrai
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import PROCESSOR_NAME
 
-from infinitevl.errors import CheckpointError, InputError
+from infinitevl.errors import CheckpointError, InfiniteVLError, InputError
 from infinitevl.processing import prompt
 from infinitevl.processing.batch import expand_pads, pad_batch, truncate
 from infinitevl.processing.clips import split_videos, video_clip
@@ -219,6 +222,28 @@ class InfiniteVLProcessor(ProcessorMixin):
         vision = ["pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids"]
         return [*super().model_input_names, *vision]
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write the files that `from_pretrained` reads, each one aside first and then renamed.
+
+        Raises InfiniteVLError, with the older files as they were, if the folder cannot be written.
+        """
+        folder = Path(save_directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".processor-", dir=folder) as aside:
+                super().save_pretrained(aside)
+                _move_files(Path(aside), folder)
+        except OSError as error:
+            raise InfiniteVLError(
+                f"The processor could not be saved to {folder}: {error}. "
+                "Free some space or choose another folder, and save again."
+            ) from error
+        if push_to_hub:
+            super().save_pretrained(save_directory, push_to_hub=True, **kwargs)
+        return [str(folder / PROCESSOR_NAME)]
+
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
@@ -244,6 +269,13 @@ class InfiniteVLProcessor(ProcessorMixin):
             return cls(image_processor, tokenizer, template, frame_size)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{name} holds no processor that can be used: {error}") from error
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        file.replace(place)
 
 
 def _flatten(images: Any) -> list[Any]:

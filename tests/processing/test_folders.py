@@ -1,5 +1,6 @@
 """A processor comes out of every folder that a published model may be in, and no code of the folder runs."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import infinitevl
 from infinitevl.config import InfiniteVLConfig
-from infinitevl.errors import CheckpointError
+from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.processing.processor import InfiniteVLProcessor, register
 from infinitevl.processing.prompt import CHAT_TEMPLATE
 from tests.processing.media import make_picture
@@ -135,6 +136,23 @@ def test_a_saved_processor_comes_back_equal(tmp_path: Path, tokenizer: PreTraine
     loaded.save_pretrained(tmp_path / "again")
     again = InfiniteVLProcessor.from_pretrained(tmp_path / "again")
     assert again.to_dict() == loaded.to_dict()
+
+
+def test_a_disk_that_fills_up_leaves_the_older_files_as_they_were(
+    tmp_path: Path, processor: InfiniteVLProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(self: InfiniteVLProcessor, path: str) -> None:
+        Path(path).write_text("{ half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(InfiniteVLProcessor, "to_json_file", full)
+    processor.frame_size = 56
+    with pytest.raises(InfiniteVLError, match="No space left"):
+        processor.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_saved_processor_needs_no_model_config_to_be_found_by_its_name(
