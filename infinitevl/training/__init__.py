@@ -1,0 +1,1 @@
+"""Teaching an InfiniteVL: batches, kernels with gradients, the supervised loop."""

@@ -1,0 +1,232 @@
+"""The three operations of the decoder that decide how fast it trains, shaped for many short sequences.
+
+Same signatures and results as in `ops`; here every step is a large batched product with a gradient of its own,
+so that torch.compile sees one graph a layer and nothing loops in Python but a short scan over chunks.
+Sequences start empty, and their length is a multiple of CHUNK.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinitevl.model import delta_net, window_attention
+
+CHUNK = 64
+_SMALLEST = 8
+
+
+@contextlib.contextmanager
+def training_kernels(dtype: torch.dtype) -> Iterator[None]:
+    """Let the model's layers run on these operations, with products of the delta rule in `dtype`."""
+
+    def delta_rule(q, k, v, log_decay, beta, memory):
+        return delta_rule_chunk(q, k, v, log_decay, beta, memory, dtype)
+
+    ways = [
+        (delta_net, "delta_rule_chunk", delta_rule),
+        (delta_net, "causal_conv_chunk", causal_conv_chunk),
+        (window_attention, "attend_chunk", attend_chunk),
+    ]
+    before = [getattr(module, name) for module, name, _ in ways]
+    try:
+        for module, name, function in ways:
+            setattr(module, name, function)
+        yield
+    finally:
+        for (module, name, _), function in zip(ways, before, strict=True):
+            setattr(module, name, function)
+
+
+def causal_conv_chunk(
+    x: Tensor, weight: Tensor, tail: Tensor, num_valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `ops.causal_conv`: shifted products that a compiler fuses, where a grouped convolution trains slowly."""
+    assert num_valid is None, "training batches are padded at the end and need no counts"
+    width, length = weight.shape[1], x.shape[1]
+    seen = F.pad(x, (0, 0, width - 1, 0))
+    weight = weight.to(x.dtype)
+    mixed = seen[:, :length] * weight[:, 0]
+    for tap in range(1, width):
+        mixed = mixed + seen[:, tap : tap + length] * weight[:, tap]
+    return F.silu(mixed), tail
+
+
+def attend_chunk(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring: tuple[Tensor, Tensor] | None,
+    length: Tensor | None,
+    window: int | None,
+) -> Tensor:
+    """As `ops.attention` at the start of a sequence: one masked attention, key heads repeated."""
+    assert ring is None, "training reads sequences from their start"
+    groups = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
+    place = torch.arange(q.shape[2], device=q.device)
+    back = place[:, None] - place[None]
+    seen = (back >= 0) & (back < (q.shape[2] if window is None else window))
+    return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2)
+
+
+def delta_rule_chunk(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As `ops.delta_rule` (paper, section 3, WY form): products in `dtype`, decays, solve and memory in memory's dtype.
+
+    Args:
+        q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
+    """
+    q, k, v = (_split(x).to(memory.dtype) for x in (q, k, v))  # [B, H, N, C, D]
+    log_decay, beta = (_split(x[..., None])[..., 0].to(memory.dtype) for x in (log_decay, beta))
+    since = log_decay.cumsum(-1)  # [B, H, N, C]
+    lower = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).tril()
+    decay = (since[..., :, None] - since[..., None, :]).masked_fill(~lower, float("-inf")).exp()
+    keys = k.to(dtype)
+    met = ((keys @ keys.mT).to(memory.dtype) * decay * beta[..., None]).tril(-1)
+    solve = unit_lower_inverse(met).to(dtype)
+    grown = since.exp()[..., None]
+    values = solve @ (beta[..., None] * v).to(dtype)
+    erased = solve @ (beta[..., None] * grown * k).to(dtype)
+    to_end = (k * (since[..., -1:] - since).exp()[..., None]).to(dtype)
+    before, written, last = scan_chunks(values, erased, to_end, since[..., -1].exp(), memory)
+    inner = ((q.to(dtype) @ keys.mT).to(memory.dtype) * decay).to(dtype)
+    out = (q * grown).to(dtype) @ before.to(dtype) + inner @ written
+    return out.flatten(2, 3).transpose(1, 2), last
+
+
+def _split(x: Tensor) -> Tensor:
+    """[B, T, H, D] -> [B, H, N, C, D]."""
+    return x.transpose(1, 2).unflatten(2, (-1, CHUNK))
+
+
+def _fresh(x: Tensor) -> Tensor:
+    """A contiguous copy: the layout that the operations below promise to the compiler."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("infinitevl::unit_lower_inverse", mutates_args=())
+def unit_lower_inverse(strict: Tensor) -> Tensor:
+    """Inverse of I + A for strictly lower triangular A [..., C, C]: blocks of 8 by powers, then merged in pairs.
+
+    Powers alone would lose all digits where many keys are alike; blocks of 8 cannot grow that far.
+    """
+    size = strict.shape[-1]
+    a = strict.reshape(-1, size, size)
+    blocks = _diagonal_blocks(a, _SMALLEST)
+    eye = torch.eye(_SMALLEST, dtype=a.dtype, device=a.device)
+    power = -blocks
+    inverse = eye + power
+    for _ in range(2):
+        power = power @ power
+        inverse = inverse + inverse @ power
+    width = _SMALLEST
+    while width < size:
+        inverse = _merge(inverse, a, width)
+        width *= 2
+    return _fresh(inverse.view(strict.shape))
+
+
+def _diagonal_blocks(a: Tensor, width: int) -> Tensor:
+    """Blocks on the diagonal of [M, C, C]: [M, C / width, width, width]."""
+    tiles = a.unflatten(2, (-1, width)).unflatten(1, (-1, width))  # [M, rows, width, columns, width]
+    return torch.diagonal(tiles, dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()
+
+
+def _merge(inverse: Tensor, a: Tensor, width: int) -> Tensor:
+    """Inverses of blocks [M, n, width, width] -> of blocks twice as wide."""
+    upper, lower = inverse[:, 0::2], inverse[:, 1::2]
+    corner = _diagonal_blocks(a, 2 * width)[:, :, width:, :width]
+    joined = inverse.new_zeros(*upper.shape[:2], 2 * width, 2 * width)
+    joined[..., :width, :width] = upper
+    joined[..., width:, width:] = lower
+    joined[..., width:, :width] = -(lower @ corner @ upper)
+    return joined
+
+
+@unit_lower_inverse.register_fake
+def _(strict: Tensor) -> Tensor:
+    return torch.empty_like(strict, memory_format=torch.contiguous_format)
+
+
+def _keep_inverse(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output)
+
+
+def _inverse_backward(ctx, gradient: Tensor) -> Tensor:
+    (inverse,) = ctx.saved_tensors
+    return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
+
+
+unit_lower_inverse.register_autograd(_inverse_backward, setup_context=_keep_inverse)
+
+
+@torch.library.custom_op("infinitevl::scan_chunks", mutates_args=())
+def scan_chunks(
+    values: Tensor, erased: Tensor, to_end: Tensor, decay: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Carry the memory from chunk to chunk: W = values - erased S; S <- decay S + to_end^T W.
+
+    Args:
+        values: [B, H, N, C, V]. erased, to_end: [B, H, N, C, K]. decay: [B, H, N]. memory: [B, H, K, V].
+
+    Returns:
+        The memory before each chunk [B, H, N, K, V], what each chunk writes [B, H, N, C, V], the last memory.
+    """
+    before, written = [], []
+    for n in range(values.shape[2]):
+        before.append(memory)
+        written.append(values[:, :, n] - erased[:, :, n] @ memory.to(values.dtype))
+        memory = decay[:, :, n, None, None] * memory + to_end[:, :, n].mT @ written[-1]
+    return torch.stack(before, 2), torch.stack(written, 2), _fresh(memory)
+
+
+@scan_chunks.register_fake
+def _(values: Tensor, erased: Tensor, to_end: Tensor, decay: Tensor, memory: Tensor):
+    batch, heads, chunks = decay.shape
+    before = memory.new_empty(batch, heads, chunks, memory.shape[2], memory.shape[3])
+    return before, torch.empty_like(values, memory_format=torch.contiguous_format), torch.empty_like(memory)
+
+
+def _keep_scan(ctx, inputs, output) -> None:
+    _, erased, to_end, decay, _ = inputs
+    before, written, _ = output
+    ctx.save_for_backward(erased, to_end, decay, before, written)
+
+
+def _scan_backward(ctx, d_before: Tensor, d_written: Tensor, d_last: Tensor):
+    return scan_backward(*ctx.saved_tensors, d_before, d_written, d_last)
+
+
+@torch.library.custom_op("infinitevl::scan_backward", mutates_args=())
+def scan_backward(
+    erased: Tensor, to_end: Tensor, decay: Tensor, before: Tensor, written: Tensor,
+    d_before: Tensor, d_written: Tensor, d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of `scan_chunks`: the same scan from the end, then everything else for all chunks at once."""
+    dtype = written.dtype
+    after, d_values = [], []  # gradient of the memory after each chunk, of what it writes; last chunk first
+    gradient = d_last
+    for n in reversed(range(decay.shape[2])):
+        after.append(gradient)
+        d_values.append(d_written[:, :, n] + to_end[:, :, n] @ gradient.to(dtype))
+        gradient = decay[:, :, n, None, None] * gradient + d_before[:, :, n]
+        gradient = gradient - erased[:, :, n].mT @ d_values[-1]
+    later, d_value = torch.stack(after[::-1], 2), torch.stack(d_values[::-1], 2)
+    d_erased = _fresh(-(d_value @ before.to(dtype).mT))
+    d_to_end = _fresh(written @ later.to(dtype).mT)
+    return d_value, d_erased, d_to_end, (later * before).sum((-1, -2)), _fresh(gradient)
+
+
+@scan_backward.register_fake
+def _(erased, to_end, decay, before, written, d_before, d_written, d_last):
+    def like(x: Tensor) -> Tensor:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    return like(written), like(erased), like(to_end), like(decay), like(d_last)
+
+
+scan_chunks.register_autograd(_scan_backward, setup_context=_keep_scan)
