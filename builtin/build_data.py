@@ -3,9 +3,9 @@
     pip install -e .[train]
     python -m builtin.build_data            # about 3 minutes and 120 MB of downloads; safe to run again
 
-Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see infinitevl/scenes/world.py),
-tokenizer.json, and the small pack that ships with the package, infinitevl/assets/demo.pack. Needs npm; the fonts
-come from Debian packages and are skipped by name where apt is absent.
+Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see scenes/world.py) and
+tokenizer.json; and the small pack that ships with the package, infinitevl/assets/demo.pack. Needs npm; the
+fonts come from Debian packages and are skipped by name where apt is absent.
 """
 
 import argparse
@@ -61,7 +61,8 @@ FONTS = {splits.TRAIN: TRAIN_FONTS, splits.VALIDATION: VALIDATION_FONTS, splits.
 
 
 def build_concepts(packages: dict[str, Path]) -> tuple[dict, dict[str, np.ndarray]]:
-    """Names shared by all packs, and every drawing: `pictures` [n, 64, 64, 4], `concepts` [n], `hands` [n]."""
+    """Names shared by all packs, and every drawing: `pictures` [n, 64, 64, 4], `concepts` [n], `hands`
+    [n]."""
     icons = {hand: json.loads((packages[hand] / "icons.json").read_text()) for hand in HANDS}
     concepts = names.load_concepts(packages["emojibase"])
     names.add_older_names(concepts, icons)
@@ -88,11 +89,15 @@ def describe(concepts: list[names.Concept], same: list[tuple[int, int]]) -> list
         aliases.setdefault(b, []).append(concepts[a].label)
     return [
         {
-            "label": concept.label, "kind": concept.kind, "tags": concept.tags[:6],
-            "aliases": aliases.get(number, []), "turnable": concept.turnable, "recolourable": concept.recolourable,
+            "label": concept.label,
+            "kind": concept.kind,
+            "tags": concept.tags[:6],
+            "aliases": aliases.get(number, []),
+            "turnable": concept.turnable,
+            "recolourable": concept.recolourable,
         }
         for number, concept in enumerate(concepts)
-    ]  # fmt: skip
+    ]
 
 
 def build_flags(packages: dict[str, Path], cache: Path) -> tuple[np.ndarray, list[dict]]:
@@ -135,7 +140,8 @@ def build_digits(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def sprites_of_split(sprites: dict, shared: dict, split: str) -> np.ndarray:
-    """Which drawings a split holds: the test hand is test only, a few drawings of two hands are validation only."""
+    """Which drawings a split holds: the test hand is test only, a few drawings of two hands are validation
+    only."""
     chosen = []
     for row, (concept, hand) in enumerate(zip(sprites["concepts"], sprites["hands"], strict=True)):
         if HANDS[hand] in names.TEST_HANDS:

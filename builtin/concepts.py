@@ -15,21 +15,71 @@ TEST_HANDS = ("emojione",)
 
 # Subgroup prefix of emojibase -> the kind that a person would name.
 KINDS = {
-    "face": "face", "cat-face": "face", "monkey-face": "face", "heart": "heart", "emotion": "symbol",
-    "hand": "hand", "hands": "hand", "body-parts": "part of the body", "person": "person", "family": "person",
-    "animal": "animal", "plant": "plant", "food": "food", "drink": "drink", "dishware": "dishes",
-    "place": "place", "hotel": "place", "transport-sign": "sign", "transport": "vehicle", "time": "clock",
-    "sky-weather": "weather", "event": "party thing", "award-medal": "award", "sport": "sport", "game": "game",
-    "arts-crafts": "craft", "clothing": "clothing", "sound": "sound", "musical-instrument": "instrument",
-    "music": "music", "phone": "phone", "computer": "computer thing", "light-video": "light or camera",
-    "book-paper": "book or paper", "money": "money", "mail": "mail", "writing": "writing tool",
-    "office": "office thing", "lock": "lock or key", "tool": "tool", "science": "science tool",
-    "medical": "medicine", "household": "household thing", "warning": "sign", "arrow": "arrow",
-    "zodiac": "zodiac sign", "geometric": "shape",
-}  # fmt: skip
+    "face": "face",
+    "cat-face": "face",
+    "monkey-face": "face",
+    "heart": "heart",
+    "emotion": "symbol",
+    "hand": "hand",
+    "hands": "hand",
+    "body-parts": "part of the body",
+    "person": "person",
+    "family": "person",
+    "animal": "animal",
+    "plant": "plant",
+    "food": "food",
+    "drink": "drink",
+    "dishware": "dishes",
+    "place": "place",
+    "hotel": "place",
+    "transport-sign": "sign",
+    "transport": "vehicle",
+    "time": "clock",
+    "sky-weather": "weather",
+    "event": "party thing",
+    "award-medal": "award",
+    "sport": "sport",
+    "game": "game",
+    "arts-crafts": "craft",
+    "clothing": "clothing",
+    "sound": "sound",
+    "musical-instrument": "instrument",
+    "music": "music",
+    "phone": "phone",
+    "computer": "computer thing",
+    "light-video": "light or camera",
+    "book-paper": "book or paper",
+    "money": "money",
+    "mail": "mail",
+    "writing": "writing tool",
+    "office": "office thing",
+    "lock": "lock or key",
+    "tool": "tool",
+    "science": "science tool",
+    "medical": "medicine",
+    "household": "household thing",
+    "warning": "sign",
+    "arrow": "arrow",
+    "zodiac": "zodiac sign",
+    "geometric": "shape",
+}
 COLOUR_WORDS = set("red orange yellow green blue purple pink brown grey gray white black light dark".split())
-FIXED_SUBGROUPS = {"arrow", "time", "hand-single-finger", "hand-fingers-partial", "av-symbol", "alphanum", "keycap",
-                   "math", "punctuation", "zodiac", "religion", "currency", "other-symbol", "gender"}  # fmt: skip
+FIXED_SUBGROUPS = {
+    "arrow",
+    "time",
+    "hand-single-finger",
+    "hand-fingers-partial",
+    "av-symbol",
+    "alphanum",
+    "keycap",
+    "math",
+    "punctuation",
+    "zodiac",
+    "religion",
+    "currency",
+    "other-symbol",
+    "gender",
+}
 
 
 @dataclass
@@ -66,9 +116,13 @@ def _concept(entry: dict, subgroup: str, formal: dict[str, str]) -> Concept:
     names = {slug(label), slug(formal.get(code) or formal.get(code.replace("-FE0F", "")) or label)}
     fixed = subgroup in FIXED_SUBGROUPS or words & {"left", "right", "tilted", "clock"}
     return Concept(
-        label=plain(label), kind=_kind(subgroup), tags=[plain(tag) for tag in entry.get("tags", [])],
-        turnable=not fixed, recolourable=not words & COLOUR_WORDS and subgroup != "geometric", names=names,
-    )  # fmt: skip
+        label=plain(label),
+        kind=_kind(subgroup),
+        tags=[plain(tag) for tag in entry.get("tags", [])],
+        turnable=not fixed,
+        recolourable=not words & COLOUR_WORDS and subgroup != "geometric",
+        names=names,
+    )
 
 
 def _kind(subgroup: str) -> str:
@@ -99,7 +153,8 @@ def add_older_names(concepts: list[Concept], icon_sets: dict[str, dict]) -> None
 
 
 def drawings(concepts: list[Concept], icons: dict, squeezed: bool) -> Iterator[tuple[int, str]]:
-    """(concept index, SVG text) for each concept that this icon set has; `squeezed` sets write names as one word."""
+    """(concept index, SVG text) for each concept that this icon set has; `squeezed` sets write names as one
+    word."""
     for index, concept in enumerate(concepts):
         for name in sorted(concept.names):
             found = _find(name.replace("-", "") if squeezed else name, icons)
@@ -137,7 +192,8 @@ def rasterise(svg: str, width: int = SPRITE_SIZE, height: int = SPRITE_SIZE) -> 
 
 
 def same_pictures(sprites: np.ndarray, concept_of: np.ndarray, hand_of: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of concepts whose drawings are all but equal in at least two hands, so that no picture tells them apart."""
+    """Pairs of concepts whose drawings are all but equal in at least two hands, so that no picture tells
+    them apart."""
     votes: dict[tuple[int, int], int] = {}
     for hand in np.unique(hand_of):
         rows = np.flatnonzero(hand_of == hand)

@@ -3,9 +3,10 @@
     python -m builtin.evaluate --model infinitevl/assets/builtin --split validation
     python -m builtin.evaluate --model runs/builtin/model --split test --out scores.json
 
-Greedy answers, exact match (letter case and a final stop do not matter; a label counts if the two concepts share a
-picture). Strings, compositions and streams belong to the split that is scored; `unseen` rows also use its fonts,
-drawings and figures. Everything is chosen on validation, test is scored once. Under a minute on a GPU.
+Greedy answers, exact match (letter case and a final stop do not matter; a label counts if the two concepts
+share a picture). Strings, compositions and streams belong to the split that is scored; `unseen` rows also use
+its fonts, drawings and figures. Everything is chosen on validation, test is scored once. Under a minute on a
+GPU.
 """
 
 import argparse
@@ -148,8 +149,10 @@ def tasks(seen: Scene, unseen: Scene, lengths: list[int]) -> list[Task]:
         Task("flag", seen, lambda rng, n: picture_sample(seen.world, seen.style, rng, "flag"), 0.5),
         Task("facts, sums and talk", seen, lambda rng, n: text_sample(seen.world, rng), 0.5),
     ]
-    rows += [Task(f"{name} in a scene", seen, _about_group(seen, name), 0.5)
-             for name in ("count", "colour", "shape", "place", "describe")]  # fmt: skip
+    rows += [
+        Task(f"{name} in a scene", seen, _about_group(seen, name), 0.5)
+        for name in ("count", "colour", "shape", "place", "describe")
+    ]
     for task in ("first sign", "keyed sign", "last sign"):
         rows += [Task(f"{task} after {n} frames", seen, _stream(seen, task, n), _share(n)) for n in lengths]
     for task in ("before", "after", "count", "seen", "signs", "now", "first thing", "sign colour"):
@@ -253,7 +256,8 @@ def _timed(examiner: Examiner, task: Task, count: int, split: str) -> dict:
     seconds = time.perf_counter() - start
     example = result["wrong"][0] if result["wrong"] else ""
     print(
-        f"{task.name:34s} {100 * result['score']:6.1f} % of {result['samples']:5d}  {seconds:5.1f} s  {example}",
+        f"{task.name:34s} {100 * result['score']:6.1f} % of {result['samples']:5d}  {seconds:5.1f} s",
+        example,
         flush=True,
     )
     return {**result, "seconds": round(seconds, 2)}

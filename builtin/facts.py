@@ -26,9 +26,15 @@ SMALL_TALK = [
 def load_countries(flags: Path, facts: Path) -> tuple[list[dict[str, str]], list[str]]:
     """Countries that have a flag and a capital, with the two-letter code of each."""
     names = json.loads((flags / "countries.json").read_text())
-    tables = {key: _table(facts, file, key) for key, file in (
-        ("city", "capital-city"), ("continent", "continent"), ("currency_name", "currency-name"), ("languages", "languages"),
-    )}  # fmt: skip
+    tables = {
+        key: _table(facts, file, key)
+        for key, file in (
+            ("city", "capital-city"),
+            ("continent", "continent"),
+            ("currency_name", "currency-name"),
+            ("languages", "languages"),
+        )
+    }
     countries, codes = [], []
     for code, name in sorted(names.items()):
         name = plain(name)
@@ -36,10 +42,15 @@ def load_countries(flags: Path, facts: Path) -> tuple[list[dict[str, str]], list
         if not capital or not (flags / "svg" / f"{code.lower()}.svg").exists():
             continue
         languages = tables["languages"].get(name) or [""]
-        countries.append({
-            "name": name, "capital": plain(capital), "continent": tables["continent"].get(name) or "",
-            "currency": plain(tables["currency_name"].get(name) or ""), "language": plain(languages[0] if isinstance(languages, list) else languages),
-        })  # fmt: skip
+        countries.append(
+            {
+                "name": name,
+                "capital": plain(capital),
+                "continent": tables["continent"].get(name) or "",
+                "currency": plain(tables["currency_name"].get(name) or ""),
+                "language": plain(languages[0] if isinstance(languages, list) else languages),
+            }
+        )
         codes.append(code.lower())
     return countries, codes
 

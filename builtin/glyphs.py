@@ -1,4 +1,5 @@
-"""Glyph atlases: each face's capitals and figures, drawn at one cap height, with the box that each glyph takes."""
+"""Glyph atlases: each face's capitals and figures, drawn at one cap height, with the box that each glyph
+takes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ LOOKALIKE_LIMIT = 0.08
 
 @dataclass
 class Face:
-    """One font file: `cells` uint8 [36, 40, 44], `widths` in cap heights [36] (0 where the face has no such glyph)."""
+    """One font file: `cells` uint8 [36, 40, 44], `widths` in cap heights [36] (0 where the face has no such
+    glyph)."""
 
     name: str
     family: str
@@ -35,8 +37,23 @@ def draw_faces(family: str, files: list[Path]) -> list[Face]:
 
 def _spread(files: list[Path]) -> list[Path]:
     """A few styles of a large family: upright and bold first, then evenly through the rest."""
-    skipped = ("Symbol", "Dingbat", "Weather", "SEGGCHAN", "Initials", "Standard Symbols", "D050000L", "Math",
-               "StandardSymbols", "Size", "NonUni", "IntUp", "IntSm", "VariableFont", "[wght]")  # fmt: skip
+    skipped = (
+        "Symbol",
+        "Dingbat",
+        "Weather",
+        "SEGGCHAN",
+        "Initials",
+        "Standard Symbols",
+        "D050000L",
+        "Math",
+        "StandardSymbols",
+        "Size",
+        "NonUni",
+        "IntUp",
+        "IntSm",
+        "VariableFont",
+        "[wght]",
+    )
     files = [path for path in files if not any(word in path.name for word in skipped)]
     limit = 16 if "dseg" in str(files[:1]) or len(files) > 30 else 2 * WANTED_STYLES
     plain = [path for path in files if path.stem.endswith(("-Regular", "-Bold", "Regular", "Bold"))]

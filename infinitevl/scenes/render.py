@@ -1,6 +1,7 @@
 """Draw pictures of the small world: many at once, on any device, in plain torch.
 
-A `Picture` says what stands where; `plan_pictures` turns a list of them into a few arrays (cheap, no pixels) and
+A `Picture` says what stands where; `plan_pictures` turns a list of them into a few arrays (cheap, no
+pixels) and
 `render` into pixels. `name_patches` says from the same plan what lies under the centre of every patch.
 Lengths are pixels of a 112 x 112 picture; angles are radians; colours are 0..255.
 """
@@ -27,9 +28,11 @@ Colour = tuple[float, float, float]
 
 @dataclass
 class Stamp:
-    """One drawing: `index` in its bank, centre, height, turn, width over height, mirrored, colour or colour change.
+    """One drawing: `index` in its bank, centre, height, turn, width over height, mirrored, colour or colour
+    change.
 
-    `change` is (turn of the hue, saturation, contrast, brightness added); banks of masks take `colour` instead.
+    `change` is (turn of the hue, saturation, contrast, brightness added); banks of masks take `colour`
+    instead.
     """
 
     bank: str
@@ -46,7 +49,8 @@ class Stamp:
 
 @dataclass
 class Line:
-    """One line of capitals and figures: font face, centre, cap height, turn, slant, extra room between characters."""
+    """One line of capitals and figures: font face, centre, cap height, turn, slant, extra room between
+    characters."""
 
     face: int
     text: str
@@ -61,7 +65,8 @@ class Line:
 
 @dataclass
 class Picture:
-    """A ground that blends two colours (a gradient, or stripes where `stripes` > 0), drawings and text on it."""
+    """A ground that blends two colours (a gradient, or stripes where `stripes` > 0), drawings and text on
+    it."""
 
     ground: tuple[Colour, Colour]
     stamps: list[Stamp] = field(default_factory=list)
@@ -120,7 +125,8 @@ def line_width(text: str, widths: Sequence[float], spacing: float = 0.0) -> floa
 
 
 def _line_row(number: int, line: Line, world: World) -> tuple:
-    """picture, face, centre, turn, slant, cap height, colour; then per character its index, start and width."""
+    """picture, face, centre, turn, slant, cap height, colour; then per character its index, start and
+    width."""
     if not 0 < len(line.text) <= MAX_CHARACTERS:
         raise ValueError(f"a line holds 1 to {MAX_CHARACTERS} characters, not {line.text!r}")
     widths = world.faces[line.face].widths
@@ -133,8 +139,22 @@ def _line_row(number: int, line: Line, world: World) -> tuple:
         starts.append(at)
         at += widths[index] + line.spacing
     rest = MAX_CHARACTERS - len(indices)
-    return (number, line.face, line.x, line.y, line.angle, line.slant, line.cap, *line.colour,
-            *indices, *[0] * rest, *starts, *[1e6] * rest, *[widths[i] for i in indices], *[0.0] * rest)  # fmt: skip
+    return (
+        number,
+        line.face,
+        line.x,
+        line.y,
+        line.angle,
+        line.slant,
+        line.cap,
+        *line.colour,
+        *indices,
+        *[0] * rest,
+        *starts,
+        *[1e6] * rest,
+        *[widths[i] for i in indices],
+        *[0.0] * rest,
+    )
 
 
 def render(plan: PicturePlan, textures: Textures, generator: torch.Generator | None = None) -> Tensor:
@@ -223,7 +243,8 @@ def _recolour(colours: Tensor, change: Tensor) -> Tensor:
 
 
 def _line_alpha(rows: Tensor, points: Tensor, glyphs: Tensor) -> tuple[Tensor, Tensor]:
-    """Opacity of lines at points, float32 [L, P], and the character there, int64 [L, P] (-1: beside the line)."""
+    """Opacity of lines at points, float32 [L, P], and the character there, int64 [L, P] (-1: beside the
+    line)."""
     cap, angle = rows[:, 6, None], rows[:, 4]
     offset = (points[None] - rows[:, None, 2:4]) / cap[..., None]  # in cap heights
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
@@ -271,7 +292,8 @@ def _finish(frames: Tensor, ground: Tensor, generator: torch.Generator | None) -
 
 @dataclass
 class PatchNames:
-    """What lies under the centre of each patch, int64 [N, 64] in reading order; -1 where nothing of that sort does.
+    """What lies under the centre of each patch, int64 [N, 64] in reading order; -1 where nothing of that
+    sort does.
 
     characters: 0..35. objects: concepts, then shapes, then figures 0..9, then flags.
     """
@@ -281,15 +303,18 @@ class PatchNames:
 
 
 class PatchNamer:
-    """Tells from a plan what lies under the centre of every patch; the tables live on the textures' device."""
+    """Tells from a plan what lies under the centre of every patch; the tables live on the textures'
+    device."""
 
     def __init__(self, world: World, textures: Textures):
         self.textures = textures
         first_digit = len(world.concepts) + len(SHAPES)
         tables = {
-            SPRITE: (world.sprite_concepts, 0), SHAPE: (range(len(SHAPES)), len(world.concepts)),
-            DIGIT: (world.digit_labels, first_digit), FLAG: (world.flag_countries, first_digit + 10),
-        }  # fmt: skip
+            SPRITE: (world.sprite_concepts, 0),
+            SHAPE: (range(len(SHAPES)), len(world.concepts)),
+            DIGIT: (world.digit_labels, first_digit),
+            FLAG: (world.flag_countries, first_digit + 10),
+        }
         self.tables = {
             bank: torch.tensor(
                 [number + first for number in numbers], dtype=torch.int64, device=textures.device

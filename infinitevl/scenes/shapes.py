@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 COLOURS = {
-    "red": (220, 30, 35), "orange": (245, 135, 15), "yellow": (250, 220, 40), "green": (35, 155, 60),
-    "blue": (35, 80, 215), "purple": (125, 45, 170), "pink": (250, 145, 195), "brown": (120, 70, 35),
-    "gray": (130, 130, 130), "white": (250, 250, 250), "black": (15, 15, 15),
-}  # fmt: skip
+    "red": (220, 30, 35),
+    "orange": (245, 135, 15),
+    "yellow": (250, 220, 40),
+    "green": (35, 155, 60),
+    "blue": (35, 80, 215),
+    "purple": (125, 45, 170),
+    "pink": (250, 145, 195),
+    "brown": (120, 70, 35),
+    "gray": (130, 130, 130),
+    "white": (250, 250, 250),
+    "black": (15, 15, 15),
+}
 SIGN_COLOURS = tuple(name for name in COLOURS if name != "black")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "hexagon")
 _SIDE = 64

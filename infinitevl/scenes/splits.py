@@ -1,4 +1,5 @@
-"""Which strings, names and seeds belong to training, validation and test: a fixed rule, so that no list can drift."""
+"""Which strings, names and seeds belong to training, validation and test: a fixed rule, so that no list can
+drift."""
 
 import hashlib
 from random import Random
@@ -24,7 +25,8 @@ def held_out_kind(label: str) -> bool:
 
 
 def held_out_drawing(hand: str, label: str) -> bool:
-    """Whether this drawing is kept for validation: 8 % of two hands, so that unseen drawings can be scored."""
+    """Whether this drawing is kept for validation: 8 % of two hands, so that unseen drawings can be
+    scored."""
     return hand in ("fxemoji", "noto-v1") and _share(f"drawing:{hand}:{label}") < 8
 
 

@@ -1,4 +1,5 @@
-"""Streams of frames, and questions about what came when: the first sign, a sign by its colour, what came before."""
+"""Streams of frames, and questions about what came when: the first sign, a sign by its colour, what came
+before."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,25 @@ from infinitevl.scenes.tasks import ABOUT, STREAM, Sample, Turn, listing, paint
 from infinitevl.scenes.world import World
 
 WORDING = {
-    "first sign": ("What was on the first sign?", "What did the first sign say?", "Read the first sign.",
-                   "Which text was on the first sign?"),
-    "last sign": ("What was on the last sign?", "What did the latest sign say?", "Read the last sign.",
-                  "Which text was on the latest sign?"),
-    "keyed sign": ("What is the sign on the {} picture?", "What did the {} sign say?", "Read the {} sign.",
-                   "What was written on the {} sign?", "Which text was on the {} picture?"),
+    "first sign": (
+        "What was on the first sign?",
+        "What did the first sign say?",
+        "Read the first sign.",
+        "Which text was on the first sign?",
+    ),
+    "last sign": (
+        "What was on the last sign?",
+        "What did the latest sign say?",
+        "Read the last sign.",
+        "Which text was on the latest sign?",
+    ),
+    "keyed sign": (
+        "What is the sign on the {} picture?",
+        "What did the {} sign say?",
+        "Read the {} sign.",
+        "What was written on the {} sign?",
+        "Which text was on the {} picture?",
+    ),
     "sign colour": ("What color was the sign {}?", "On which color was {} written?"),
     "first thing": ("What was the first thing?", "What came first?", "What did the stream begin with?"),
     "now": ("What is on the picture now?", "What do you see now?", "What is the latest picture?"),
@@ -25,7 +39,7 @@ WORDING = {
     "signs": ("How many signs so far?", "How many signs have you seen?"),
     "seen": ("Has {} appeared?", "Have you seen {}?", "Was there {}?"),
     "summary": ("Summarise what you saw.", "What did you see, in order?", "List what you saw."),
-}  # fmt: skip
+}
 DISTRACTORS = {"thing": 0.62, "digit": 0.16, "group": 0.12, "flag": 0.10}
 MAX_SUMMARY = 4
 

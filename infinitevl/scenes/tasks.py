@@ -42,15 +42,54 @@ class Sample:
 
 
 WORDING = {
-    "name": ("What is this?", "What is in the picture?", "Name it.", "What do you see?", "What does the picture show?",
-             "What is shown here?", "Tell me what this is.", "What is on the picture?"),
-    "read": ("What does the sign say?", "Read the sign.", "What is written here?", "Read it.", "What is on the sign?",
-             "Which text do you see?", "What does it say?", "Read the text."),
-    "sign colour": ("What color is the sign?", "Which color does the sign have?", "What is the background color?"),
-    "digit": ("Which digit is this?", "What digit do you see?", "Which number is written here?", "Read the digit."),
-    "kind": ("What kind of thing is it?", "What sort of thing is this?", "What is it, roughly?", "Which kind of thing is shown?"),
-    "flag": ("Which country is this?", "Whose flag is this?", "Which flag is this?", "Which country does the flag belong to?"),
-    "flag capital": ("What is the capital of this country?", "Which city is its capital?", "What is its capital?"),
+    "name": (
+        "What is this?",
+        "What is in the picture?",
+        "Name it.",
+        "What do you see?",
+        "What does the picture show?",
+        "What is shown here?",
+        "Tell me what this is.",
+        "What is on the picture?",
+    ),
+    "read": (
+        "What does the sign say?",
+        "Read the sign.",
+        "What is written here?",
+        "Read it.",
+        "What is on the sign?",
+        "Which text do you see?",
+        "What does it say?",
+        "Read the text.",
+    ),
+    "sign colour": (
+        "What color is the sign?",
+        "Which color does the sign have?",
+        "What is the background color?",
+    ),
+    "digit": (
+        "Which digit is this?",
+        "What digit do you see?",
+        "Which number is written here?",
+        "Read the digit.",
+    ),
+    "kind": (
+        "What kind of thing is it?",
+        "What sort of thing is this?",
+        "What is it, roughly?",
+        "Which kind of thing is shown?",
+    ),
+    "flag": (
+        "Which country is this?",
+        "Whose flag is this?",
+        "Which flag is this?",
+        "Which country does the flag belong to?",
+    ),
+    "flag capital": (
+        "What is the capital of this country?",
+        "Which city is its capital?",
+        "What is its capital?",
+    ),
     "flag continent": ("On which continent is this country?", "Where is this country?"),
     "count all": ("How many things are there?", "How many objects do you see?", "Count the things."),
     "count": ("How many {}s are there?", "How many {}s do you see?", "Count the {}s."),
@@ -59,7 +98,7 @@ WORDING = {
     "place": ("Where is the {}?", "Where do you see the {}?", "In which place is the {}?"),
     "describe": ("Describe this image.", "Describe the picture.", "Describe what you see.", "What is where?"),
     "is it": ("Is it {} or {}?", "Is this {} or {}?"),
-}  # fmt: skip
+}
 
 
 def ask(rng: Random, task: str, *words: str) -> str:
@@ -146,7 +185,8 @@ def about_group(painter: Painter, frame: Frame) -> list[Turn]:
 
 
 def _count(painter: Painter, frame: Frame) -> Turn:
-    """How many of one sort: a name, a colour with a shape, or a shape in any colour; sometimes of an absent one."""
+    """How many of one sort: a name, a colour with a shape, or a shape in any colour; sometimes of an absent
+    one."""
     rng, items = painter.rng, frame.items
     item = rng.choice(items)
     if item.shape and rng.random() < 0.4:
@@ -210,10 +250,13 @@ PICTURE_MIX = {"thing": 0.42, "sign": 0.26, "digit": 0.08, "flag": 0.06, "group"
 
 def paint(painter: Painter, sort: str) -> Frame:
     """A frame of the given sort."""
-    makers = {
-        "thing": painter.thing, "sign": painter.sign, "digit": painter.digit, "flag": painter.flag,
+    makers: dict[str, Callable[[], Frame]] = {
+        "thing": painter.thing,
+        "sign": painter.sign,
+        "digit": painter.digit,
+        "flag": painter.flag,
         "group": lambda: paint_group(painter),
-    }  # fmt: skip
+    }
     return makers[sort]()
 
 

@@ -1,7 +1,9 @@
 """The small world that scenes are made of: named drawings, shapes, colours, glyphs, figures, flags and facts.
 
-A pack is one zip file: `meta.json` (names), WebP sheets (drawings, flags) and `.npy` arrays (glyphs, handwriting).
-`World` holds the names only, so that planning a scene needs no pictures; `Textures` holds the pictures as tensors.
+A pack is one zip file: `meta.json` (names), WebP sheets (drawings, flags) and `.npy` arrays (glyphs,
+handwriting).
+`World` holds the names only, so that planning a scene needs no pictures; `Textures` holds the pictures as
+tensors.
 """
 
 import io

@@ -1,7 +1,8 @@
-"""From samples of the small world to batches of equal shape: token ids, positions, answers to learn, picture plans.
+"""From samples of the small world to batches of equal shape: token ids, positions, answers to learn,
+picture plans.
 
-Everything here is cheap and free of pixels; it runs in worker processes. Rows are padded at their end, where a
-causal model cannot see it, so batches need no mask.
+Everything here is cheap and free of pixels; it runs in worker processes. Rows are padded at their end,
+where a causal model cannot see it, so batches need no mask.
 """
 
 import functools
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.processing.prompt import DEFAULT_SYSTEM, END, IMAGE_PAD, START, VISION_END, VISION_START
 from infinitevl.scenes.frames import Style
@@ -31,9 +33,11 @@ EMPTY = Picture(((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
 class Batch:
     """B rows of T tokens.
 
-    ids int64 [B, T]; positions int64 [3, B, T]; `places` int64 [M], flat token numbers that take the picture
-    features `features` int64 [M] (frame number x 16 + token); `asked` int64 [K], flat token numbers whose next token is
-    `answers` int64 [K]; `plan`: the frames, B x F of them, or None.
+    ids: int64 [B, T]. positions: int64 [3, B, T].
+    places: int64 [M], flat numbers of the tokens that take a picture feature; features: int64 [M], which one
+    (frame number x 16 + token of the frame).
+    asked: int64 [K], flat numbers of the tokens after which `answers` int64 [K] come.
+    plan: the frames, B x F of them, or None.
     """
 
     ids: np.ndarray
@@ -60,12 +64,8 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        special = {
-            name: tokenizer.token_to_id(name) for name in (START, END, VISION_START, VISION_END, IMAGE_PAD)
-        }
-        self.start, self.end = special[START], special[END]
-        self.vision_start, self.vision_end, self.pad = (
-            special[n] for n in (VISION_START, VISION_END, IMAGE_PAD)
+        self.start, self.end, self.vision_start, self.vision_end, self.pad = (
+            tokenizer.token_to_id(name) or 0 for name in (START, END, VISION_START, VISION_END, IMAGE_PAD)
         )
         self.encode: Callable[[str], list[int]] = functools.lru_cache(maxsize=100_000)(self._encode)
         self.new_line = self.encode("\n")
@@ -78,7 +78,8 @@ class Writer:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def row(self, sample: Sample, limit: int, num_turns: int | None = None) -> Row | None:
-        """The sample in at most `limit` tokens (the last answer's end not counted), or None if no turn fits."""
+        """The sample in at most `limit` tokens (the last answer's end not counted), or None if no turn
+        fits."""
         ids, starts = self._opening(sample)
         asked: list[int] = []
         for number, turn in enumerate(sample.turns[:num_turns]):
@@ -128,7 +129,8 @@ ROWS, COLUMNS = np.divmod(np.arange(FRAME_TOKENS), GRID)
 def positions(length: int, starts: list[int], times: list[float] | None) -> np.ndarray:
     """Positions [3, length] where frames of 16 tokens begin at `starts`.
 
-    With `times` (seconds) the frames are one span and stand side by side; without, each is a picture of its own.
+    With `times` (seconds) the frames are one span and stand side by side; without, each is a picture of its
+    own.
     """
     out = np.empty((3, length), np.int64)
     at, place = 0, 0  # next token, next position
@@ -175,9 +177,14 @@ def join(rows: list[Row], frames: list[list[Picture]], length: int, most: int, w
         plan = plan_pictures(pictures, world)
     empty = np.zeros(0, np.int64)
     return Batch(
-        ids, places_3d, np.concatenate(places) if places else empty, np.concatenate(features) if features else empty,
-        np.asarray(asked, np.int64), np.asarray(answers, np.int64), plan,
-    )  # fmt: skip
+        ids,
+        places_3d,
+        np.concatenate(places) if places else empty,
+        np.concatenate(features) if features else empty,
+        np.asarray(asked, np.int64),
+        np.asarray(answers, np.int64),
+        plan,
+    )
 
 
 @dataclass(frozen=True)
@@ -199,11 +206,17 @@ class Bucket:
 BUCKETS = {
     bucket.name: bucket
     for bucket in (
-        Bucket("picture", 1, 64), Bucket("dialogue", 1, 128, 2), Bucket("pair", 2, 128, 2), Bucket("text", 0, 64),
-        Bucket("stream4", 4, 192, 3), Bucket("stream8", 8, 256, 4), Bucket("stream16", 16, 384, 4),
-        Bucket("stream32", 32, 640, 4), Bucket("stream64", 64, 1152, 4),
+        Bucket("picture", 1, 64),
+        Bucket("dialogue", 1, 128, 2),
+        Bucket("pair", 2, 128, 2),
+        Bucket("text", 0, 64),
+        Bucket("stream4", 4, 192, 3),
+        Bucket("stream8", 8, 256, 4),
+        Bucket("stream16", 16, 384, 4),
+        Bucket("stream32", 32, 640, 4),
+        Bucket("stream64", 64, 1152, 4),
     )
-}  # fmt: skip
+}
 
 
 def bucket_weights(progress: float) -> dict[str, float]:
@@ -221,8 +234,16 @@ def bucket_weights(progress: float) -> dict[str, float]:
             "stream8": 0.3,
             "stream16": 0.35,
         }
-    return {"dialogue": 0.1, "pair": 0.05, "text": 0.05, "stream4": 0.1, "stream8": 0.18, "stream16": 0.28,
-            "stream32": 0.16, "stream64": 0.08}  # fmt: skip
+    return {
+        "dialogue": 0.1,
+        "pair": 0.05,
+        "text": 0.05,
+        "stream4": 0.1,
+        "stream8": 0.18,
+        "stream16": 0.28,
+        "stream32": 0.16,
+        "stream64": 0.08,
+    }
 
 
 class Planner:
@@ -234,7 +255,8 @@ class Planner:
         self.style = Style.of(world, split)
 
     def pictures(self, step: int) -> PicturePlan:
-        """Frames alone, for the dense start of the vision encoder: many signs, since reading is what is slow."""
+        """Frames alone, for the dense start of the vision encoder: many signs, since reading is what is
+        slow."""
         rng = rng_of(self.split, self.seed, 0, step)
         sorts = rng.choices(
             ("sign", "thing", "digit", "flag", "group"), (45, 36, 6, 3, 10), k=self.num_pictures
@@ -251,7 +273,8 @@ class Planner:
 
     def batch(self, bucket: Bucket, rng: Random) -> Batch:
         """A full batch of a bucket."""
-        rows, frames = [], []
+        rows: list[Row] = []
+        frames: list[list[Picture]] = []
         while len(rows) < bucket.batch_size(self.num_pictures):
             sample = self._sample(bucket, rng)
             if bucket.name == "picture":
@@ -288,12 +311,14 @@ def endless(make: Callable[[int], Any], first: int, workers: int) -> Iterator[An
         while True:
             yield make(number)
             number += 1
-    from torch.utils.data import DataLoader
-
     loader: DataLoader = DataLoader(
-        _Calls(make), batch_size=None, sampler=_Count(first), num_workers=workers, prefetch_factor=4,
+        _Calls(make),
+        batch_size=None,
+        sampler=_Count(first),
+        num_workers=workers,
+        prefetch_factor=4,
         collate_fn=_as_it_is,
-    )  # fmt: skip
+    )
     yield from loader
 
 
@@ -312,7 +337,7 @@ class _Count:
             number += 1
 
 
-class _Calls:
+class _Calls(Dataset):
     def __init__(self, make: Callable[[int], Any]):
         self.make = make
 

@@ -1,7 +1,7 @@
 """The three operations of the decoder that decide how fast it trains, shaped for many short sequences.
 
-Same signatures and results as in `ops`; here every step is a large batched product with a gradient of its own,
-so that torch.compile sees one graph a layer and nothing loops in Python but a short scan over chunks.
+Same signatures and results as in `ops`; here every step is a large batched product with a gradient of its
+own, so that torch.compile sees one graph a layer and nothing loops in Python but a short scan over chunks.
 Sequences start empty, and their length is a multiple of CHUNK.
 """
 
@@ -43,7 +43,8 @@ def training_kernels(dtype: torch.dtype) -> Iterator[None]:
 def causal_conv_chunk(
     x: Tensor, weight: Tensor, tail: Tensor, num_valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `ops.causal_conv`: shifted products that a compiler fuses, where a grouped convolution trains slowly."""
+    """As `ops.causal_conv`: shifted products that a compiler fuses, where a grouped convolution trains
+    slowly."""
     assert num_valid is None, "training batches are padded at the end and need no counts"
     width, length = weight.shape[1], x.shape[1]
     seen = F.pad(x, (0, 0, width - 1, 0))
@@ -75,7 +76,8 @@ def attend_chunk(
 def delta_rule_chunk(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As `ops.delta_rule` (paper, section 3, WY form): products in `dtype`, decays, solve and memory in memory's dtype.
+    """As `ops.delta_rule` (paper, section 3, WY form): products in `dtype`, decays, solve and memory in
+    memory's dtype.
 
     Args:
         q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
@@ -110,12 +112,18 @@ def _fresh(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("infinitevl::unit_lower_inverse", mutates_args=())
 def unit_lower_inverse(strict: Tensor) -> Tensor:
-    """Inverse of I + A for strictly lower triangular A [..., C, C]: blocks of 8 by powers, then merged in pairs.
+    """Inverse of I + A for strictly lower triangular A [..., C, C]: blocks of 8 by powers, then merged in
+    pairs.
 
     Powers alone would lose all digits where many keys are alike; blocks of 8 cannot grow that far.
     """
-    size = strict.shape[-1]
-    a = strict.reshape(-1, size, size)
+    with torch.autocast(strict.device.type, enabled=False):
+        return _fresh(_inverse(strict.reshape(-1, *strict.shape[-2:])).view(strict.shape))
+
+
+def _inverse(a: Tensor) -> Tensor:
+    """The same for [M, C, C]."""
+    size = a.shape[-1]
     blocks = _diagonal_blocks(a, _SMALLEST)
     eye = torch.eye(_SMALLEST, dtype=a.dtype, device=a.device)
     power = -blocks
@@ -127,7 +135,7 @@ def unit_lower_inverse(strict: Tensor) -> Tensor:
     while width < size:
         inverse = _merge(inverse, a, width)
         width *= 2
-    return _fresh(inverse.view(strict.shape))
+    return inverse
 
 
 def _diagonal_blocks(a: Tensor, width: int) -> Tensor:
@@ -158,7 +166,8 @@ def _keep_inverse(ctx, inputs, output) -> None:
 
 def _inverse_backward(ctx, gradient: Tensor) -> Tensor:
     (inverse,) = ctx.saved_tensors
-    return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
+    with torch.autocast(inverse.device.type, enabled=False):
+        return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
 
 
 unit_lower_inverse.register_autograd(_inverse_backward, setup_context=_keep_inverse)
@@ -203,9 +212,15 @@ def _scan_backward(ctx, d_before: Tensor, d_written: Tensor, d_last: Tensor):
 
 @torch.library.custom_op("infinitevl::scan_backward", mutates_args=())
 def scan_backward(
-    erased: Tensor, to_end: Tensor, decay: Tensor, before: Tensor, written: Tensor,
-    d_before: Tensor, d_written: Tensor, d_last: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    erased: Tensor,
+    to_end: Tensor,
+    decay: Tensor,
+    before: Tensor,
+    written: Tensor,
+    d_before: Tensor,
+    d_written: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `scan_chunks`: the same scan from the end, then everything else for all chunks at once."""
     dtype = written.dtype
     after, d_values = [], []  # gradient of the memory after each chunk, of what it writes; last chunk first

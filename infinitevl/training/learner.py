@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
 from infinitevl.processing.images import frame_patches
@@ -74,7 +75,8 @@ def _in_blocks(patches: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_weights_(model: InfiniteVLForConditionalGeneration) -> None:
-    """Starting values for a small model that learns from nothing: a published-size start would leave mixers mute."""
+    """Starting values for a small model that learns from nothing: a published-size start would leave mixers
+    mute."""
     depth = model.config.text_config.num_hidden_layers + model.config.vision_config.depth
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.endswith(("lm_head", "a_proj", "b_proj")):
@@ -82,10 +84,9 @@ def start_weights_(model: InfiniteVLForConditionalGeneration) -> None:
             if name.endswith(("o_proj", "down_proj", ".proj")):
                 scale /= depth**0.5
             module.weight.normal_(0, scale)
-        if name.endswith("self_attn") and hasattr(module, "dt_bias"):
+        if isinstance(module, GatedDeltaNet):
             spans = torch.tensor(_SPANS).repeat(-(-len(module.dt_bias) // len(_SPANS)))[: len(module.dt_bias)]
             module.dt_bias.copy_(torch.expm1(1 / spans).log())
-    embedding = model.get_input_embeddings()
-    embedding.weight.normal_(0, 0.02)
+    model.model.language_model.embed_tokens.weight.normal_(0, 0.02)
     patch = model.model.visual.patch_embed.proj
     patch.weight.normal_(0, patch.weight[0].numel() ** -0.5)

@@ -1,4 +1,5 @@
-"""The supervised loop: plan a batch, draw it, read it, learn its answers; by the clock, and ready to be stopped."""
+"""The supervised loop: plan a batch, draw it, read it, learn its answers; by the clock, and ready to be
+stopped."""
 
 import functools
 import multiprocessing
@@ -30,7 +31,8 @@ from infinitevl.training.schedule import Clock, is_dense, joint_progress, learni
 class Options:
     """How a run is carried out; none of it changes what is learnt.
 
-    num_steps: end after so many steps instead of the recipe's minutes. stop_after: end this call, not the run, after
+    num_steps: end after so many steps instead of the recipe's minutes. stop_after: end this call, not the
+    run, after
     so many minutes. save_every: minutes between checkpoints. log_every: steps between lines of the log.
     """
 
@@ -194,8 +196,8 @@ class Trainer:
 
     def _compile(self) -> None:
         """One graph a layer; a part that does not compile runs as it is."""
-        torch._dynamo.config.suppress_errors = True  # type: ignore[attr-defined]
-        torch._dynamo.config.recompile_limit = 32  # type: ignore[attr-defined]
+        torch._dynamo.config.suppress_errors = True
+        torch._dynamo.config.recompile_limit = 32
         for block in self.learner.model.model.visual.blocks:
             block.compile(dynamic=False)
         for layer in self.learner.model.model.language_model.layers:
@@ -204,9 +206,12 @@ class Trainer:
     def _write_log(self) -> None:
         memory = torch.cuda.max_memory_allocated() / 1e9 if self._is_cuda else 0.0
         self.log.write(
-            step=self.clock.step, progress=round(self.clock.progress, 4), seconds=round(self.clock.seconds, 1),
-            seconds_left=round(self.clock.seconds_left, 1), memory_gb=round(memory, 2),
-        )  # fmt: skip
+            step=self.clock.step,
+            progress=round(self.clock.progress, 4),
+            seconds=round(self.clock.seconds, 1),
+            seconds_left=round(self.clock.seconds_left, 1),
+            memory_gb=round(memory, 2),
+        )
 
     # ------ saving and resuming
 
@@ -218,9 +223,12 @@ class Trainer:
     def save(self) -> None:
         """Everything that the run needs to go on, whole or not at all."""
         state = {
-            "learner": self.learner.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.clock.step,
-            "seconds": self.clock.seconds, "phase_start": self.phase_start,
-        }  # fmt: skip
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.clock.step,
+            "seconds": self.clock.seconds,
+            "phase_start": self.phase_start,
+        }
         with atomic_write(self.checkpoint) as path:
             torch.save(state, path)
 
@@ -239,4 +247,4 @@ def _plan_step(planner: Planner, progress: Callable[[int], float], step: int) ->
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Token ids of the special tokens."""
-    return {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
+    return {name: tokenizer.token_to_id(name) or 0 for name in SPECIAL_TOKENS}

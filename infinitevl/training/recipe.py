@@ -6,8 +6,16 @@ from typing import Any
 
 import yaml
 
-from infinitevl.config import InfiniteVLConfig
+from infinitevl.config import InfiniteVLConfig, InfiniteVLTextConfig, InfiniteVLVisionConfig
 from infinitevl.errors import InputError
+
+_TEXT_TOKENS = {"bos": "<|endoftext|>", "eos": "<|im_end|>", "pad": "<|endoftext|>"}
+_MEDIA_TOKENS = {
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+}
 
 
 @dataclass(frozen=True)
@@ -35,21 +43,20 @@ class Recipe:
         found = yaml.safe_load(Path(path).read_text())
         known = {field.name for field in fields(cls)}
         if set(found) != known:
-            raise InputError(
-                f"{path}: unknown settings {sorted(set(found) - known)}, missing ones {sorted(known - set(found))}"
-            )
+            unknown, missing = sorted(set(found) - known), sorted(known - set(found))
+            raise InputError(f"{path}: unknown settings {unknown}, missing ones {missing}")
         return cls(**{**found, "betas": tuple(found["betas"])})
 
     def config(self, token_ids: dict[str, int]) -> InfiniteVLConfig:
         """The model's configuration; `token_ids` are those of the special tokens."""
+        text = {**self.decoder, "vocab_size": self.vocabulary}
+        text |= {f"{name}_token_id": token_ids[token] for name, token in _TEXT_TOKENS.items()}
+        media: dict[str, Any] = {
+            f"{name}_token_id": token_ids[token] for name, token in _MEDIA_TOKENS.items()
+        }
+        vision = {**self.vision, "out_hidden_size": self.decoder["hidden_size"]}
         return InfiniteVLConfig(
-            text_config={
-                **self.decoder, "vocab_size": self.vocabulary, "bos_token_id": token_ids["<|endoftext|>"],
-                "eos_token_id": token_ids["<|im_end|>"], "pad_token_id": token_ids["<|endoftext|>"],
-            },
-            vision_config={**self.vision, "out_hidden_size": self.decoder["hidden_size"]},
-            image_token_id=token_ids["<|image_pad|>"],
-            video_token_id=token_ids["<|video_pad|>"],
-            vision_start_token_id=token_ids["<|vision_start|>"],
-            vision_end_token_id=token_ids["<|vision_end|>"],
-        )  # fmt: skip
+            text_config=InfiniteVLTextConfig(**text),
+            vision_config=InfiniteVLVisionConfig(**vision),
+            **media,
+        )

@@ -9,7 +9,8 @@ _LONGEST_STEP = 1.0  # seconds; what takes longer was compiling and does not cou
 
 
 class Clock:
-    """Progress 0..1 of a run: seconds of training over the recipe's minutes, or steps over `num_steps` if given."""
+    """Progress 0..1 of a run: seconds of training over the recipe's minutes, or steps over `num_steps` if
+    given."""
 
     def __init__(self, minutes: float, num_steps: int | None, step: int = 0, seconds: float = 0.0):
         self.limit, self.num_steps = minutes * 60, num_steps

@@ -114,7 +114,7 @@ def test_a_line_refuses_what_its_face_cannot_write(world):
 
 
 def test_a_missing_pack_says_how_to_make_it(tmp_path):
-    with pytest.raises(InputError, match="builtin.build_data"):
+    with pytest.raises(InputError, match=r"builtin\.build_data"):
         load_world(tmp_path / "no.pack")
 
 
@@ -157,8 +157,12 @@ def test_every_answer_about_a_stream_is_true_of_its_frames(world):
             elif turn.task == "signs":
                 assert turn.answer == str(len(signs))
             elif turn.task == "count so far":
-                assert turn.answer == str(sum(f.sort == "thing" and f.name in turn.question and
-                                              _asked_for(turn.question, f.name) for f in sample.frames))  # fmt: skip
+                assert turn.answer == str(
+                    sum(
+                        f.sort == "thing" and f.name in turn.question and _asked_for(turn.question, f.name)
+                        for f in sample.frames
+                    )
+                )
 
 
 def _asked_for(question: str, label: str) -> bool:

@@ -59,3 +59,13 @@ def test_the_window_for_training_equals_the_models():
     q, k, v = torch.randn(2, 128, 4, 8), torch.randn(2, 128, 2, 8), torch.randn(2, 128, 2, 8)
     ours = kernels.attend_chunk(q, k, v, None, None, 24)
     torch.testing.assert_close(ours, model_attention(q, k, v, None, None, 24))
+
+
+def test_the_inverse_is_exact_under_autocast():
+    strict = (torch.rand(3, 64, 64) * 0.5).tril(-1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        inverse = kernels.unit_lower_inverse(strict)
+        inverse.sum().backward()
+    assert inverse.dtype == strict.grad.dtype == torch.float32
+    exact = torch.linalg.inv(strict.detach().double() + torch.eye(64))
+    torch.testing.assert_close(inverse.double(), exact, atol=1e-4, rtol=1e-4)

@@ -42,9 +42,11 @@ def tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     words = ["What is this? the sign say on first was red picture came before system assistant user"] * 9
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        vocab_size=400,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([*words, "You are a helpful assistant."] * 9, trainer)
     return tokenizer
 
@@ -54,15 +56,35 @@ def recipe() -> Recipe:
     """A model that fits a laptop's patience."""
     vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
     decoder = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16, "mrope_section": [2, 3, 3], "sliding_window": 64,
-        "num_linear_heads": 2, "num_linear_key_value_heads": 2, "linear_head_dim": 8, "expand_v": 2,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "mrope_section": [2, 3, 3],
+        "sliding_window": 64,
+        "num_linear_heads": 2,
+        "num_linear_key_value_heads": 2,
+        "linear_head_dim": 8,
+        "expand_v": 2,
+    }
     return Recipe(
-        seed=1, vocabulary=400, vision=vision, decoder=decoder, minutes=1, dense_share=0.4, num_pictures=8,
-        dense_weight=0.2, learning_rate=3e-3, dense_learning_rate=3e-3, warm_up_steps=2, weight_decay=0.01,
-        betas=(0.9, 0.98), clip=1.0,
-    )  # fmt: skip
+        seed=1,
+        vocabulary=400,
+        vision=vision,
+        decoder=decoder,
+        minutes=1,
+        dense_share=0.4,
+        num_pictures=8,
+        dense_weight=0.2,
+        learning_rate=3e-3,
+        dense_learning_rate=3e-3,
+        warm_up_steps=2,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+        clip=1.0,
+    )
 
 
 def _trainer(recipe, world_and_textures, tokenizer, folder, **options) -> Trainer:
@@ -153,9 +175,7 @@ def test_a_stopped_and_resumed_run_equals_one_without_a_break(
     second = _trainer(recipe, world_and_textures, tokenizer, tmp_path / "parts", num_steps=6)
     second.resume()
     assert second.run()
-    for (name, a), b in zip(
-        whole.learner.named_parameters(), second.learner.parameters(), strict=True
-    ):  # fmt: skip
+    for (name, a), b in zip(whole.learner.named_parameters(), second.learner.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
 
 
