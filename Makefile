@@ -24,6 +24,7 @@ data:  ## fetch the packages and build the data of the built-in model
 
 builtin-train:  ## train the built-in model; wants a GPU
 	$(PYTHON) -m builtin.train
+	$(PYTHON) -m builtin.train --export runs/builtin/model
 
 builtin-evaluate:  ## score the built-in model on the test split
-	$(PYTHON) -m builtin.evaluate
+	$(PYTHON) -m builtin.evaluate --split test
