@@ -9,14 +9,17 @@ The recipe's minutes are planned over all calls together. Writes checkpoint.pt, 
 """
 
 import argparse
+import importlib.util
 import time
 from pathlib import Path
+from random import Random
 
 import torch
 from tokenizers import Tokenizer
 
 from infinitevl.scenes.world import load_world
 from infinitevl.training.batches import BUCKETS
+from infinitevl.training.kernels import training_kernels
 from infinitevl.training.log import draw_curves
 from infinitevl.training.loop import Options, Trainer
 from infinitevl.training.recipe import Recipe
@@ -48,7 +51,8 @@ def main() -> None:
         if arguments.resume:
             trainer.resume()
         done = trainer.run()
-        draw_curves(arguments.folder / "log.jsonl", arguments.folder / "curves.png")
+        if importlib.util.find_spec("matplotlib"):
+            draw_curves(arguments.folder / "log.jsonl", arguments.folder / "curves.png")
         print(f"{'complete' if done else 'stopped'} at step {trainer.clock.step}", flush=True)
 
 
@@ -78,14 +82,12 @@ def export(trainer: Trainer, folder: Path) -> None:
 
 def rehearse(trainer: Trainer, repeats: int = 12) -> None:
     """Time steps of the dense phase and of every bucket; the first step of each compiles."""
-    from infinitevl.training.kernels import training_kernels
-
     picture = BUCKETS["picture"]
     with training_kernels(torch.bfloat16 if trainer.device.type == "cuda" else torch.float32):
         plan = trainer.planner.pictures(0)
         _time("dense", lambda: trainer._dense_step(plan), repeats)
         for bucket in BUCKETS.values():
-            rng = __import__("random").Random(bucket.name)
+            rng = Random(bucket.name)
             planned = (trainer.planner.batch(picture, rng), trainer.planner.batch(bucket, rng), bucket.name)
             _time(f"picture + {bucket.name}", lambda planned=planned: trainer._joint_step(planned), repeats)
     trainer._write_log()

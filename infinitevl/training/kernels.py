@@ -23,7 +23,8 @@ def training_kernels(dtype: torch.dtype) -> Iterator[None]:
     """Let the model's layers run on these operations, with products of the delta rule in `dtype`."""
 
     def delta_rule(q, k, v, log_decay, beta, memory):
-        return delta_rule_chunk(q, k, v, log_decay, beta, memory, dtype)
+        with torch.autocast(q.device.type, enabled=False):  # every product's type is chosen there
+            return delta_rule_chunk(q, k, v, log_decay, beta, memory, dtype)
 
     ways = [
         (delta_net, "delta_rule_chunk", delta_rule),
