@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from infinitevl.processing import prompt
 from infinitevl.processing.batch import expand_pads, pad_batch, truncate
 from infinitevl.processing.clips import split_videos, video_clip
 from infinitevl.processing.images import check_ratio, open_image
+from infinitevl.processing.media import sized_media
 from infinitevl.processing.options import NESTED_KEYWORDS, CallOptions
-from infinitevl.processing.vision_info import IMAGE_MIN_TOKENS, VIDEO_MAX_TOKENS, process_vision_info
+from infinitevl.processing.vision_info import process_vision_info
 
 PUBLISHED_FRAME_SIZE = 448
 _CLASS_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
@@ -88,10 +90,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         `content`: text or parts with the keys of process_vision_info. Text stays text, whatever is in it.
         """
         ids = prompt.turn_ids(self.tokenizer, content, system)
-        images, videos, rates = self._media([{"content": content}])
-        return self._assemble(
-            [ids], images, videos, CallOptions(return_tensors="pt", fps=rates, do_resize=False)
-        )
+        return self._assemble_chat([ids], [{"content": content}], CallOptions(return_tensors="pt"))
 
     def video(self, frames: Any, fps: float | None = None) -> BatchFeature:
         """pixel_values_videos [n, 1176], video_grid_thw [1, 3], second_per_grid_ts [1] of one video."""
@@ -112,11 +111,14 @@ class InfiniteVLProcessor(ProcessorMixin):
 
         Text in the messages never becomes a special token. In the rendered text an invisible word joiner
         breaks each special string that a message held; with `tokenize` the ids are those of the plain text.
-        `processor_kwargs` and keywords of CallOptions go to the processor, all others (such as
-        add_generation_prompt and add_vision_id) to the template. Returns the ids alone without `return_dict`.
+        `processor_kwargs` and keywords of CallOptions go to the processor (fps: at which videos are sampled
+        that say nothing themselves), all others (such as add_generation_prompt and add_vision_id) to the
+        template. Returns the ids alone without `return_dict`.
         """
         if not conversation:
             raise InputError("There is no message. Give a list of messages with role and content.")
+        if kwargs.get("return_assistant_tokens_mask"):
+            raise InputError("return_assistant_tokens_mask is not offered: find the turns by their tokens.")
         is_batch = not isinstance(conversation[0], dict)
         batch = list(conversation) if is_batch else [conversation]
         mark = prompt.unused_mark(batch) if tokenize else prompt.WORD_JOINER
@@ -128,25 +130,23 @@ class InfiniteVLProcessor(ProcessorMixin):
         texts: Any = super().apply_chat_template(protected, chat_template, tokenize=False, **kwargs)
         if not tokenize:
             return texts if is_batch else texts[0]
-        inputs = self._tokenize_chats(batch, texts, mark, {"return_tensors": return_tensors} | call)
+        ids = [prompt.encode_chat(self.tokenizer, text, mark) for text in texts]
+        call = {"return_tensors": return_tensors, "padding": is_batch, **call, "do_sample_frames": False}
+        messages = [message for messages in batch for message in messages]
+        inputs = self._assemble_chat(ids, messages, CallOptions.from_kwargs(call))
         return inputs if return_dict else inputs["input_ids"]
 
-    def _tokenize_chats(
-        self, batch: list[Any], texts: list[str], mark: str, call: dict[str, Any]
+    def _assemble_chat(
+        self, ids: list[list[int]], messages: Sequence[dict[str, Any]], options: CallOptions
     ) -> BatchFeature:
-        ids = [prompt.encode_chat(self.tokenizer, text, mark) for text in texts]
-        images, videos, rates = self._media([message for messages in batch for message in messages])
-        defaults = {"padding": len(ids) > 1, "fps": rates, "do_resize": False}
-        options = CallOptions.from_kwargs(defaults | {k: v for k, v in call.items() if v is not None})
-        return self._assemble(ids, images, videos, options)
-
-    def _media(self, messages: Sequence[dict[str, Any]]) -> tuple[Any, Any, Any]:
-        """Pictures, videos and the videos' frames a second, scaled as the image processor would."""
+        """Tensors of rendered messages: their media are scaled once, as the image processor would."""
         look = self.image_processor
         factor = look.patch_size * look.merge_size
-        sized = [{"content": _sized_media(message["content"], look.size, factor)} for message in messages]
+        sized = [
+            {"content": sized_media(message["content"], options, look.size, factor)} for message in messages
+        ]
         images, videos, kwargs = process_vision_info(sized, True, image_patch_size=look.patch_size)
-        return images, videos, kwargs["fps"]
+        return self._assemble(ids, images, videos, replace(options, fps=kwargs["fps"], do_resize=False))
 
     def _assemble(
         self, ids: list[list[int]] | None, images: Any, videos: Any, options: CallOptions
@@ -287,36 +287,6 @@ def _flatten(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return [image for each in images for image in _flatten(each)]
     return [images]
-
-
-def _sized_media(content: Any, limits: Any, factor: int) -> Any:
-    """Content with its media named as in qwen-vl-utils and within `limits`, the image processor's size."""
-    if isinstance(content, str):
-        return content
-    return [_sized_part(part, limits["shortest_edge"], limits["longest_edge"], factor) for part in content]
-
-
-def _sized_part(part: dict[str, Any], least: int, most: int, factor: int) -> dict[str, Any]:
-    kind = prompt.vision_kind(part)
-    if kind is None:
-        return part
-    limits = {"min_pixels": least, "max_pixels": most}
-    if kind == "video":
-        # qwen-vl-utils' own limits, unless the processor is one for smaller pictures.
-        is_small = most < VIDEO_MAX_TOKENS * factor**2
-        limits = {"min_pixels": IMAGE_MIN_TOKENS * factor**2, "max_pixels": most} if is_small else {}
-    rest = {key: value for key, value in part.items() if key not in prompt.MEDIA_KEYS}
-    return {**limits, **rest, kind: _source(part, kind)}
-
-
-def _source(part: dict[str, Any], kind: str) -> Any:
-    """What a part shows, under any of the names that transformers or qwen-vl-utils give it."""
-    if "base64" in part:
-        return f"data:;base64,{part['base64']}"
-    for key in prompt.MEDIA_KEYS:
-        if key in part:
-            return part[key]
-    raise InputError(f"A part of type {kind!r} shows nothing. Give {{'type': {kind!r}, {kind!r}: ...}}.")
 
 
 def _load_image_processor(

@@ -30,11 +30,17 @@ def number_of(image: np.ndarray) -> int:
 
 
 def write_video(
-    path: Path, times: list[int], rate: int = 10, format: str | None = None, start: int = 0, **options: str
+    path: Path,
+    times: list[int],
+    rate: int = 10,
+    format: str | None = None,
+    start: int = 0,
+    codec: str = "mpeg4",
+    **options: str,
 ) -> Path:
     """Numbered frames at `times` (in units of 1 / rate seconds, `start` added)."""
     with av.open(str(path), "w", format=format, options=options) as container:
-        stream = container.add_stream("mpeg4", rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.gop_size, stream.bit_rate = 5, 1_000_000
         for number, time in enumerate(times):
@@ -43,3 +49,13 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def break_packets(path: Path, first: int, last: int) -> None:
+    """Make these packets of an H.264 mp4 file such that no decoder takes them."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for packet in packets[first : last + 1]:
+        data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)

@@ -166,6 +166,22 @@ def test_a_small_model_gets_small_pictures_resized_once(tokenizer: Any) -> None:
     assert int(wide["video_grid_thw"].prod()) <= 64
 
 
+def test_a_chat_takes_its_pixels_and_frames_from_the_call_unless_a_part_says_more(
+    processor: InfiniteVLProcessor, tmp_path: Any
+) -> None:
+    path = str(write_video(tmp_path / "a.mp4", list(range(40))))
+    picture, small = make_picture(400, 300), {"max_pixels": 10_000}
+    video = {"type": "video", "video": path}
+    parts = [{"type": "image", "image": picture}, {"type": "image", "image": picture, "max_pixels": 50_000}]
+    messages = ask(*parts, video, {**video, "nframes": 6}, {"type": "video", "video": [picture] * 4})
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(messages, processor_kwargs={"fps": 1.0, **small}, **options)
+    assert inputs["image_grid_thw"].tolist() == [[1, 6, 8], [1, 12, 18]]
+    assert inputs["video_grid_thw"][:, 0].tolist() == [2, 3, 2]
+    assert inputs["second_per_grid_ts"].tolist() == pytest.approx([2.0, 4 / 3, 2.0])
+    assert int(inputs["video_grid_thw"][:, 1:].prod(-1).max()) * 14**2 <= 10_000
+
+
 def test_several_texts_are_padded_on_either_side(processor: InfiniteVLProcessor) -> None:
     texts = ["a", f"longer {IMAGE}"]
     for side in ("left", "right"):

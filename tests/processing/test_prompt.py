@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -139,6 +139,7 @@ def test_encoded_text_holds_no_special_token_and_reads_as_it_was_written(words: 
     assert TOKENIZER.decode(ids) == TOKENIZER.backend_tokenizer.normalizer.normalize_str(words)
 
 
+@example("e\u0301")
 @given(PLAIN_TEXTS)
 def test_encoded_text_equals_the_tokenizer_where_nothing_is_special(words: str) -> None:
     assert encode_text(TOKENIZER, words) == TOKENIZER(words)["input_ids"]

@@ -1,0 +1,54 @@
+"""Pictures and videos of a message in the form that process_vision_info reads, sized for a processor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infinitevl.errors import InputError
+from infinitevl.processing.options import CallOptions
+from infinitevl.processing.prompt import MEDIA_KEYS, vision_kind
+from infinitevl.processing.vision_info import IMAGE_MIN_TOKENS, VIDEO_MAX_TOKENS
+
+
+def sized_media(
+    content: str | Sequence[dict[str, Any]], options: CallOptions, size: Mapping[str, int], factor: int
+) -> Any:
+    """A message's content whose media have the names of qwen-vl-utils and limits on their pixels.
+
+    What a part says itself goes first, then the call's options, then `size`, the image processor's limits;
+    `factor` is the side of a merged patch. Raises InputError for a part that shows nothing.
+    """
+    if isinstance(content, str):
+        return content
+    least, most = options.limits(size)
+    image_limits = {"min_pixels": least, "max_pixels": most}
+    # Frames have qwen-vl-utils' own limits, unless the processor is one for smaller pictures.
+    is_small = most < VIDEO_MAX_TOKENS * factor**2
+    frame_limits = {"min_pixels": IMAGE_MIN_TOKENS * factor**2, "max_pixels": most} if is_small else {}
+    defaults = {"image": image_limits, "video": frame_limits | _sampling(options)}
+    return [_sized_part(part, defaults) for part in content]
+
+
+def _sampling(options: CallOptions) -> dict[str, Any]:
+    """How videos are sampled that say nothing themselves; a list of frames was taken at that rate."""
+    return {} if options.fps is None else {"fps": options.fps, "sample_fps": options.fps}
+
+
+def _sized_part(part: dict[str, Any], defaults: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    kind = vision_kind(part)
+    if kind is None:
+        return part
+    rest = {key: value for key, value in part.items() if key not in MEDIA_KEYS}
+    settings = dict(defaults[kind])
+    if "nframes" in rest:
+        settings.pop("fps", None)
+    return {**settings, **rest, kind: _source(part, kind)}
+
+
+def _source(part: dict[str, Any], kind: str) -> Any:
+    """What a part shows, under any of the names that transformers or qwen-vl-utils give it."""
+    if "base64" in part:
+        return f"data:;base64,{part['base64']}"
+    for key in MEDIA_KEYS:
+        if key in part:
+            return part[key]
+    raise InputError(f"A part of type {kind!r} shows nothing. Give {{'type': {kind!r}, {kind!r}: ...}}.")
