@@ -1,4 +1,4 @@
-"""Put trained weights into the package: one safetensors file, the processor, and the scores in the model card.
+"""Put trained weights into the package: one safetensors file, the processor, the scores in the model card.
 
 python -m builtin.package --weights runs/builtin/model --scores scores.json
 """
