@@ -61,20 +61,9 @@ class DecoderLayer(GradientCheckpointingLayer):
         one_token: bool = False,
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; arguments as in `Decoder.forward`."""
-        mix = self._mix_step if one_token else self._mix_chunk
-        x = x + mix(self.input_layernorm(x), cos, sin, state, length, num_valid)
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, state, length, num_valid, one_token)
+        x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
-
-    def _mix_chunk(self, x, cos, sin, state, length, num_valid) -> Tensor:
-        if isinstance(self.self_attn, GatedDeltaNet):
-            return self.self_attn.chunk(x, state, num_valid)
-        return self.self_attn.chunk(x, cos, sin, state, length, num_valid)
-
-    def _mix_step(self, x, cos, sin, state, length, num_valid) -> Tensor:
-        assert state is not None, "one token at a time needs a state"
-        if isinstance(self.self_attn, GatedDeltaNet):
-            return self.self_attn.step(x, state)
-        return self.self_attn.step(x, cos, sin, state, length)
 
 
 class Decoder(nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinitevl.config import InfiniteVLTextConfig
-from infinitevl.model.layers import RMSNorm
+from infinitevl.model.layers import GatedRMSNorm
 from infinitevl.ops.causal_conv import causal_conv_chunk, causal_conv_step
 from infinitevl.ops.delta_rule import delta_rule_chunk, delta_rule_step
-from infinitevl.ops.norm import gated_rms_norm, l2_norm
+from infinitevl.ops.norm import l2_norm
 from infinitevl.state import DeltaState
 
 
@@ -23,6 +23,10 @@ class CausalConv1d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(channels, 1, width))
 
+    def forward(self) -> Tensor:
+        """The taps; asked for by a call so that weights kept elsewhere arrive in time."""
+        return self.weight
+
 
 class GatedDeltaNet(nn.Module):
     """One Gated DeltaNet layer of the decoder (spec: "Gated DeltaNet layer"; paper, section 3)."""
@@ -31,6 +35,7 @@ class GatedDeltaNet(nn.Module):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_linear_heads
         self.key_width, self.value_width = config.linear_head_dim, config.linear_value_dim
+        self.conv_size = config.conv_size
         self.q_proj = nn.Linear(hidden, config.key_dim, bias=False)
         self.k_proj = nn.Linear(hidden, config.key_dim, bias=False)
         self.v_proj = nn.Linear(hidden, config.value_dim, bias=False)
@@ -43,7 +48,23 @@ class GatedDeltaNet(nn.Module):
         self.v_conv1d = CausalConv1d(config.value_dim, config.conv_size)
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.dt_bias = nn.Parameter(torch.zeros(heads))
-        self.o_norm = RMSNorm(config.linear_value_dim, config.norm_eps)
+        self.o_norm = GatedRMSNorm(config.linear_value_dim, config.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        state: DeltaState | None = None,
+        length: Tensor | None = None,
+        num_valid: Tensor | None = None,
+        one_token: bool = False,
+    ) -> Tensor:
+        """`step` or `chunk`; every mixer is called alike, and this one needs no angles and no length."""
+        if one_token:
+            assert state is not None, "one token at a time needs a state"
+            return self.step(x, state)
+        return self.chunk(x, state, num_valid)
 
     def chunk(self, x: Tensor, state: DeltaState | None, num_valid: Tensor | None) -> Tensor:
         """Many tokens [B, T, C] -> [B, T, C]; the state, if any, takes them in.
@@ -79,7 +100,7 @@ class GatedDeltaNet(nn.Module):
 
     def _taps(self) -> Tensor:
         """All three convolutions are one over their concatenated channels: [C, W]."""
-        return torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])[:, 0]
+        return torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])[:, 0]
 
     def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the decay and writing strength, float32 [B, T, H]."""
@@ -95,11 +116,11 @@ class GatedDeltaNet(nn.Module):
 
     def _output(self, out: Tensor, x: Tensor) -> Tensor:
         gate = self.g_proj(x).unflatten(-1, (-1, self.value_width))
-        return self.o_proj(gated_rms_norm(out, gate, self.o_norm.weight, self.o_norm.eps).flatten(2))
+        return self.o_proj(self.o_norm(out, gate).flatten(2))
 
     def _empty_state(self, x: Tensor) -> DeltaState:
         """A state of zeros, float32 memory (or x's dtype if wider)."""
         channels = 2 * self.q_proj.out_features + self.v_proj.out_features
         heads, wide = self.A_log.shape[0], torch.promote_types(x.dtype, torch.float32)
         memory = x.new_zeros(x.shape[0], heads, self.key_width, self.value_width, dtype=wide)
-        return DeltaState(memory, x.new_zeros(x.shape[0], self.q_conv1d.weight.shape[-1] - 1, channels))
+        return DeltaState(memory, x.new_zeros(x.shape[0], self.conv_size - 1, channels))

@@ -119,8 +119,8 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
 
     @property
     def layer_devices(self) -> list[torch.device]:
-        """Where each decoder layer lives."""
-        return [next(layer.parameters()).device for layer in self.language_model.layers]
+        """Where each decoder layer computes, also one whose weights accelerate keeps elsewhere."""
+        return [_computing_device(layer) for layer in self.language_model.layers]
 
     def allocate_state(
         self, batch_size: int = 1, *, max_length: int | None = None, frame_size: tuple[int, int] = (0, 0)
@@ -145,8 +145,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         Raises:
             InputError: there are more or fewer places than features.
         """
-        device = self.visual.patch_embed.proj.weight.device
-        features = self.visual(pixels.to(device), grids).to(embeds)
+        features = self.visual(pixels.to(embeds.device), grids).to(embeds)
         places = kinds == kind
         if int(places.sum()) != features.shape[0]:
             name = "image" if kind == IMAGE else "video"
@@ -263,6 +262,12 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         if hidden_states is not None:
             hidden_states[:] = [_take(hidden, back) for hidden in hidden_states]
         return _take(out, back)
+
+
+def _computing_device(layer: nn.Module) -> torch.device:
+    device = next(layer.parameters()).device
+    hook: Any = getattr(layer, "_hf_hook", None)  # accelerate's; absent where nothing was moved
+    return torch.device(hook.execution_device) if device.type == "meta" and hook else device
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

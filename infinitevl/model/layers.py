@@ -1,10 +1,10 @@
-"""The two parts that the vision encoder and the decoder share."""
+"""The parts that the vision encoder and the decoder share."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinitevl.ops.norm import rms_norm
+from infinitevl.ops.norm import gated_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -18,6 +18,14 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
         return rms_norm(x, self.weight, self.eps)
+
+
+class GatedRMSNorm(RMSNorm):
+    """The same, times SiLU of a gate."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """Two of [..., width] -> the same shape, in the gate's dtype."""
+        return gated_rms_norm(x, gate, self.weight, self.eps)
 
 
 class GatedMLP(nn.Module):

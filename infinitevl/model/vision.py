@@ -151,17 +151,25 @@ class VisionBlock(GradientCheckpointingLayer):
         return x + self.mlp(self.norm2(x))
 
 
+class PatchProjection(nn.Conv3d):
+    """A convolution whose windows are the patches: one product, with the weight in its published shape."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[N, channels x time x height x width] -> [N, C]."""
+        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
+
+
 class PatchEmbed(nn.Module):
-    """One product over the pixels of a patch; the weight keeps the shape of its convolution."""
+    """Patches to the encoder's width."""
 
     def __init__(self, config: InfiniteVLVisionConfig):
         super().__init__()
         size = (config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, size, stride=size, bias=False)
+        self.proj = PatchProjection(config.in_channels, config.hidden_size, size, stride=size, bias=False)
 
     def forward(self, patches: Tensor) -> Tensor:
         """[N, channels x time x height x width] -> [N, C]."""
-        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1))
+        return self.proj(patches)
 
 
 class Projector(nn.Module):

@@ -26,6 +26,22 @@ class WindowAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=True)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        state: WindowState | None = None,
+        length: Tensor | None = None,
+        num_valid: Tensor | None = None,
+        one_token: bool = False,
+    ) -> Tensor:
+        """`step` or `chunk`: the caller knows which it has."""
+        if one_token:
+            assert state is not None and length is not None, "one token at a time needs a state"
+            return self.step(x, cos, sin, state, length)
+        return self.chunk(x, cos, sin, state, length, num_valid)
+
     def chunk(
         self,
         x: Tensor,
