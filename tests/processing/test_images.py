@@ -298,6 +298,14 @@ def test_frame_patches_equal_those_of_the_image_processor(size: tuple[int, int])
     torch.testing.assert_close(patches, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.gpu
+def test_frame_patches_on_a_gpu_equal_those_on_the_cpu() -> None:
+    frames = torch.stack([resize_frame(make_picture(112, 84, seed), (84, 112)) for seed in range(4)])
+    torch.testing.assert_close(
+        frame_patches(frames.cuda()).cpu(), frame_patches(frames), rtol=1e-6, atol=1e-6
+    )
+
+
 def test_a_clip_of_two_frames_interleaves_them_where_a_picture_is_doubled() -> None:
     frames = torch.stack([resize_frame(make_picture(56, 56, seed), (56, 56)) for seed in (1, 2)])
     first, second = (frame_patches(frame[None]).unflatten(1, (3, 2, 196)) for frame in frames)
