@@ -2,9 +2,11 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from infinitevl.errors import InfiniteVLError
 
@@ -18,17 +20,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             and an older file at `path` stays as it was.
     """
     target = Path(path)
+    part = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise InfiniteVLError(_cannot_write(target, error)) from error
-    part = Path(name)
-    try:
+        part.touch(exist_ok=False)  # as any new file, with the mode that the umask leaves
         yield part
         _sync(part)
         part.replace(target)
-    except OSError as error:
+    except InfiniteVLError:
+        raise
+    except (OSError, SafetensorError) as error:
         raise InfiniteVLError(_cannot_write(target, error)) from error
     finally:
         part.unlink(missing_ok=True)
@@ -39,8 +39,9 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _cannot_write(target: Path, error: OSError) -> str:
+def _cannot_write(target: Path, error: Exception) -> str:
+    reason = (isinstance(error, OSError) and error.strerror) or error
     return (
-        f"could not write {target}: {error.strerror or error}. Nothing was changed there; "
+        f"could not write {target}: {reason}. Nothing was changed there; "
         "free some space or choose another folder, and save again."
     )
