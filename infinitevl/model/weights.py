@@ -24,6 +24,39 @@ PREFIX_MAPPING = {
 # Values of each weight that enter a fingerprint: enough to tell fine-tunings apart, quick for 4 B parameters.
 _SAMPLES = 1024
 
+# Numbers of the configuration that enter a fingerprint beside its lists.
+_TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+    "num_linear_heads",
+    "num_linear_key_value_heads",
+    "linear_head_dim",
+    "linear_value_dim",
+    "conv_size",
+    "rope_theta",
+    "rms_norm_eps",
+    "norm_eps",
+)
+_VISION_SIZES = (
+    "depth",
+    "hidden_size",
+    "num_heads",
+    "intermediate_size",
+    "in_channels",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "window_size",
+    "out_hidden_size",
+    "tokens_per_second",
+)
+
 
 @contextlib.contextmanager
 def loading_errors(name: str | os.PathLike[str]) -> Iterator[None]:
@@ -33,10 +66,18 @@ def loading_errors(name: str | os.PathLike[str]) -> Iterator[None]:
     except CheckpointError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_about_files(error):
+            raise
         raise CheckpointError(
             f"{name} could not be loaded: {str(error).strip()} Check that config.json and every weight file "
             "are there and whole; download the folder again if in doubt."
         ) from error
+
+
+def _is_about_files(error: Exception) -> bool:
+    """Whether other files would help: not where memory ran out or a device failed."""
+    device_errors = (torch.OutOfMemoryError, torch.AcceleratorError)
+    return not isinstance(error, device_errors) and "memory" not in str(error)
 
 
 def check_loading(name: str | os.PathLike[str], info: dict[str, Any]) -> None:
@@ -64,25 +105,60 @@ def check_loading(name: str | os.PathLike[str], info: dict[str, Any]) -> None:
 
 
 def fingerprint(model: nn.Module, config: InfiniteVLConfig) -> str:
-    """What tells one model from another: sizes and a sample of every weight, whatever dtype it is loaded in.
+    """What tells one model from another: its sizes and a sample of every weight.
+
+    The same for weights in float32 and for these weights rounded to bfloat16, wherever accelerate keeps them.
+    Float16 has no room for the smallest weights of a bfloat16 checkpoint, so it makes another model.
 
     Returns:
         32 hexadecimal digits.
+
+    Raises:
+        CheckpointError: a weight has no values anywhere (a model on the meta device).
     """
-    ignored = {"dtype", "torch_dtype", "transformers_version", "architectures", "_name_or_path"}
-    sizes = {key: value for key, value in config.to_dict().items() if key not in ignored}
-    sizes["vision_config"] = {k: v for k, v in sizes["vision_config"].items() if k not in ignored}
-    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.state_dict().items()):
+    digest = hashlib.sha256(json.dumps(_sizes(config)).encode())
+    values = dict(_weights(model))
+    for name in sorted(values):
         digest.update(name.encode())
-        digest.update(_sample(weight).numpy().tobytes())
+        digest.update(_sample(values[name]).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _sizes(config: InfiniteVLConfig) -> list[Any]:
+    """What the numbers of a state depend on besides the weights; JSON turns 2 and 2.0 into other texts."""
+    text, vision = config.text_config, config.vision_config
+    sizes = [getattr(text, name) for name in _TEXT_SIZES] + [getattr(vision, name) for name in _VISION_SIZES]
+    numbers = [float(size) for size in sizes if isinstance(size, int | float)]
+    return [numbers, list(text.layer_types), list(text.mrope_section), sorted(vision.fullatt_block_indexes)]
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight with its values, also those that accelerate keeps on disk or in another memory."""
+    for prefix, module in model.named_modules():
+        hook: Any = getattr(module, "_hf_hook", None)  # accelerate's; absent where nothing was moved
+        for name, weight in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            if weight.device.type == "meta" and hook is not None and hook.weights_map is not None:
+                weight = hook.weights_map[name.removeprefix(f"{prefix}.")]
+            if weight.device.type == "meta":
+                raise CheckpointError(
+                    f"the weight {name} has no values: the model was built on the meta device. Load its "
+                    "weights with from_pretrained first."
+                )
+            yield name, weight
 
 
 def _sample(weight: Tensor) -> Tensor:
     flat = weight.detach().flatten()
-    index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), device=flat.device).long()
-    return flat[index].to(torch.bfloat16).cpu().view(torch.int16)
+    return flat[sample_indices(flat.numel()).to(flat.device)].to(torch.bfloat16).cpu().view(torch.int16)
+
+
+def sample_indices(size: int) -> Tensor:
+    """Indices spread evenly over 0 .. size - 1, both ends among them: int64 [at most 1024].
+
+    Whole numbers throughout: float32 cannot name the last of more than 2^24 values.
+    """
+    count = min(_SAMPLES, size)
+    return torch.arange(count) * (size - 1) // max(count - 1, 1)
 
 
 def write_model_card(folder: str | os.PathLike[str], config: InfiniteVLConfig) -> None:
