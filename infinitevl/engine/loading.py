@@ -67,15 +67,18 @@ def load(
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = _folder(name)
-    dtype = dtype or _dtype(name, device)
+    source = str(builtin_folder() if name is None or name == BUILTIN else name)
+    is_folder = Path(source).exists()
+    _check_folder(source, is_folder)
     try:
-        model = InfiniteVLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-        processor = InfiniteVLProcessor.from_pretrained(folder)
-    except CheckpointError:
-        raise
+        model = InfiniteVLForConditionalGeneration.from_pretrained(
+            source, dtype=dtype or _dtype(name, device)
+        )
+        processor = InfiniteVLProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise CheckpointError(_unusable(name, error)) from error
+        if is_folder and isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(_unusable(source, error, is_folder)) from error
     return model.to(device).eval(), processor
 
 
@@ -91,22 +94,27 @@ def _dtype(name: str | os.PathLike[str] | None, device: torch.device) -> Any:
     return torch.float32 if name in (None, BUILTIN) else "auto"
 
 
-def _folder(name: str | os.PathLike[str] | None) -> str:
-    if name is None or name == BUILTIN:
-        return str(builtin_folder())
-    if not Path(name).exists() and (os.sep in str(name) and str(name).count("/") != 1):
+def _check_folder(source: str, is_folder: bool) -> None:
+    """Tell a wrong path before anything is built or downloaded."""
+    if is_folder and not (Path(source) / "config.json").is_file():
+        raise CheckpointError(f"{source} has no config.json. Give a folder with config.json and weights.")
+    if not is_folder and (Path(source).is_absolute() or len(Path(source).parts) > 2):
         raise CheckpointError(
-            f"there is no folder {name}. Give a folder with config.json and weights, or a name."
+            f"there is no folder {source}. Give a folder with config.json and weights, or a name."
         )
-    return str(name)
 
 
-def _unusable(name: str | os.PathLike[str] | None, error: Exception) -> str:
+def _unusable(source: str, error: Exception, is_folder: bool) -> str:
+    told = str(error.__cause__ or error).strip() or type(error).__name__
+    message = f"no model could be loaded from {source!r}: {told.splitlines()[0]}"
+    return message if is_folder else f"{message} {_advice(source)}"
+
+
+def _advice(name: str) -> str:
+    """What to do about a name that is no folder and could not be downloaded."""
     names = [entry.name for entry in CATALOGUE]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close and close[0] != name else ""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"no model could be loaded from {name!r}: {first_line}{hint} "
-        f"Give a folder with config.json and weights, or one of {', '.join(names)}."
-    )
+    if name in names:
+        return "It is downloaded once from the hub, which needs a network; or give a folder that holds it."
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Give a folder with config.json and weights, or one of {', '.join(names)}."
