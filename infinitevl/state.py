@@ -6,6 +6,7 @@ inputs of its convolution. Fill levels, positions and times are tensors too: a r
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -151,15 +152,20 @@ class StreamState:
         """Take over all of `other`, in place; dtypes and devices stay as they are here.
 
         Raises:
-            StateError: `other` has other shapes.
+            StateError: `other` has other layers or shapes; nothing was copied.
         """
-        mine, theirs = self.tensors(), other.tensors()
-        for name, tensor in mine.items():
-            if name not in theirs or theirs[name].shape != tensor.shape:
-                raise StateError(_shape_message(name, theirs.get(name), tensor))
-        for name, tensor in mine.items():
-            tensor.copy_(theirs[name])
+        self._take_over_(other.tensors())
         return self
+
+    def _take_over_(self, given: dict[str, Tensor]) -> None:
+        mine = self.tensors()
+        for name in {**mine, **given}:
+            if _shape(given, name) != _shape(mine, name):
+                raise StateError(
+                    f"{name} has {_shape(given, name)}, this model's state has {_shape(mine, name)} there."
+                )
+        for name, tensor in mine.items():
+            tensor.copy_(given[name])
 
     def reset_(self) -> "StreamState":
         """Forget everything, in place."""
@@ -168,9 +174,13 @@ class StreamState:
         return self
 
     def advance_(self, num_new: int | Tensor, position_ids: Tensor) -> None:
-        """Count `num_new` tokens (int or int64 [B]) whose largest positions [3, B, T] end the sequence."""
-        self.length += num_new
-        torch.maximum(self.next_position, position_ids.amax(dim=(0, 2)) + 1, out=self.next_position)
+        """Count `num_new` tokens (int or int64 [B]) whose largest positions [3, B, T] end the sequence.
+
+        Both may come from the device of another layer.
+        """
+        self.length += _on(self.length.device, num_new)
+        end = position_ids.amax(dim=(0, 2)).to(self.next_position.device) + 1
+        torch.maximum(self.next_position, end, out=self.next_position)
 
     def _map(self, function) -> "StreamState":
         layers = [_map_fields(layer, function) for layer in self.layers]
@@ -193,9 +203,9 @@ class StreamState:
             "format": "infinitevl-state",
             "version": FORMAT_VERSION,
             "fingerprint": fingerprint,
-            "checksum": _checksum(tensors),
             "settings": settings,
         }
+        metadata["checksum"] = _checksum(tensors, metadata)
         with atomic_write(path) as part:
             save_file(tensors, part, metadata=metadata)
 
@@ -226,23 +236,26 @@ class StreamState:
             max_length=tensors[f"layers.{full[0]}.keys"].shape[2] if full else None,
             frame_size=(height, width),
         )
-        for name, tensor in state.tensors().items():
-            if name not in tensors or tensors[name].shape != tensor.shape:
-                raise StateError(f"{path}: {_shape_message(name, tensors.get(name), tensor)}")
-            tensor.copy_(tensors[name])
+        state._take_over_(tensors)
         return state
 
-    def check_room(self, num_new: int) -> None:
+    def check_room(self, num_new: int | Tensor) -> None:
         """Refuse tokens for which full-attention layers have no room; a no-op where the state is constant.
+
+        Args:
+            num_new: tokens that are about to come, for all rows or for each (int64 [B]).
 
         Raises:
             StateError: the buffer would overflow; says how long it is and what to do.
         """
         rooms = [layer.keys.shape[2] for layer in self.layers if isinstance(layer, FullState)]
-        if rooms and int(self.length.max()) + num_new > min(rooms):
+        if not rooms:
+            return
+        needed = int((self.length + _on(self.length.device, num_new)).max())
+        if needed > min(rooms):
             raise StateError(
                 f"the full-attention layers have room for {min(rooms)} tokens, {int(self.length.max())} are "
-                f"stored and {num_new} more were given. Allocate the state with a larger max_length."
+                f"stored, and the new ones would make it {needed}. Start again with a larger max_length."
             )
 
 
@@ -294,22 +307,27 @@ def _allocate_layer(
     return FullState(keys, values) if kind == FULL else WindowState(keys, values)
 
 
+def _on(device: torch.device, count: int | Tensor) -> int | Tensor:
+    return count.to(device) if isinstance(count, Tensor) else count
+
+
 def _map_fields(part, function):
     return type(part)(
         **{field.name: function(getattr(part, field.name)) for field in dataclasses.fields(part)}
     )
 
 
-def _shape_message(name: str, given: Tensor | None, wanted: Tensor) -> str:
-    shape = "nothing" if given is None else f"shape {tuple(given.shape)}"
-    return f"{name} has {shape}, this model's state has shape {tuple(wanted.shape)} there."
+def _shape(tensors: dict[str, Tensor], name: str) -> str:
+    return f"shape {tuple(tensors[name].shape)}" if name in tensors else "nothing"
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Of all that a file holds but the checksum itself."""
+    rest = {key: text for key, text in metadata.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {_shape(tensors, name)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -344,10 +362,10 @@ def _check_metadata(
             f"{path} has state format {metadata.get('version')}, this version reads {FORMAT_VERSION}. "
             "Load it with the version of infinitevl that wrote it."
         )
+    if metadata.get("checksum") != _checksum(tensors, metadata):
+        raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")
     if metadata.get("fingerprint") != fingerprint:
         raise StateError(
             f"{path} belongs to another model: its fingerprint is {metadata.get('fingerprint')}, "
             f"this model's is {fingerprint}. Load the model that saved it."
         )
-    if metadata.get("checksum") != _checksum(tensors):
-        raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")

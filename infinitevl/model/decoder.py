@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         """
         x, length = inputs_embeds, None
         if state is not None:
-            state.check_room(x.shape[1])
+            state.check_room(x.shape[1] if num_valid is None else num_valid)
             length = state.length
         cos, sin = self.rotary(position_ids)
         for index, layer in enumerate(self.layers):

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from infinitevl.errors import InfiniteVLError, StateError
@@ -52,6 +54,11 @@ def test_a_fork_is_equal_and_independent(model, state):
         model(input_ids=torch.randint(0, 400, (2, 5)), past_key_values=fork)
     assert not same(fork, state)
     assert int(state.length[0]) == 30 and int(fork.length[0]) == 35
+
+
+def test_a_fork_shares_no_memory(state):
+    pairs = zip(state.tensors().values(), state.fork().tensors().values(), strict=True)
+    assert all(a.data_ptr() != b.data_ptr() for a, b in pairs)
 
 
 def test_copying_takes_over_everything_in_place(model, state):
@@ -136,6 +143,25 @@ def test_a_damaged_file_is_refused(model, state, tmp_path, where):
         StreamState.load(path, model.config.text_config, MARK)
 
 
+@pytest.mark.parametrize("key", ["settings", "fingerprint", "version", "format", "checksum"])
+def test_damaged_words_beside_the_tensors_are_refused(model, state, tmp_path, key):
+    path = tmp_path / "s"
+    state.save(path, MARK, settings="settings")
+    with safe_open(path, framework="pt") as file:
+        words = file.metadata()
+    save_file(load_file(path), path, metadata={**words, key: words[key] + "x"})
+    with pytest.raises(StateError):
+        StreamState.load(path, model.config.text_config, MARK)
+
+
+def test_a_tensor_that_is_read_as_another_dtype_is_damage(model, state, tmp_path):
+    path = tmp_path / "s"
+    state.save(path, MARK)
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"I64"', b'"dtype":"F64"'))
+    with pytest.raises(StateError, match="damaged"):
+        StreamState.load(path, model.config.text_config, MARK)
+
+
 def test_truncated_missing_and_foreign_files_are_refused(model, state, tmp_path):
     config = model.config.text_config
     path = tmp_path / "s"
@@ -177,9 +203,45 @@ def test_states_of_other_shapes_are_not_copied(model, state):
         state.copy_(model.allocate_state(3, frame_size=(28, 56)))
 
 
+def test_a_state_with_more_or_fewer_layers_is_not_copied(state):
+    shorter = replace(state.fork(), layers=state.fork().layers[:3])
+    for here, there in ((state, shorter), (shorter, state)):
+        before = here.fork()
+        with pytest.raises(StateError, match=r"layers\.3\.memory"):
+            here.copy_(there)
+        assert same(here, before)
+
+
 def test_full_attention_needs_a_length():
     with pytest.raises(StateError, match="max_length"):
         tiny_model(layer_types=["full_attention"] * 4).allocate_state()
+
+
+def test_the_room_of_full_attention_is_for_the_tokens_of_each_row():
+    state = tiny_model(layer_types=["full_attention"] * 4).allocate_state(2, max_length=10)
+    state.length.copy_(torch.tensor([9, 2]))
+    state.check_room(1)
+    state.check_room(torch.tensor([1, 8]))
+    for num_new in (2, torch.tensor([1, 9])):
+        with pytest.raises(StateError, match=r"room for 10 tokens, 9 are stored, .* 11"):
+            state.check_room(num_new)
+
+
+def test_padding_takes_no_room():
+    model = tiny_model(layer_types=["full_attention", "linear_attention"] * 2)
+    state = model.allocate_state(2, max_length=10)
+    with torch.no_grad():
+        for mask in ([[1] * 8, [1] * 3 + [0] * 5], [[1, 1, 0, 0, 0], [1] * 5]):
+            mask = torch.tensor(mask)
+            model(input_ids=torch.zeros_like(mask), attention_mask=mask, past_key_values=state)
+    assert state.length.tolist() == [10, 8]
+
+
+def test_tokens_are_counted_beside_the_state_wherever_their_positions_are():
+    state = StreamState.allocate(tiny_model().config.text_config, device="meta")
+    state.advance_(torch.tensor([3]), torch.zeros(3, 1, 3, dtype=torch.int64))
+    state.advance_(1, torch.zeros(3, 1, 1, dtype=torch.int64))
+    assert state.length.device.type == state.next_position.device.type == "meta"
 
 
 def test_each_layer_keeps_its_state_on_its_own_device():
