@@ -31,8 +31,8 @@ STEPS = {
     "tests": ["pytest"],
 }
 SLOW_STEPS = {
-    "slow tests": ["pytest", "--slow", "-m", "slow"],
-    "many random splits": ["pytest", "tests/model/test_any_split.py"],
+    "slow tests": ["pytest", "--slow", "-m", "slow", "--timeout=1800"],
+    "many random splits": ["pytest", "tests/model/test_any_split.py", "--timeout=1800"],
 }
 MANY_CASES = {"INFINITEVL_SPLIT_CASES": "10000"}
 
