@@ -2,6 +2,7 @@
 
 Token number i of a sequence lives in slot i mod S of its ring, so that a full ring forgets by itself. What a
 slot holds follows from the number of stored tokens alone, which is a tensor: a replayed graph stays right.
+A ring keeps its dtype: tokens are rounded to it when they are stored, and it to the queries' dtype when read.
 """
 
 import torch
@@ -51,7 +52,9 @@ def attend_chunk(
         mask = _new_mask(start, stop, first, window, q.device)
         keys, values = k[:, :, first:stop], v[:, :, first:stop]
         if ring is not None and start < span:
-            keys, values = torch.cat([ring[0], keys], dim=2), torch.cat([ring[1], values], dim=2)
+            keys, values = (
+                torch.cat([x.to(new.dtype), new], dim=2) for x, new in zip(ring, (keys, values), strict=True)
+            )
             stored = _ring_mask(start, stop, length, ring[0].shape[2], window)
             mask = torch.cat([stored, mask.expand(stored.shape[0], 1, -1, -1)], dim=-1)
         outputs.append(
@@ -90,7 +93,10 @@ def attend_step(q: Tensor, ring: tuple[Tensor, Tensor], length: Tensor) -> Tenso
     """
     filled = torch.arange(ring[0].shape[2], device=length.device) < length[:, None]
     mask = filled[:, None, None]
-    return F.scaled_dot_product_attention(q.transpose(1, 2), *ring, mask, enable_gqa=True).transpose(1, 2)
+    keys, values = (x.to(q.dtype) for x in ring)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, mask, enable_gqa=True).transpose(
+        1, 2
+    )
 
 
 def store_chunk_(
@@ -108,11 +114,13 @@ def store_chunk_(
     is_new = (index >= 0)[:, None, :, None]
     index = index.clamp(min=0)[:, None, :, None].expand(-1, k.shape[2], -1, k.shape[3])
     for stored, new in zip(ring, (k, v), strict=True):
-        stored.copy_(torch.where(is_new, new.transpose(1, 2).gather(2, index), stored))
+        new = new.to(stored.dtype).transpose(1, 2)
+        stored.copy_(torch.where(is_new, new.gather(2, index), stored))
 
 
 def store_step_(ring: tuple[Tensor, Tensor], k: Tensor, v: Tensor, length: Tensor) -> None:
     """Write one token [B, 1, H_kv, D] into its slot, in place; `length` as in `store_chunk_`."""
     slot = torch.remainder(length, ring[0].shape[2])[:, None, None, None]
     for stored, new in zip(ring, (k, v), strict=True):
-        stored.scatter_(2, slot.expand(-1, stored.shape[1], 1, stored.shape[3]), new.transpose(1, 2))
+        new = new.to(stored.dtype).transpose(1, 2)
+        stored.scatter_(2, slot.expand(-1, stored.shape[1], 1, stored.shape[3]), new)

@@ -17,7 +17,7 @@ def causal_conv_chunk(
     Returns:
         SiLU of the convolution [B, T, C], and the tail after the last valid token.
     """
-    seen = torch.cat([tail, x], dim=1)
+    seen = torch.cat([tail.to(x.dtype), x], dim=1)
     mixed = F.conv1d(seen.mT, weight[:, None], groups=weight.shape[0]).mT
     return F.silu(mixed), _last(seen, weight.shape[1] - 1, num_valid)
 
@@ -31,5 +31,5 @@ def _last(seen: Tensor, width: int, num_valid: Tensor | None) -> Tensor:
 
 def causal_conv_step(x: Tensor, weight: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
     """One token: arguments and results as above with T = 1."""
-    seen = torch.cat([tail, x], dim=1)  # [B, W, C]
+    seen = torch.cat([tail.to(x.dtype), x], dim=1)  # [B, W, C]
     return F.silu((seen * weight.mT).sum(1, keepdim=True)), seen[:, 1:]

@@ -1,7 +1,11 @@
 """The gated delta rule, fast: whole chunks for many tokens, one update for one token.
 
-Signatures and shapes are those of `ops.reference`; both compute in float32 or in memory's dtype if wider.
+Signatures and shapes are those of `ops.reference`; both compute in memory's dtype, also under autocast: what
+is rounded once stays wrong in the memory for ever.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,8 +14,23 @@ from torch.nn import functional as F
 from infinitevl.ops.reference import segment_decay
 
 CHUNK_SIZE = 64
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def _in_memory_dtype(rule: Rule) -> Rule:
+    """The rule with autocast switched off within it."""
+
+    @functools.wraps(rule)
+    def exact(
+        q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(q.device.type, enabled=False):
+            return rule(q, k, v, log_decay, beta, memory)
+
+    return exact
+
+
+@_in_memory_dtype
 def delta_rule_chunk(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -49,6 +68,7 @@ def _split(x: Tensor, size: int) -> Tensor:
     return x.unflatten(2, (-1, size))
 
 
+@_in_memory_dtype
 def delta_rule_step(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLModel
-from tests.support import prompt_inputs, tiny_model
+from tests.support import prompt_inputs, relative_error, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,20 @@ def test_a_teacher_with_full_attention_generates_and_says_when_it_is_full():
     assert torch.equal(given, greedy_without_a_state(model, ids, 8))
     with pytest.raises(StateError, match="room for 24 tokens"), torch.no_grad():
         model(input_ids=torch.zeros(1, 25, dtype=torch.int64), past_key_values=StateCache(max_length=24))
+
+
+def test_autocast_generates_and_stays_close_to_float32(model, ids):
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        given = model.generate(ids, max_new_tokens=20, do_sample=False)
+        with torch.no_grad():
+            out = model(input_ids=ids[:, :10])
+            parts = [out.logits]
+            for token in ids[:, 10:].split(1, dim=1):
+                parts.append(model(input_ids=token, past_key_values=out.past_key_values).logits)
+    assert given.shape == (1, 40)
+    assert relative_error(torch.cat(parts, 1), wanted) < 0.05
 
 
 def test_caches_of_other_kinds_and_settings_without_meaning_are_refused(model, ids):

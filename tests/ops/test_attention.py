@@ -63,6 +63,17 @@ def test_a_prompt_longer_than_a_block_of_queries_equals_the_definition(monkeypat
         assert relative_error(given, reference.window_attention(q, k, v, window)) < 1e-6
 
 
+def test_a_ring_of_another_dtype_keeps_it_and_is_read():
+    """As under autocast: new tokens are bfloat16, the ring float32; and the other way round."""
+    q, k, v = tokens(30)
+    wanted = reference.window_attention(q, k, v, WINDOW)
+    for new, stored in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        ring = tuple(x.to(stored) for x in empty_ring(poison=1e6))
+        given = read(*(x.to(new) for x in (q, k, v)), [9, 1, 19, 1], WINDOW, ring)
+        assert given.dtype == new and {x.dtype for x in ring} == {stored}
+        assert relative_error(given, wanted) < 0.02
+
+
 @pytest.mark.parametrize("num_new", [1, 5, 8, 21])
 def test_rows_of_different_length_share_a_ring(num_new):
     """Rows with other fill levels and other numbers of new tokens end as they would alone."""

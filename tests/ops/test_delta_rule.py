@@ -56,6 +56,16 @@ def test_float32_stays_close_to_the_float64_oracle(rule, length, decay):
         assert relative_error(given, wanted) < 1e-5
 
 
+@pytest.mark.parametrize("length", [1, 65])
+def test_autocast_leaves_the_rule_in_the_memory_s_dtype(length):
+    inputs = random_inputs(length, dtype=torch.float32)
+    rule = delta_rule_step if length == 1 else delta_rule_chunk
+    wanted = rule(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = rule(*inputs)
+    assert all(torch.equal(x, y) for x, y in zip(given, wanted, strict=True))
+
+
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("length", [1, 63, 65, 200])
 def test_gradients_of_the_fast_chunk_rule_are_those_of_the_token_rule(length, decay):
