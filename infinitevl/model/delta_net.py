@@ -103,9 +103,10 @@ class GatedDeltaNet(nn.Module):
         return torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])[:, 0]
 
     def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithm of the decay and writing strength, float32 [B, T, H]."""
-        dt = F.softplus(self.a_proj(x).float() + self.dt_bias.float())
-        return -self.A_log.float().exp() * dt, self.b_proj(x).float().sigmoid()
+        """Logarithm of the decay and writing strength, [B, T, H] in float32 or x's dtype if wider."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dt = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
+        return -self.A_log.to(wide).exp() * dt, self.b_proj(x).to(wide).sigmoid()
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, C] -> normalised queries and keys [B, T, H, K] and values [B, T, H, V]."""

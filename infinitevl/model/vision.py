@@ -41,6 +41,9 @@ class VisionPlan:
 
 
 @functools.lru_cache(maxsize=32)
+@torch.inference_mode(
+    False
+)  # the cache outlives the caller's mode, and training cannot use inference tensors
 def vision_plan(grids: tuple[Grid, ...], config: "VisionSizes", device: torch.device) -> VisionPlan:
     """The plan for pictures and videos of `grids` (temporal patches, rows, columns of patches)."""
     order, window_lengths, frame_lengths, places, offset = [], [], [], [], 0

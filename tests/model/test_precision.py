@@ -1,0 +1,48 @@
+"""What is computed in which dtype, and what a narrow dtype must not touch."""
+
+import pytest
+import torch
+
+from infinitevl.model.vision import vision_plan
+from infinitevl.state import DeltaState, StreamState
+from tests.support import prompt_inputs, relative_error, tiny_model
+
+
+def memories(state: StreamState) -> list[torch.Tensor]:
+    return [layer.memory for layer in state.layers if isinstance(layer, DeltaState)]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 30])
+def test_memories_of_a_bfloat16_model_keep_what_bfloat16_would_lose(num_tokens):
+    model = tiny_model().to(torch.bfloat16)
+    ids = torch.randint(0, 400, (1, 60), generator=torch.Generator().manual_seed(0))
+    state = model.allocate_state()
+    with torch.no_grad():
+        for part in ids.split(num_tokens, dim=1):
+            model(input_ids=part, past_key_values=state)
+    assert len(memories(state)) == 3
+    for memory in memories(state):
+        assert not torch.equal(memory, memory.bfloat16().float())
+
+
+def test_a_float64_model_loses_nothing_to_float32():
+    """Its gates too: a Gated DeltaNet of one and of many tokens against the same weights in float64."""
+    mixer = tiny_model().double().model.language_model.layers[1].self_attn
+    x = torch.randn(1, 70, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log_decay, beta = mixer._gates(x)
+    assert log_decay.dtype == beta.dtype == torch.float64
+    start = mixer._empty_state(x)
+    with torch.no_grad():
+        whole = mixer.chunk(x, None, None)
+        steps = torch.cat([mixer.step(token, start) for token in x.split(1, dim=1)], dim=1)
+    assert relative_error(steps, whole) < 1e-13
+
+
+def test_pictures_seen_in_inference_mode_can_be_trained_on_afterwards():
+    vision_plan.cache_clear()
+    model = tiny_model()
+    inputs = prompt_inputs(model.config)
+    with torch.inference_mode():
+        model(**inputs)
+    model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert model.model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
