@@ -1,7 +1,5 @@
-"""What this machine has and which kernels will run: found out once, and the only door to kernel packages."""
+"""What runs each operation, and why; where kernel packages will be chosen once there are any."""
 
-import functools
-import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +14,8 @@ class Choice:
     why: str
 
 
-@functools.cache
-def has_package(name: str) -> bool:
-    """Whether a package can be imported, without importing it."""
-    return importlib.util.find_spec(name) is not None
-
-
 def describe(device: str | torch.device | None = None) -> list[Choice]:
-    """The kernel of every operation on `device` (default: the best one here), in the order of a layer."""
+    """What runs each operation on `device` (default: the first GPU, else the CPU): torch, everywhere."""
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     sdpa = "torch scaled_dot_product_attention"
     return [
