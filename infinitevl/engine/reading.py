@@ -33,7 +33,9 @@ def generate_tokens(
     sampling: Sampling,
     stop_ids: set[int],
 ) -> Iterator[int]:
-    """Tokens of an answer, one stream at a time; the state takes each in, a stop token is not yielded.
+    """Tokens of an answer, one stream at a time; a stop token is not yielded.
+
+    The state takes a token in when the next one is asked for: whoever shows tokens need not wait for that.
 
     Args:
         hidden: [1, C], the last hidden state of the question.
@@ -42,10 +44,10 @@ def generate_tokens(
         token = pick(model.lm_head(hidden), sampling)
         if int(token) in stop_ids:
             return
+        yield int(token)
         positions = text_positions(state.next_position, 1)
         out = model.model.language_model(model.model.embed(token[:, None]), positions, state, one_token=True)
         hidden = out[:, -1]
-        yield int(token)
 
 
 def answer(
