@@ -10,10 +10,16 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from infinitevl.errors import CheckpointError
+from infinitevl.errors import CheckpointError, InputError
 
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 LAYER_TYPES = (SLIDING, FULL, LINEAR)
+
+# Two names of one thing: three position axes with the angles of the field, not scaled.
+_ROPE_TYPES = ("default", "mrope")
+
+# torch's own attention in any case; "eager" asks for the same numbers without a kernel's name.
+_ATTENTION = (None, "sdpa", "eager")
 
 # What published folders say and what must not take effect: these name code, kernels or habits of the
 # published implementation.
@@ -50,6 +56,7 @@ class InfiniteVLVisionConfig(PreTrainedConfig):
         kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         self.fullatt_block_indexes = tuple(self.fullatt_block_indexes)
+        _check(self.hidden_act == "silu", f"vision hidden_act must be 'silu', not {self.hidden_act!r}")
         _check(
             self.hidden_size % (4 * self.num_heads) == 0,
             f"vision hidden_size {self.hidden_size} is no multiple of 4 x num_heads = {4 * self.num_heads}",
@@ -134,6 +141,10 @@ class InfiniteVLTextConfig(PreTrainedConfig):
         )
         _check(self.sliding_window > 0, f"sliding_window must be at least 1, not {self.sliding_window}")
         _check(self.hidden_act == "silu", f"hidden_act must be 'silu', not {self.hidden_act!r}")
+        _check(
+            self.attention_dropout == 0,
+            f"attention_dropout is {self.attention_dropout}; attention drops nothing here, so it must be 0",
+        )
 
     @property
     def key_dim(self) -> int:
@@ -219,6 +230,16 @@ class InfiniteVLConfig(PreTrainedConfig):
     eos_token_id = _text_field("eos_token_id", "Token or tokens that end an answer.")
     pad_token_id = _text_field("pad_token_id", "Token that fills shorter rows of a batch.")
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; the attn_implementation of a folder is ignored, that of a caller is checked.
+
+        Raises:
+            InputError: an `attn_implementation` among the keywords that this model does not have.
+        """
+        check_attention(kwargs.get("attn_implementation"))
+        return super().from_dict(config_dict, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """The published flat form."""
         flat = super().to_dict()
@@ -254,6 +275,11 @@ def _pop_text_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
     )
     rope = copy.copy(kwargs.pop("rope_parameters", None) or kwargs.pop("rope_scaling", None) or {})
     kwargs.pop("rope_scaling", None)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    _check(
+        rope_type in _ROPE_TYPES,
+        f"rope_scaling of type {rope_type!r} is not known; valid ones are {list(_ROPE_TYPES)}",
+    )
     if "mrope_section" in rope:
         kwargs.setdefault("mrope_section", rope["mrope_section"])
     if "rope_theta" in rope:
@@ -262,6 +288,20 @@ def _pop_text_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
     text = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
     text["dtype"] = kwargs.get("torch_dtype", kwargs.get("dtype"))
     return text
+
+
+def check_attention(name: str | None) -> None:
+    """See that attention can be computed as the caller of `from_pretrained` wants it.
+
+    Raises:
+        InputError: an implementation that this model does not have.
+    """
+    if name not in _ATTENTION:
+        raise InputError(
+            f"attn_implementation={name!r} is not available: this model calls torch's "
+            "scaled_dot_product_attention, which picks the fastest kernel that it has itself. Leave the "
+            "keyword out, or give 'sdpa'."
+        )
 
 
 def _check(holds: bool, message: str) -> None:
