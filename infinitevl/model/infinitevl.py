@@ -4,99 +4,31 @@ This is the one place that reads and names what transformers passes, and where t
 the way through the decoder. Engines and trainers use its parts: `visual`, `language_model`, `lm_head`.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import InputError
-from infinitevl.model.decoder import Decoder, RotaryEmbedding
-from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
+from infinitevl.model.decoder import Decoder
 from infinitevl.model.generation import StateGeneration
 from infinitevl.model.hf_cache import StateCache, as_state_cache
-from infinitevl.model.layers import RMSNorm
-from infinitevl.model.positions import IMAGE, VIDEO, prompt_positions, token_kinds
+from infinitevl.model.inputs import (
+    axis_positions,
+    check_attentions,
+    check_no_gradients,
+    new_columns,
+    new_kinds,
+)
+from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
+from infinitevl.model.pretrained import InfiniteVLPreTrainedModel
 from infinitevl.model.vision import VisionEncoder
-from infinitevl.model.weights import PREFIX_MAPPING, check_loading, loading_errors, write_model_card
 from infinitevl.state import StreamState
-
-# softplus(dt_bias) = 0.001 at the start of a new mixer.
-_DT_BIAS_START = -6.907255
-
-
-class InfiniteVLPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know about every part of an InfiniteVL."""
-
-    config: InfiniteVLConfig
-    config_class = InfiniteVLConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ["image", "video", "text"]  # noqa: RUF012
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["DecoderLayer", "VisionBlock"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values", "state"]  # noqa: RUF012
-    _supports_sdpa = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, GatedDeltaNet):
-            _start_mixer(module)
-        elif isinstance(module, RMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, RotaryEmbedding):
-            module.reset_buffers_()
-        else:
-            super()._init_weights(module)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, name: str | os.PathLike[str], *args: Any, strict: bool = True, **kwargs: Any
-    ) -> Any:
-        """Load a folder or hub name; published folders load as they are, and no code of theirs runs.
-
-        Args:
-            strict: refuse a checkpoint with missing or unexpected weights; False leaves them as they start.
-            Everything else as in transformers.
-
-        Raises:
-            CheckpointError: names the weights that are missing, unexpected or of another shape.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("key_mapping", PREFIX_MAPPING)
-        kwargs.setdefault("ignore_mismatched_sizes", True)  # they are told below, by name
-        with loading_errors(name):
-            loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        if strict:
-            check_loading(name, info)
-        return (model, info) if wants_info else model
-
-    def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Write configuration, weights (newer prefix) and a model card; keywords as in transformers."""
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(folder, **kwargs)
-        write_model_card(folder, self.config)
-
-
-def _start_mixer(mixer: GatedDeltaNet) -> None:
-    """The start of a new mixer (spec: training): hardly any decay, every convolution the identity."""
-    for gate in (mixer.a_proj, mixer.b_proj):
-        init.zeros_(gate.weight)
-    init.zeros_(mixer.A_log)
-    init.constant_(mixer.dt_bias, _DT_BIAS_START)
-    for conv in (mixer.q_conv1d, mixer.k_conv1d, mixer.v_conv1d):
-        _start_identity(conv)
-
-
-def _start_identity(conv: CausalConv1d) -> None:
-    identity = torch.zeros_like(conv.weight)
-    identity[..., -1] = 1
-    init.copy_(conv.weight, identity)
 
 
 class InfiniteVLModel(InfiniteVLPreTrainedModel):
@@ -143,12 +75,16 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         """Put the features of pictures (or videos) where `kinds` [B, T] says.
 
         Raises:
-            InputError: there are more or fewer places than features.
+            InputError: there are more or fewer places than features, or patches do not fit their grids.
         """
+        name = "image" if kind == IMAGE else "video"
+        if grids is None:
+            raise InputError(
+                f"pixels were given without {name}_grid_thw. Pass all that the processor returned."
+            )
         features = self.visual(pixels.to(embeds.device), grids).to(embeds)
         places = kinds == kind
         if int(places.sum()) != features.shape[0]:
-            name = "image" if kind == IMAGE else "video"
             raise InputError(
                 f"the prompt has {int(places.sum())} {name} tokens, the {name}s given need "
                 f"{features.shape[0]}. Make text and pixels with one processor call; after a cached prefix "
@@ -156,6 +92,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
             )
         return embeds.masked_scatter(places[..., None].to(embeds.device), features)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -172,45 +109,45 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         mm_token_type_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast:
         """Read a batch of prompts, or continue one.
 
         Args:
             input_ids: int64 [B, T], or inputs_embeds [B, T, C].
             attention_mask: [B, tokens so far + T] (or [B, T]), 0 at padding on either side.
-            position_ids: int64 [3, B, T] (time, height, width) or [B, T]; worked out when left out.
+            position_ids: int64 [3, B, T] (time, height, width), [B, T], or transformers' [4, B, T]; worked
+                out when left out.
             past_key_values: what an earlier call returned; its state is changed in place.
-            use_cache: return a cache; by default only where no gradient is wanted.
+            use_cache: return a cache; by default only where no gradient is recorded.
             pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts,
                 mm_token_type_ids: as the processor returns them, for the new tokens alone.
+            output_hidden_states: return the stream before each layer and after the last norm.
 
         Raises:
             InputError: the arguments do not fit each other. StateError: no room in a full-attention layer.
         """
-        _refuse_attentions(output_attentions)
+        config = self.config
+        check_attentions(config.output_attentions if output_attentions is None else output_attentions)
         embeds = self._embeds(input_ids, inputs_embeds)
-        kinds = self._kinds(input_ids, mm_token_type_ids, embeds)
+        counts = new_columns(attention_mask, embeds)
+        kinds = new_kinds(input_ids, mm_token_type_ids, embeds, counts, config)
         if pixel_values is not None:
             embeds = self.place_features(embeds, kinds, IMAGE, pixel_values, image_grid_thw)
         if pixel_values_videos is not None:
             embeds = self.place_features(embeds, kinds, VIDEO, pixel_values_videos, video_grid_thw)
         cache = self._cache(past_key_values, use_cache, embeds)
         state = None if cache is None else cache.state
-        counts = _new_columns(attention_mask, embeds)
         if position_ids is None:
             start = kinds.new_zeros(len(kinds), dtype=torch.int64) if state is None else state.next_position
             if state is not None and embeds.shape[1] == 1 and pixel_values is pixel_values_videos is None:
-                kinds = torch.zeros_like(kinds)  # a generated token is text, whatever its id
-            if counts is not None:
-                kinds = kinds.masked_fill(~counts, -1)
+                kinds = kinds.clamp(max=TEXT)  # a generated token is text, whatever its id
             position_ids, _ = prompt_positions(
-                kinds, start, self.config, image_grid_thw, video_grid_thw, second_per_grid_ts
+                kinds, start, config, image_grid_thw, video_grid_thw, second_per_grid_ts
             )
-        elif position_ids.dim() == 2:
-            position_ids = position_ids.expand(3, *position_ids.shape)
-        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
-        out = self._decode(embeds, position_ids.to(embeds.device), state, counts, hidden_states)
+        position_ids = axis_positions(position_ids, embeds)
+        wants_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states: list[Tensor] | None = [] if wants_hidden else None
+        out = self._decode(embeds, position_ids, state, counts, hidden_states)
         if cache is not None:
             cache.num_seen += embeds.shape[1]
         return BaseModelOutputWithPast(
@@ -226,19 +163,15 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
             return inputs_embeds
         raise InputError("pass either input_ids or inputs_embeds, and not both.")
 
-    def _kinds(self, input_ids: Tensor | None, mm_token_type_ids: Tensor | None, embeds: Tensor) -> Tensor:
-        if input_ids is not None:
-            return token_kinds(input_ids, self.config)
-        if mm_token_type_ids is not None:
-            return mm_token_type_ids[:, -embeds.shape[1] :]
-        return torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-
     def _cache(self, past: object, use_cache: bool | None, embeds: Tensor) -> StateCache | None:
         cache = as_state_cache(past)
         wanted = use_cache if use_cache is not None else not torch.is_grad_enabled()
-        if cache is None and wanted:
-            cache = StateCache()
-        if cache is not None and cache.state is None:
+        if cache is None and not wanted:
+            return None
+        trains = embeds.requires_grad or any(weight.requires_grad for weight in self.parameters())
+        check_no_gradients(trains)
+        cache = StateCache() if cache is None else cache
+        if cache.state is None:
             cache.state = self.allocate_state(embeds.shape[0], max_length=cache.room_for(embeds.shape[1]))
         return cache
 
@@ -271,35 +204,15 @@ def _computing_device(layer: nn.Module) -> torch.device:
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x [B, T, C] at index [B, T]."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _new_columns(attention_mask: Tensor | None, embeds: Tensor) -> Tensor | None:
-    """Which of the new tokens count, bool [B, T]; None where all do."""
-    if attention_mask is None:
-        return None
-    if attention_mask.dim() != 2:
-        raise InputError(
-            f"attention_mask has {attention_mask.dim()} axes; give [batch, tokens] with 0 at padding. "
-            "Which tokens see which follows from the architecture."
-        )
-    counts = attention_mask[:, -embeds.shape[1] :].bool().to(embeds.device)
-    if counts.shape != embeds.shape[:2]:
-        raise InputError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(embeds.shape[:2])}."
-        )
-    return None if bool(counts.all()) else counts
-
-
-def _refuse_attentions(output_attentions: bool | None) -> None:
-    if output_attentions:
-        raise InputError("output_attentions is not available: a Gated DeltaNet has no attention weights.")
+    """Rows of x [B, T, C] at index [B, T], which may lie on another device of a model spread over several."""
+    return x.gather(1, index.to(x.device)[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGeneration, GenerationMixin):
     """InfiniteVL with its LM head: chats through `generate`, and is what sessions and trainers use."""
 
+    # The trainer of transformers asks this before it passes num_items_in_batch.
+    accepts_loss_kwargs = True
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: InfiniteVLConfig):
@@ -322,6 +235,7 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
         """An empty state for this model (`StreamState.allocate`)."""
         return self.model.allocate_state(batch_size, max_length=max_length, frame_size=frame_size)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -340,7 +254,6 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token; arguments as in `InfiniteVLModel.forward`.
@@ -368,6 +281,7 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
             mm_token_type_ids,
             output_hidden_states,
             output_attentions,
+            return_dict=True,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])

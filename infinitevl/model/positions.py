@@ -6,6 +6,7 @@ largest position on any axis.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import InputError
 
-TEXT, IMAGE, VIDEO = 0, 1, 2
+PADDING, TEXT, IMAGE, VIDEO = -1, 0, 1, 2
 MICROSECONDS = 1_000_000
 
 
@@ -63,7 +64,7 @@ def prompt_positions(
     """Positions of a batch of prompts that may hold pictures and videos.
 
     Args:
-        kinds: [B, T] of `token_kinds`; negative where a token is padding.
+        kinds: [B, T] of `token_kinds`, PADDING where a token does not count.
         start: int64 [B], the position of each row's first token.
         image_grid_thw, video_grid_thw: [items, 3] in the order in which they appear, row after row.
         second_per_grid_ts: seconds per temporal patch of each video; 1 by default.
@@ -73,16 +74,16 @@ def prompt_positions(
         minus the tokens that count and the start.
 
     Raises:
-        InputError: the grids do not fit the picture and video tokens.
+        InputError: the grids do not fit the picture and video tokens, or the times the videos.
     """
     device = start.device
     items = _Items(config, image_grid_thw, video_grid_thw, second_per_grid_ts)
     positions = torch.zeros(3, *kinds.shape, dtype=torch.int64)
     ends = []
     for row, (row_kinds, begin) in enumerate(zip(kinds.tolist(), start.tolist(), strict=True)):
-        counted = [kind for kind in row_kinds if kind >= 0]
+        counted = [kind for kind in row_kinds if kind != PADDING]
         parts, end = _row_positions(counted, begin, items)
-        index = torch.tensor([i for i, kind in enumerate(row_kinds) if kind >= 0], dtype=torch.int64)
+        index = torch.tensor([i for i, kind in enumerate(row_kinds) if kind != PADDING], dtype=torch.int64)
         positions[:, row, index] = parts
         ends.append(end - begin - len(counted))
     items.check_all_used()
@@ -121,12 +122,10 @@ class _Items:
     ):
         self.merge = config.vision_config.spatial_merge_size
         self.tokens_per_second = config.vision_config.tokens_per_second
-        self.grids: dict[int, Iterator[list[int]]] = {
-            IMAGE: iter([] if image_grid_thw is None else image_grid_thw.tolist()),
-            VIDEO: iter([] if video_grid_thw is None else video_grid_thw.tolist()),
-        }
-        given = [] if second_per_grid_ts is None else [float(seconds) for seconds in second_per_grid_ts]
-        self.seconds = itertools.chain(given, itertools.repeat(1.0))
+        images = [] if image_grid_thw is None else image_grid_thw.tolist()
+        videos = [] if video_grid_thw is None else video_grid_thw.tolist()
+        self.grids: dict[int, Iterator[list[int]]] = {IMAGE: iter(images), VIDEO: iter(videos)}
+        self.seconds = iter(_checked_seconds(second_per_grid_ts, len(videos)))
 
     def next_positions(self, kind: int, here: int) -> Tensor:
         """Positions [3, tokens] of the next picture or video, which starts at `here`."""
@@ -162,3 +161,21 @@ class _Items:
                     f"{left} {name}(s) of {name}_grid_thw have no place in the prompt. "
                     f"Give the prompt one {name} token run for each."
                 )
+
+
+def _checked_seconds(second_per_grid_ts: Iterable[float] | None, num_videos: int) -> list[float]:
+    """Seconds per temporal patch of each video."""
+    if second_per_grid_ts is None:
+        return [1.0] * num_videos
+    seconds = [float(given) for given in second_per_grid_ts]
+    if len(seconds) != num_videos:
+        raise InputError(
+            f"second_per_grid_ts has {len(seconds)} times for {num_videos} videos. Give one for each video "
+            "of video_grid_thw, or leave it out: 1 second then."
+        )
+    if not all(math.isfinite(given) and given >= 0 for given in seconds):
+        raise InputError(
+            f"second_per_grid_ts is {seconds}; seconds from one temporal patch to the next must be finite "
+            "and not negative."
+        )
+    return seconds

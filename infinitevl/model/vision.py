@@ -5,6 +5,7 @@ a stream of equal frames works it out once.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl.config import InfiniteVLVisionConfig
+from infinitevl.errors import InputError
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.ops.rotary import rotate
 
@@ -189,6 +191,23 @@ class Projector(nn.Module):
         return self.mlp(self.ln_q(x).view(-1, self.mlp[0].in_features))
 
 
+def _check_patches(shape: tuple[int, ...], grids: tuple[Grid, ...], config: InfiniteVLVisionConfig) -> None:
+    """See that patches of `shape` fill `grids`."""
+    merge = config.spatial_merge_size
+    for time, height, width in grids:
+        if min(time, height, width) < 1 or height % merge or width % merge:
+            raise InputError(
+                f"a grid is {time} x {height} x {width} patches (time, height, width); height and width must "
+                f"be multiples of {merge}, and none may be 0. Make pictures with the processor."
+            )
+    wanted = (sum(math.prod(grid) for grid in grids), config.patch_dim)
+    if shape != wanted:
+        raise InputError(
+            f"the pixels have shape {shape}, the grids {list(grids)} need {wanted}. Pass pixels and grids of "
+            "the same processor call, whole."
+        )
+
+
 class VisionEncoder(nn.Module):
     """Patches of pictures and videos to tokens of the decoder."""
 
@@ -212,9 +231,14 @@ class VisionEncoder(nn.Module):
 
         Returns:
             [N / 4, decoder width], item after item in reading order.
+
+        Raises:
+            InputError: the patches do not fit the grids.
         """
-        grids = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
-        plan = vision_plan(tuple((t, h, w) for t, h, w in grids), self.sizes, pixel_values.device)
+        listed = grid_thw.tolist() if isinstance(grid_thw, Tensor) else grid_thw
+        grids = tuple((t, h, w) for t, h, w in listed)
+        _check_patches(tuple(pixel_values.shape), grids, self.config)
+        plan = vision_plan(grids, self.sizes, pixel_values.device)
         return self.encode(pixel_values, plan)
 
     def encode(self, pixel_values: Tensor, plan: VisionPlan) -> Tensor:

@@ -16,7 +16,7 @@ from transformers import (
 
 import infinitevl
 from infinitevl.config import FULL, InfiniteVLConfig
-from infinitevl.errors import CheckpointError
+from infinitevl.errors import CheckpointError, InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from tests.support import DATA, small_model, tiny_config, tiny_model
 
@@ -170,6 +170,22 @@ def test_a_saved_model_has_the_newer_prefix_a_card_and_comes_back_exactly(folder
     assert same_weights(AutoModelForImageTextToText.from_pretrained(tmp_path / "out"), model)
 
 
+def test_keywords_are_named_as_transformers_names_them(folder, tmp_path):
+    model = InfiniteVLForConditionalGeneration.from_pretrained(pretrained_model_name_or_path=folder)
+    model.save_pretrained(save_directory=tmp_path / "main")
+    assert (tmp_path / "main" / "README.md").exists()
+    model.save_pretrained(save_directory=tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other" / "README.md").exists()
+
+
+def test_an_attention_that_a_caller_asks_of_an_auto_class_is_not_dropped(folder):
+    with pytest.raises(InputError, match="flash_attention_2"):
+        AutoModelForCausalLM.from_pretrained(folder, attn_implementation="flash_attention_2")
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**written, "attn_implementation": "flash_attention_2"}))
+    assert AutoModelForCausalLM.from_pretrained(folder).config._attn_implementation == "sdpa"
+
+
 def test_an_untied_head_is_kept(tmp_path):
     model = tiny_model(tie_word_embeddings=False)
     assert model.lm_head.weight is not model.model.language_model.embed_tokens.weight
@@ -189,6 +205,10 @@ def test_an_untied_head_is_kept(tmp_path):
         ({"use_sliding_window": False}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"vision_config": {"out_hidden_size": 64}}, "out_hidden_size"),
+        ({"vision_config": {"hidden_act": "gelu"}}, "vision hidden_act"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "'linear'"),
     ],
 )
 def test_sizes_that_contradict_each_other_are_refused(overrides, message):

@@ -1,0 +1,103 @@
+"""What a caller passes to `forward`, checked and brought into one form."""
+
+import torch
+from torch import Tensor
+
+from infinitevl.config import InfiniteVLConfig
+from infinitevl.errors import InputError
+from infinitevl.model.positions import PADDING, token_kinds
+
+
+def new_columns(attention_mask: Tensor | None, embeds: Tensor) -> Tensor | None:
+    """Which of the new tokens count, bool [B, T]; None where all do.
+
+    Raises:
+        InputError: a mask of another shape than [B, at least T].
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2:
+        raise InputError(
+            f"attention_mask has {attention_mask.dim()} axes; give [batch, tokens] with 0 at padding. "
+            "Which tokens see which follows from the architecture."
+        )
+    counts = attention_mask[:, -embeds.shape[1] :].bool().to(embeds.device)
+    if counts.shape != embeds.shape[:2]:
+        raise InputError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens {tuple(embeds.shape[:2])}. "
+            "Give one column for every token so far, or for every new one."
+        )
+    return None if bool(counts.all()) else counts
+
+
+def new_kinds(
+    input_ids: Tensor | None,
+    mm_token_type_ids: Tensor | None,
+    embeds: Tensor,
+    counts: Tensor | None,
+    config: InfiniteVLConfig,
+) -> Tensor:
+    """TEXT, IMAGE, VIDEO or PADDING for each new token: int64 [B, T].
+
+    Token ids say it themselves; embeddings are text unless mm_token_type_ids says otherwise.
+
+    Raises:
+        InputError: mm_token_type_ids has another shape than the tokens.
+    """
+    if input_ids is not None:
+        kinds = token_kinds(input_ids, config).to(embeds.device)
+    elif mm_token_type_ids is None:
+        kinds = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+    else:
+        kinds = mm_token_type_ids[:, -embeds.shape[1] :].to(embeds.device)
+    if kinds.shape != embeds.shape[:2]:
+        raise InputError(
+            f"mm_token_type_ids has shape {tuple(kinds.shape)}, the embeddings {tuple(embeds.shape[:2])}. "
+            "Give one number for each token."
+        )
+    return kinds if counts is None else kinds.masked_fill(~counts, PADDING)
+
+
+def axis_positions(position_ids: Tensor, embeds: Tensor) -> Tensor:
+    """Positions that a caller chose, as int64 [3, B, T].
+
+    Args:
+        position_ids: [B, T], the same on every axis; [3, B, T], time, height and width; or [4, B, T], whose
+            first row (transformers' places in the text) has no use here.
+
+    Raises:
+        InputError: another shape, or no whole numbers.
+    """
+    batch, tokens = embeds.shape[:2]
+    if position_ids.is_floating_point() or position_ids.dtype == torch.bool:
+        raise InputError(f"position_ids is {position_ids.dtype}; positions are whole numbers, int64.")
+    if position_ids.shape == (batch, tokens):
+        position_ids = position_ids.expand(3, -1, -1)
+    if position_ids.shape not in ((3, batch, tokens), (4, batch, tokens)):
+        raise InputError(
+            f"position_ids has shape {tuple(position_ids.shape)}; for these tokens it is {(batch, tokens)}, "
+            f"{(3, batch, tokens)} or {(4, batch, tokens)}. Or leave it out: it is worked out then."
+        )
+    return position_ids[-3:].to(embeds.device, torch.int64)
+
+
+def check_no_gradients(wanted: bool) -> None:
+    """See that no gradient has to pass through a state.
+
+    Args:
+        wanted: some weight or input asks for gradients.
+
+    Raises:
+        InputError: it does, and gradients are recorded.
+    """
+    if wanted and torch.is_grad_enabled():
+        raise InputError(
+            "a state (past_key_values or use_cache=True) was asked for while gradients are recorded, but it "
+            "is changed in place. Call the model under torch.no_grad(), or train with use_cache=False."
+        )
+
+
+def check_attentions(wanted: bool | None) -> None:
+    """Refuse attention weights, which not every layer has."""
+    if wanted:
+        raise InputError("output_attentions is not available: a Gated DeltaNet has no attention weights.")

@@ -1,0 +1,103 @@
+"""What transformers needs to know about every part of an InfiniteVL: start, load, save."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from infinitevl.config import InfiniteVLConfig, check_attention
+from infinitevl.model.decoder import RotaryEmbedding
+from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
+from infinitevl.model.layers import RMSNorm
+from infinitevl.model.weights import PREFIX_MAPPING, check_loading, loading_errors, write_model_card
+
+# softplus(dt_bias) = 0.001 at the start of a new mixer.
+_DT_BIAS_START = -6.907255
+
+
+class InfiniteVLPreTrainedModel(PreTrainedModel):
+    """Base of every part that transformers may load by itself."""
+
+    config: InfiniteVLConfig
+    config_class = InfiniteVLConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["image", "video", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderLayer", "VisionBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "state"]  # noqa: RUF012
+    _supports_sdpa = True
+    # Nothing that was read can be unread: transformers refuses assisted decoding of such a model by itself.
+    _is_stateful = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, GatedDeltaNet):
+            _start_mixer(module)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, RotaryEmbedding):
+            module.reset_buffers_()
+        else:
+            super()._init_weights(module)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, *args: Any, **kwargs: Any
+    ) -> str:
+        check_attention(attn_implementation)
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a folder or hub name; published folders load as they are, and no code of theirs runs.
+
+        Args:
+            strict: refuse a checkpoint with missing or unexpected weights; False leaves them as they start.
+            Everything else as in transformers.
+
+        Raises:
+            CheckpointError: names the weights that are missing, unexpected or of another shape.
+        """
+        name = pretrained_model_name_or_path
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("key_mapping", PREFIX_MAPPING)
+        kwargs.setdefault("ignore_mismatched_sizes", True)  # they are told below, by name
+        with loading_errors(name):
+            loaded: Any = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if strict:
+            check_loading(name, info)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Write configuration, weights (newer prefix) and a model card; everything as in transformers."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            write_model_card(save_directory, self.config)
+
+
+def _start_mixer(mixer: GatedDeltaNet) -> None:
+    """The start of a new mixer (spec: training): hardly any decay, every convolution the identity."""
+    for gate in (mixer.a_proj, mixer.b_proj):
+        init.zeros_(gate.weight)
+    init.zeros_(mixer.A_log)
+    init.constant_(mixer.dt_bias, _DT_BIAS_START)
+    for conv in (mixer.q_conv1d, mixer.k_conv1d, mixer.v_conv1d):
+        _start_identity(conv)
+
+
+def _start_identity(conv: CausalConv1d) -> None:
+    identity = torch.zeros_like(conv.weight)
+    identity[..., -1] = 1
+    init.copy_(conv.weight, identity)
