@@ -4,11 +4,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+)
 
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import InputError
 from infinitevl.model.hf_cache import StateCache, as_state_cache
+from infinitevl.model.positions import IMAGE, VIDEO, token_kinds
 
 _IMAGES = ("pixel_values", "image_grid_thw")
 _VIDEOS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
@@ -44,9 +50,23 @@ class StateGeneration(GenerationMixin):
         if past is not None:
             model_kwargs["past_key_values"] = past
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """An answer never holds a picture's or video's place: there would be no picture to put there."""
+        places = [self.config.image_token_id, self.config.video_token_id]
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        # First, so that what keeps the best tokens chooses among possible ones.
+        processors.insert(0, SuppressTokensLogitsProcessor(places, device=kwargs.get("device") or "cpu"))
+        return processors
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """The prompt with everything that belongs to it, then one token at a time."""
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc, arg-type]
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             for name in (*_IMAGES, *_VIDEOS):
                 inputs.pop(name, None)
@@ -62,7 +82,10 @@ class StateGeneration(GenerationMixin):
         """Each row `expand_size` times, its pictures and videos with it."""
         visual = {name: model_kwargs.pop(name, None) for name in (*_IMAGES, *_VIDEOS)}
         if expand_size > 1 and input_ids is not None:
-            visual = self._expand_visual(visual, input_ids, expand_size)
+            kinds = model_kwargs.get("mm_token_type_ids")  # what embeddings stand for, which have no ids
+            if input_ids.shape[1] or kinds is None:
+                kinds = token_kinds(input_ids, self.config)
+            visual = self._expand_visual(visual, kinds, expand_size)
         expanded_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size,
             is_encoder_decoder,
@@ -71,14 +94,13 @@ class StateGeneration(GenerationMixin):
         )
         return expanded_ids, {**model_kwargs, **visual}
 
-    def _expand_visual(self, visual: dict[str, Any], input_ids: Tensor, times: int) -> dict[str, Any]:
-        config = self.config
-        for names, token in ((_IMAGES, config.image_token_id), (_VIDEOS, config.video_token_id)):
+    def _expand_visual(self, visual: dict[str, Any], kinds: Tensor, times: int) -> dict[str, Any]:
+        for names, kind in ((_IMAGES, IMAGE), (_VIDEOS, VIDEO)):
             grids = visual[names[1]]
             if grids is None:
                 continue
-            tokens = grids.prod(1) // config.vision_config.spatial_merge_size**2
-            rows = _items_by_row(tokens.tolist(), (input_ids == token).sum(1).tolist())
+            tokens = grids.prod(1) // self.config.vision_config.spatial_merge_size**2
+            rows = _items_by_row(tokens.tolist(), (kinds == kind).sum(1).tolist())
             items = [item for row in rows for _ in range(times) for item in row]
             if visual[names[0]] is not None:
                 pixels = visual[names[0]].split(grids.prod(1).tolist())

@@ -6,6 +6,7 @@ import torch
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLModel
+from infinitevl.model.positions import token_kinds
 from tests.support import prompt_inputs, relative_error, tiny_model
 
 
@@ -157,6 +158,44 @@ def test_a_teacher_with_full_attention_generates_and_says_when_it_is_full():
     assert torch.equal(given, greedy_without_a_state(model, ids, 8))
     with pytest.raises(StateError, match="room for 24 tokens"), torch.no_grad():
         model(input_ids=torch.zeros(1, 25, dtype=torch.int64), past_key_values=StateCache(max_length=24))
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
+def test_answers_to_embeddings_equal_those_to_ids(model, settings):
+    inputs = prompt_inputs(model.config)
+    wanted = model.generate(**inputs, max_new_tokens=8, do_sample=False, **settings)
+    ids = inputs.pop("input_ids")
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids)
+    kinds = token_kinds(ids, model.config)
+    given = model.generate(
+        inputs_embeds=embeds, mm_token_type_ids=kinds, **inputs, max_new_tokens=8, do_sample=False, **settings
+    )
+    assert torch.equal(given, wanted[:, 40:])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_an_answer_never_holds_the_place_of_a_picture(ids, use_cache):
+    model = tiny_model(tie_word_embeddings=False)
+    config = model.config
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        model.lm_head.weight[config.image_token_id] = model.lm_head.weight[3] * 5
+        model.lm_head.weight[config.video_token_id] = -model.lm_head.weight[3] * 5
+    settings = {"max_new_tokens": 6, "use_cache": use_cache}
+    for given in (
+        model.generate(ids, do_sample=False, **settings),
+        model.generate(ids, do_sample=True, top_k=1, **settings),
+    ):
+        places = (given == config.image_token_id) | (given == config.video_token_id)
+        assert given.shape == (1, 26) and not places.any()
+
+
+def test_decoding_that_takes_tokens_back_is_refused_by_transformers_own_words(model, ids):
+    with pytest.raises(ValueError, match="not supported with stateful models"):
+        model.generate(ids, max_new_tokens=4, prompt_lookup_num_tokens=3)
+    with pytest.raises(ValueError, match="not supported with stateful models"):
+        model.generate(ids, max_new_tokens=4, assistant_model=tiny_model())
 
 
 def test_autocast_generates_and_stays_close_to_float32(model, ids):
