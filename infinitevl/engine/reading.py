@@ -41,13 +41,21 @@ def generate_tokens(
         hidden: [1, C], the last hidden state of the question.
     """
     for _ in range(sampling.max_new_tokens):
-        token = pick(model.lm_head(hidden), sampling)
+        token = pick(_answer_logits(model, hidden), sampling)
         if int(token) in stop_ids:
             return
         yield int(token)
         positions = text_positions(state.next_position, 1)
         out = model.model.language_model(model.model.embed(token[:, None]), positions, state, one_token=True)
         hidden = out[:, -1]
+
+
+def _answer_logits(model: InfiniteVLForConditionalGeneration, hidden: Tensor) -> Tensor:
+    """[B, C] -> [B, vocabulary]; an answer never holds the place of a picture or video, as in `generate`."""
+    logits = model.lm_head(hidden)
+    for place in (model.config.image_token_id, model.config.video_token_id):
+        logits[:, place] = -torch.inf
+    return logits
 
 
 def answer(
