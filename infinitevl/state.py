@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -131,6 +132,12 @@ class StreamState:
         return self.length.shape[0]
 
     @property
+    def max_length(self) -> int | None:
+        """Tokens that full-attention layers have room for; None where there are no such layers."""
+        rooms = [layer.keys.shape[2] for layer in self.layers if isinstance(layer, FullState)]
+        return min(rooms, default=None)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that all tensors hold; the same at every moment of a stream."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
@@ -248,13 +255,13 @@ class StreamState:
         Raises:
             StateError: the buffer would overflow; says how long it is and what to do.
         """
-        rooms = [layer.keys.shape[2] for layer in self.layers if isinstance(layer, FullState)]
-        if not rooms:
+        room = self.max_length
+        if room is None:
             return
         needed = int((self.length + _on(self.length.device, num_new)).max())
-        if needed > min(rooms):
+        if needed > room:
             raise StateError(
-                f"the full-attention layers have room for {min(rooms)} tokens, {int(self.length.max())} are "
+                f"the full-attention layers have room for {room} tokens, {int(self.length.max())} are "
                 f"stored, and the new ones would make it {needed}. Start again with a larger max_length."
             )
 
@@ -300,8 +307,11 @@ def _allocate_layer(
         tail = torch.zeros(batch_size, config.conv_size - 1, config.conv_channels, dtype=dtype, device=device)
         return DeltaState(torch.zeros(shape, dtype=torch.float32, device=device), tail)
     slots = max_length if kind == FULL else config.sliding_window
-    if slots is None:
-        raise StateError("a model with full-attention layers needs max_length, the tokens to make room for.")
+    if not isinstance(slots, Integral) or slots < 1:
+        raise StateError(
+            f"max_length is {slots!r}; a model with full-attention layers needs the number of tokens to make "
+            "room for."
+        )
     shape = (batch_size, config.num_key_value_heads, slots, config.head_dim)
     keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
     return FullState(keys, values) if kind == FULL else WindowState(keys, values)

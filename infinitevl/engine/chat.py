@@ -21,6 +21,11 @@ class ChatSession:
     Args:
         model, processor: as `infinitevl.load` returns them.
         system: text of the system turn; None for no such turn.
+        max_length: tokens that full-attention layers get room for, where there are any; by default as many as
+            the config names (`max_position_embeddings`).
+
+    Raises:
+        StateError: full-attention layers with an unusable `max_length`.
     """
 
     def __init__(
@@ -29,12 +34,12 @@ class ChatSession:
         processor: Any,
         *,
         system: str | None = DEFAULT_SYSTEM,
+        max_length: int | None = None,
     ):
         self.model, self.processor, self.system = model, processor, system
-        full = not model.config.text_config.has_constant_state
-        self.state = model.allocate_state(
-            max_length=model.config.text_config.max_position_embeddings if full else None
-        )
+        if max_length is None:
+            max_length = model.config.text_config.max_position_embeddings
+        self.state = model.allocate_state(max_length=max_length)
 
     @torch.no_grad()
     def say(
@@ -54,21 +59,24 @@ class ChatSession:
             max_new_tokens, temperature, top_p: see `Sampling`. on_text: receives the text as it grows.
 
         Returns:
-            The answer; turn and answer become part of the conversation.
+            The answer; turn and answer become part of the conversation, whole or, after an error or an
+            interrupt, not at all.
 
         Raises:
-            InputError: empty content, or a picture or video that cannot be used; nothing was said then.
+            InputError: empty content, or a picture or video that cannot be used.
+            StateError: full-attention layers have no room for the turn.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p)
         if not content:
             raise InputError("nothing was said: give text, or parts with text, pictures or videos.")
         inputs = self.processor.turn_inputs(content, system=self.system if self._is_first else None)
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        cache = StateCache(self.state, num_seen=0)
-        out = self.model.model(**inputs, past_key_values=cache)
+        state, tokenizer = self.state.fork(), self.processor.tokenizer
+        out = self.model.model(**inputs, past_key_values=StateCache(state, num_seen=0))
         hidden = out.last_hidden_state[:, -1]
-        text = answer(self.model, self.processor.tokenizer, self.state, hidden, sampling, on_text)
-        read_text(self.model, self.state, end_of_turn_ids(self.processor.tokenizer))
+        text = answer(self.model, tokenizer, state, hidden, sampling, on_text)
+        read_text(self.model, state, end_of_turn_ids(tokenizer))
+        self.state.copy_(state)
         return text
 
     @property

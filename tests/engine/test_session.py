@@ -5,47 +5,18 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from infinitevl.engine.session import StreamSession
-from infinitevl.errors import InfiniteVLError, InputError, StateError
+from infinitevl.errors import StateError
 from infinitevl.model.positions import text_positions
 from infinitevl.processing.prompt import encode_text, turn_ids
-from tests.support import random_frame, relative_error, tiny_model, tiny_processor
+from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
+from tests.support import random_frame, relative_error, tiny_model
 
-MODES = ("image", "video")
 PATCH = {"image": 1, "video": 2}
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = tiny_model()
-    # Random weights would end at once or never: let every answer run to its limit.
-    model.config.eos_token_id = model.generation_config.eos_token_id = 499
-    return model
-
-
-@pytest.fixture
-def processor():
-    return tiny_processor()
-
-
-def watched(model, processor, times, **kwargs):
-    session = StreamSession(model, processor, **kwargs)
-    for seed, at in enumerate(times):
-        session.observe(random_frame(seed), at=at)
-    return session
-
-
-def snapshot(session):
-    return {name: tensor.clone() for name, tensor in session.state.tensors().items()}
-
-
-def unchanged(session, before):
-    return all(torch.equal(tensor, before[name]) for name, tensor in session.state.tensors().items())
 
 
 def at_once(model, processor, times, question, mode):
@@ -72,9 +43,6 @@ def at_once(model, processor, times, question, mode):
     embeds[0, 1 : len(ids)] = features
     position_ids = torch.cat([torch.tensor(positions).T[:, None], text_positions(after, len(tail))], dim=2)
     return embeds, position_ids
-
-
-TIMES = [0.0, 0.5, 0.75, 2.0, 2.1, 7.3, 7.3, 8.0, 9.5, 11.0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -128,6 +96,17 @@ def test_a_fork_goes_its_own_way(model, processor, mode):
     assert twin.mode == mode and twin.frame_size == session.frame_size
 
 
+def test_dropped_frames_are_forked_and_saved_with_the_stream(model, processor, tmp_path):
+    session = watched(model, processor, TIMES[:2])
+    session.dropped = 3
+    twin = session.fork()
+    twin.dropped += 2
+    twin.save(tmp_path / "s")
+    loaded = StreamSession.load(tmp_path / "s", model, processor)
+    loaded.dropped += 1
+    assert [each.stats().dropped for each in (session, twin, loaded)] == [3, 5, 6]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_saved_stream_continues_bit_for_bit(model, processor, tmp_path, mode):
     session = watched(model, processor, TIMES[:5], mode=mode, keep_turns=True, system="Be brief.")
@@ -177,6 +156,27 @@ def test_kept_turns_become_part_of_the_stream(model, processor):
     # A frame one second into the new span stands two positions after its start.
     assert int(session.state.next_position) == frames_end + turn + 1 + 2 + 1
     assert answer and int(session.state.length) == 1 + 16 + turn + 1 + 8
+
+
+@pytest.mark.parametrize("waits_since", [0.5, 3.0])
+def test_a_frame_that_waits_is_asked_about_at_its_own_time(model, processor, waits_since):
+    session = watched(model, processor, [0.0, 0.5, waits_since], mode="video")
+    with torch.no_grad():
+        session._close_span(fork := session.state.fork())
+    # Its time, or the other frames' second row, is the largest position; then comes vision-end.
+    assert int(fork.next_position) == 1 + max(int(waits_since * 2), 1) + 1 + 1
+    assert int(fork.length) == 1 + 2 * 4 + 1 and not fork.span.has_waiting
+
+
+def test_a_kept_turn_ends_the_patch_of_a_frame_that_waits(model, processor):
+    session = watched(model, processor, TIMES[:3], mode="video", keep_turns=True)
+    session.ask("what?", max_new_tokens=1)
+    assert not session.state.span.has_waiting and not session.state.span.is_open
+    length = int(session.state.length)
+    session.observe(random_frame(3), at=20.0)
+    assert session.state.span.has_waiting and int(session.state.length) == length
+    session.observe(random_frame(4), at=21.0)
+    assert int(session.state.length) == length + 1 + 4
 
 
 def test_two_sessions_on_one_model_do_not_disturb_each_other(model, processor):
@@ -236,44 +236,6 @@ def test_stats_count_frames_tokens_and_seconds(model, processor):
     assert len(stats.memory_norms) == 3 and all(norm > 0 for norm in stats.memory_norms)
     video = watched(model, processor, TIMES[:9], mode="video").stats()
     assert (video.frames, video.tokens) == (9, 17)
-
-
-@pytest.mark.parametrize("at", [float("nan"), float("inf"), 1.0])
-def test_bad_times_are_refused_and_the_session_stays_usable(model, processor, at):
-    session = watched(model, processor, [5.0, 6.0])
-    before = snapshot(session)
-    with pytest.raises(InputError, match="time"):
-        session.observe(random_frame(3), at=at)
-    assert unchanged(session, before)
-    session.observe(random_frame(3), at=6.0)
-    session.observe(random_frame(4))
-    assert session.stats().seconds == 7.0
-
-
-@pytest.mark.parametrize("frame", ["absent.png", np.zeros((0, 5, 3), np.uint8), b"no picture", 7])
-def test_frames_that_are_no_pictures_are_refused_and_the_session_stays_usable(model, processor, frame):
-    session = watched(model, processor, TIMES[:2])
-    before = snapshot(session)
-    with pytest.raises(InfiniteVLError):
-        session.observe(frame, at=60.0)
-    assert unchanged(session, before)
-
-
-def test_bad_questions_and_settings_are_refused(model, processor):
-    session = StreamSession(model, processor)
-    with pytest.raises(InputError, match="observe a frame"):
-        session.ask("what?")
-    session.observe(random_frame(0))
-    with pytest.raises(InputError, match="empty"):
-        session.ask("  ")
-    with pytest.raises(InputError, match="max_new_tokens"):
-        session.ask("what?", max_new_tokens=0)
-    with pytest.raises(InputError, match="top_p"):
-        session.ask("what?", temperature=1.0, top_p=0.0)
-    with pytest.raises(InputError, match="mode"):
-        StreamSession(model, processor, mode="both")
-    with pytest.raises(InputError, match="multiples of 28"):
-        StreamSession(model, processor, frame_size=100)
 
 
 def test_special_tokens_in_a_question_stay_text(model, processor):
