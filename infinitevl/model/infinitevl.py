@@ -4,6 +4,7 @@ This is the one place that reads and names what transformers passes, and where t
 the way through the decoder. Engines and trainers use its parts: `visual`, `language_model`, `lm_head`.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -168,8 +169,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         wanted = use_cache if use_cache is not None else not torch.is_grad_enabled()
         if cache is None and not wanted:
             return None
-        trains = embeds.requires_grad or any(weight.requires_grad for weight in self.parameters())
-        check_no_gradients(trains)
+        check_no_gradients(itertools.chain([embeds], self.parameters()))
         cache = StateCache() if cache is None else cache
         if cache.state is None:
             cache.state = self.allocate_state(embeds.shape[0], max_length=cache.room_for(embeds.shape[1]))

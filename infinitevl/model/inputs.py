@@ -1,5 +1,7 @@
 """What a caller passes to `forward`, checked and brought into one form."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -81,16 +83,13 @@ def axis_positions(position_ids: Tensor, embeds: Tensor) -> Tensor:
     return position_ids[-3:].to(embeds.device, torch.int64)
 
 
-def check_no_gradients(wanted: bool) -> None:
-    """See that no gradient has to pass through a state.
-
-    Args:
-        wanted: some weight or input asks for gradients.
+def check_no_gradients(tensors: Iterable[Tensor]) -> None:
+    """See that no gradient of these weights and inputs has to pass through a state.
 
     Raises:
-        InputError: it does, and gradients are recorded.
+        InputError: gradients are recorded, and one of them asks for its own.
     """
-    if wanted and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise InputError(
             "a state (past_key_values or use_cache=True) was asked for while gradients are recorded, but it "
             "is changed in place. Call the model under torch.no_grad(), or train with use_cache=False."

@@ -1,7 +1,10 @@
 """Arguments of `forward`: each takes effect or is refused with what is valid."""
 
+import functools
+
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from infinitevl.errors import InputError
 from infinitevl.model.hf_cache import StateCache
@@ -74,6 +77,30 @@ def test_the_loss_is_divided_by_the_number_of_items_in_the_batch(model, ids):
         mean = model(input_ids=ids, labels=ids, use_cache=False).loss
         given = model(input_ids=ids, labels=ids, use_cache=False, num_items_in_batch=100).loss
     assert torch.allclose(given, mean * 2 * 19 / 100)
+
+
+def test_the_trainer_of_transformers_passes_the_number_of_items(ids, tmp_path, monkeypatch):
+    arguments = TrainingArguments(
+        output_dir=tmp_path,
+        max_steps=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        report_to=[],
+        use_cpu=True,
+        learning_rate=0.0,
+        disable_tqdm=True,
+    )
+    learner, seen = tiny_model(), []
+
+    @functools.wraps(learner.forward)
+    def watched(*args, forward=learner.forward, **kwargs):
+        seen.append(int(kwargs["num_items_in_batch"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(learner, "forward", watched)
+    data = [{"input_ids": row, "labels": row} for row in (ids[0], ids[1, :9])]
+    Trainer(learner, arguments, train_dataset=data).train()
+    assert seen in ([29, 29], [27, 27])  # with or without each row's first token, which is not predicted
 
 
 def test_positions_of_every_valid_form_are_one(model, inputs, ids):
