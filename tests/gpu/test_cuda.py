@@ -5,6 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from infinitevl.engine.session import StreamSession
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.weights import fingerprint
 from infinitevl.ops.delta_rule import delta_rule_chunk
 from infinitevl.ops.reference import delta_rule_by_token
 from tests.model.test_reference_vectors import PROMPT
@@ -72,20 +74,43 @@ def test_a_question_on_a_gpu_leaves_the_stream_untouched_and_a_saved_one_continu
     assert loaded.state.tensors()[name].is_cuda
 
 
-def test_a_model_spread_over_cpu_and_gpu_equals_one_in_one_place(tmp_path):
-    from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-
-    tiny_model().save_pretrained(tmp_path)
+def spread_model(folder):
+    """The first two layers on the GPU, the others on the CPU."""
+    tiny_model().save_pretrained(folder)
     places: dict[str, int | str] = {"model.visual": 0, "model.language_model.embed_tokens": 0, "lm_head": 0}
     places |= {f"model.language_model.layers.{i}": 0 if i < 2 else "cpu" for i in range(4)}
     places |= {"model.language_model.norm": 0, "model.language_model.rotary": 0}
-    spread = InfiniteVLForConditionalGeneration.from_pretrained(tmp_path, device_map=places)
-    session, whole = watched(spread, 10), watched(tiny_model(), 10)
+    return InfiniteVLForConditionalGeneration.from_pretrained(folder, device_map=places)
+
+
+def test_a_model_spread_over_cpu_and_gpu_equals_one_in_one_place(tmp_path):
+    session, whole = watched(spread_model(tmp_path), 10), watched(tiny_model(), 10)
     kinds = {i: next(iter(vars(layer).values())).device.type for i, layer in enumerate(session.state.layers)}
     assert kinds == {0: "cuda", 1: "cuda", 2: "cpu", 3: "cpu"}
     for name, tensor in session.state.tensors().items():
         if tensor.is_floating_point():
             assert relative_error(tensor.cpu(), whole.state.tensors()[name]) < 2e-5, name
+
+
+@pytest.mark.parametrize("start", ["cpu", "cuda"])
+def test_a_padded_batch_on_a_spread_model_equals_one_in_one_place(tmp_path, start):
+    spread, whole = spread_model(tmp_path), tiny_model()
+    ids = torch.randint(0, 400, (2, 30), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :11], mask[1, 25:] = 0, 0
+    with torch.no_grad():
+        given = spread(ids.to(start), mask.to(start), output_hidden_states=True)
+        wanted = whole(ids, mask, output_hidden_states=True)
+    for x, y in zip(
+        (given.logits, *given.hidden_states), (wanted.logits, *wanted.hidden_states), strict=True
+    ):
+        assert relative_error(x.cpu()[mask.bool()], y[mask.bool()]) < 2e-5
+    answers = [
+        model.generate(ids.to(place), attention_mask=mask.to(place), max_new_tokens=6, do_sample=False).cpu()
+        for model, place in ((spread, start), (whole, "cpu"))
+    ]
+    assert torch.equal(*answers)
+    assert fingerprint(spread, spread.config) == fingerprint(whole, whole.config)
 
 
 def test_device_memory_does_not_grow_with_a_stream():
