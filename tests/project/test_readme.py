@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 import infinitevl
@@ -85,6 +86,14 @@ def test_python_in_the_pages_uses_names_that_exist(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and node.module == "infinitevl":
                 missing = {alias.name for alias in node.names} - set(infinitevl.__all__)
                 assert not missing, f"{page.name} imports {missing}"
+
+
+def test_the_program_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    Image.new("RGB", (160, 120), "red").save(tmp_path / "sign.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "README.md", "exec"), {})
+    assert (tmp_path / "stream.safetensors").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
