@@ -57,11 +57,10 @@ class SpanState:
     is_open: Tensor  # bool [B]
     start: Tensor  # int64 [B], the position p of the span's first frame
     start_time: Tensor  # int64 [B], microseconds
-    last_time: Tensor  # int64 [B], microseconds of the newest frame
+    last_time: Tensor  # int64 [B], microseconds of the newest frame, which may be the waiting one
     num_frames: Tensor  # int64 [B], frames seen, waiting one included
     num_dropped: Tensor  # int64 [B], frames that a live source had to drop
     has_waiting: Tensor  # bool [B]
-    waiting_time: Tensor  # int64 [B], microseconds
     waiting: Tensor  # uint8 [B, 3, height, width]; height = width = 0 where frames never wait
 
 
@@ -271,16 +270,7 @@ class FullState(WindowState):
     """All keys and values of a full-attention layer, up to a length chosen at allocation."""
 
 
-_COUNTS = (
-    "length",
-    "next_position",
-    "start",
-    "start_time",
-    "last_time",
-    "num_frames",
-    "num_dropped",
-    "waiting_time",
-)
+_COUNTS = ("length", "next_position", "start", "start_time", "last_time", "num_frames", "num_dropped")
 _FLAGS = ("is_open", "has_waiting")
 
 

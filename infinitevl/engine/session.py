@@ -113,7 +113,6 @@ class StreamSession:
             self._take_in(self.state, pixels, pixels, time)
         elif not span.has_waiting:
             span.waiting.copy_(pixels)
-            span.waiting_time.fill_(time)
             span.has_waiting.fill_(True)
         else:
             self._take_in_waiting(self.state, pixels)
@@ -264,7 +263,8 @@ class StreamSession:
         """The waiting frame with its partner, or doubled where there is none yet."""
         span = state.span
         first = span.waiting[0]
-        self._take_in(state, first, first if second is None else second, int(span.waiting_time))
+        time = int(span.last_time)  # the partner's own time is not noted yet
+        self._take_in(state, first, first if second is None else second, time)
         span.has_waiting.fill_(False)
 
     def _open_span(self, state: StreamState, time: int) -> None:
