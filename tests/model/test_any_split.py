@@ -7,12 +7,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinitevl.state import StreamState
+from infinitevl.state import DeltaState, StreamState
 from tests.support import prompt_inputs, relative_error, tiny_model
 
 CASES = int(os.environ.get("INFINITEVL_SPLIT_CASES", "1000"))
 TOLERANCE = 1e-5
+# In float64 a wrong cut cannot hide behind rounding. In float32 one case in thousands is off by more than
+# 1e-5, and so is its uncut run against float64.
+EXACT = 1e-11
 shared_model = cache(tiny_model)
+
+
+@cache
+def exact_decoder():
+    return tiny_model().double().model.language_model
+
+
+def exact_state(config):
+    state = StreamState.allocate(config, dtype=torch.float64)
+    for layer in state.layers:
+        if isinstance(layer, DeltaState):
+            layer.memory = layer.memory.double()
+    return state
+
 
 # The window is 12: pieces reach from single tokens to several windows.
 PIECES = st.lists(st.one_of(st.just(1), st.integers(2, 11), st.integers(12, 40)), min_size=1, max_size=9)
@@ -21,20 +38,34 @@ PIECES = st.lists(st.one_of(st.just(1), st.integers(2, 11), st.integers(12, 40))
 @settings(max_examples=CASES)
 @given(pieces=PIECES, seed=st.integers(0, 2**31), offset=st.integers(0, 10**6))
 def test_any_split_gives_the_same_stream_and_state(pieces, seed, offset):
+    decoder = exact_decoder()
+    states = [exact_state(decoder.config) for _ in range(2)]
+    assert_split_equals_whole(decoder, states, pieces, seed, offset, EXACT)
+
+
+@settings(max_examples=min(CASES, 1000))
+@given(pieces=PIECES, seed=st.integers(0, 2**31), offset=st.integers(0, 10**6))
+def test_any_split_gives_the_same_stream_and_state_in_float32(pieces, seed, offset):
     decoder = shared_model().model.language_model
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(pieces)
-    embeds = torch.randn(1, total, 32, generator=generator)
+    states = [StreamState.allocate(decoder.config) for _ in range(2)]
+    assert_split_equals_whole(decoder, states, pieces, seed, offset, TOLERANCE)
+
+
+def assert_split_equals_whole(decoder, states, pieces, seed, offset, tolerance):
+    """Read the same random stream at once and in pieces, single tokens the decoding way."""
+    whole, split = states
+    generator, total = torch.Generator().manual_seed(seed), sum(pieces)
+    dtype = decoder.norm.weight.dtype
+    embeds = torch.randn(1, total, 32, generator=generator, dtype=dtype)
     positions = torch.randint(0, 50, (3, 1, total), generator=generator) + offset
-    whole, split = (StreamState.allocate(decoder.config) for _ in range(2))
     with torch.no_grad():
         wanted = decoder(embeds, positions, whole)
         parts = [
             decoder(e, p, split, one_token=e.shape[1] == 1)
             for e, p in zip(embeds.split(pieces, 1), positions.split(pieces, 2), strict=True)
         ]
-    assert relative_error(torch.cat(parts, 1), wanted) < TOLERANCE
-    assert_same_state(split, whole)
+    assert relative_error(torch.cat(parts, 1), wanted) < tolerance
+    assert_same_state(split, whole, tolerance)
 
 
 def test_reading_without_a_state_equals_reading_with_one():
@@ -73,10 +104,12 @@ def _part(inputs, start, stop):
     return part
 
 
-def assert_same_state(given_state: StreamState, wanted_state: StreamState) -> None:
+def assert_same_state(
+    given_state: StreamState, wanted_state: StreamState, tolerance: float = TOLERANCE
+) -> None:
     wanted = wanted_state.tensors()
     for name, tensor in given_state.tensors().items():
         if tensor.is_floating_point():
-            assert relative_error(tensor, wanted[name]) < TOLERANCE, name
+            assert relative_error(tensor, wanted[name]) < tolerance, name
         else:
             assert torch.equal(tensor, wanted[name]), name
