@@ -116,7 +116,7 @@ class Examiner:
 def score(examiner: Examiner, task: Task, count: int, split: str) -> dict:
     """Share of right answers of one task."""
     rng = splits.rng_of(split, 7, *task.name.encode())
-    right, seen, wrong = 0, 0, []
+    right, alike, seen, wrong = 0, 0, 0, []
     while seen < count:
         samples = [task.make(rng, seen)]
         at_once = max(1, min(512, FRAMES_AT_ONCE // max(1, len(samples[0].frames)), count - seen))
@@ -124,10 +124,17 @@ def score(examiner: Examiner, task: Task, count: int, split: str) -> dict:
         for sample, answer in zip(samples, _answers(examiner, task, samples), strict=True):
             turn = sample.turns[0]
             right += turn.accepts(answer)
+            alike += turn.accepts(answer) or fold(answer) == fold(turn.answer)
             if not turn.accepts(answer) and len(wrong) < 5:
                 wrong.append([turn.question, turn.answer, answer])
         seen += len(samples)
-    return {"task": task.name, "right": right, "samples": seen, "score": right / seen, "wrong": wrong}
+    scores = {"score": right / seen, "score_alike": alike / seen}
+    return {"task": task.name, "right": right, "samples": seen, **scores, "wrong": wrong}
+
+
+def fold(text: str) -> str:
+    """Text in which characters that many fonts draw alike are the same: O and 0, I and 1."""
+    return text.strip().rstrip(".").upper().translate(str.maketrans("OI", "01"))
 
 
 def _answers(examiner: Examiner, task: Task, samples: list[Sample]) -> list[str]:
@@ -256,7 +263,8 @@ def _timed(examiner: Examiner, task: Task, count: int, split: str) -> dict:
     seconds = time.perf_counter() - start
     example = result["wrong"][0] if result["wrong"] else ""
     print(
-        f"{task.name:34s} {100 * result['score']:6.1f} % of {result['samples']:5d}  {seconds:5.1f} s",
+        f"{task.name:34s} {100 * result['score']:6.1f} % of {result['samples']:5d}  "
+        f"({100 * result['score_alike']:5.1f} % with O = 0, I = 1)  {seconds:5.1f} s",
         example,
         flush=True,
     )

@@ -78,6 +78,20 @@ def stream_sample(
     return Sample(STREAM, frames, turns, times)
 
 
+def keyed_sample(world: World, style: Style, rng: Random, num_frames: int, num_signs: int) -> Sample:
+    """A stream in which every sign is asked for by its colour, in any order: the practice of keyed recall."""
+    painter = Painter(world, style, rng)
+    size = StreamSize(num_frames, num_signs)
+    frames = paint_frames(painter, size)
+    signs = [frame for frame in frames if frame.sort == "sign"]
+    return Sample(
+        STREAM,
+        frames,
+        [_keyed(rng, sign) for sign in rng.sample(signs, len(signs))],
+        frame_times(rng, size),
+    )
+
+
 def paint_frames(painter: Painter, size: StreamSize) -> list[Frame]:
     """Signs at random moments among other pictures; some concepts come back, so that counting has a point."""
     rng = painter.rng
