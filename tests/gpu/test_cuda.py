@@ -86,7 +86,8 @@ def spread_model(folder):
 def test_a_model_spread_over_cpu_and_gpu_equals_one_in_one_place(tmp_path):
     session, whole = watched(spread_model(tmp_path), 10), watched(tiny_model(), 10)
     kinds = {i: next(iter(vars(layer).values())).device.type for i, layer in enumerate(session.state.layers)}
-    assert kinds == {0: "cuda", 1: "cuda", 2: "cpu", 3: "cpu"}
+    # A layer whose weights wait on the CPU computes, and keeps its state, on the GPU.
+    assert set(kinds.values()) == {"cuda"}
     for name, tensor in session.state.tensors().items():
         if tensor.is_floating_point():
             assert relative_error(tensor.cpu(), whole.state.tensors()[name]) < 2e-5, name
