@@ -25,6 +25,7 @@ data:  ## fetch the packages and build the data of the built-in model
 builtin-train:  ## train the built-in model; wants a GPU
 	$(PYTHON) -m builtin.train
 	$(PYTHON) -m builtin.train --export runs/builtin/model
+	$(PYTHON) -m builtin.tune_streams --model runs/builtin/model --export runs/builtin/tuned
 
 builtin-evaluate:  ## score the built-in model on the test split
 	$(PYTHON) -m builtin.evaluate --split test

@@ -15,6 +15,36 @@ from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.scenes.render import FRAME_SIZE
 
+CARD = """---
+library_name: infinitevl
+pipeline_tag: image-text-to-text
+license: apache-2.0
+tags:
+- infinite_vl
+- streaming
+- gated-deltanet
+- arxiv:2512.08829
+---
+
+# The built-in model of infinitevl
+
+11.7 million parameters in the architecture of InfiniteVL: two blocks of one sliding-window layer (64
+tokens) and three Gated DeltaNets, and a vision encoder of six blocks; pictures of 112 x 112 pixels, 16
+tokens each. It exists so that the package can be tried, tested and understood on a laptop. It knows a
+small world (emoji, signs in many fonts, digits, flags, coloured shapes, streams of these, a few facts)
+and nothing else: on photographs it guesses.
+
+Data: drawn from free packages of npm, PyPI and Debian, fetched by name and version; licences and
+attributions stand in NOTICE. MNIST's training digits (usually stated CC-BY-SA-3.0) are among what it
+learnt from. Held out for the test split: the drawings of another hand (EmojiOne), three font families,
+strings by a hash rule, MNIST's test digits.
+
+Training, from nothing, on one H200 in bfloat16 (recipes/builtin.yaml): 2.3 minutes in which every patch
+names what is under it, 11.9 minutes of pictures, text and streams of 4 to 64 frames together, then 2.6
+minutes of keyed recall with the vision encoder frozen (builtin/tune_streams.py). Compiling came on top.
+Everything was chosen on the validation split.
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put trained weights into the package.")
@@ -32,18 +62,21 @@ def main() -> None:
     InfiniteVLProcessor(pictures, wrap_tokenizer(arguments.tokenizer), frame_size=FRAME_SIZE).save_pretrained(
         arguments.out
     )
-    if arguments.scores:
-        card = arguments.out / "README.md"
-        card.write_text(
-            card.read_text().rstrip() + "\n\n" + score_table(json.loads(arguments.scores.read_text()))
-        )
+    scores = json.loads(arguments.scores.read_text()) if arguments.scores else None
+    (arguments.out / "README.md").write_text(CARD + (score_table(scores) if scores else ""))
+    for file in arguments.out.iterdir():
+        file.chmod(0o644)
     print(f"{arguments.out}: {sum(f.stat().st_size for f in arguments.out.iterdir()) / 1e6:.2f} MB")
 
 
 def score_table(scores: dict) -> str:
     """Scores as Markdown."""
-    lines = [f"## Scores ({scores['split']} split)", "", "| task | right | of |", "|---|---|---|"]
-    lines += [f"| {r['task']} | {100 * r['score']:.1f} % | {r['samples']} |" for r in scores["results"]]
+    lines = [f"\n## Scores on the {scores['split']} split", ""]
+    lines += ["| task | exact | with O = 0, I = 1 | samples |", "|---|---|---|---|"]
+    lines += [
+        f"| {r['task']} | {100 * r['score']:.1f} % | {100 * r['score_alike']:.1f} % | {r['samples']} |"
+        for r in scores["results"]
+    ]
     return "\n".join(lines) + "\n"
 
 
