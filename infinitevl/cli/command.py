@@ -1,8 +1,8 @@
 """What all commands share: their options, and errors that need no traceback."""
 
-import difflib
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from infinitevl.errors import CheckpointError, InfiniteVLError, InputError
+from infinitevl.errors import InfiniteVLError, InputError
+
+_SMALL_MODEL = 100_000_000  # parameters
 
 
 class Dtype(StrEnum):
@@ -103,23 +105,20 @@ def load_model(name: str | None, device: str | None, dtype: str) -> tuple[Any, A
     if name is None or not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     number_format = None if dtype == "auto" else getattr(torch, dtype)
-    try:
-        return load(name, dtype=number_format, device=device)
-    except CheckpointError as error:
-        if name is None or Path(name).exists():
-            raise
-        raise CheckpointError(f"{error} {nearest_name(name)}") from error
+    model, processor = load(name, dtype=number_format, device=device)
+    _choose_threads(model)
+    return model, processor
 
 
-def nearest_name(name: str) -> str:
-    """What may have been meant by a name that is neither a folder nor a known model."""
-    from infinitevl.engine.loading import CATALOGUE
+def _choose_threads(model: Any) -> None:
+    """One thread for a small model on a CPU, unless the user chose a number by OMP_NUM_THREADS."""
+    import torch
 
-    names = [entry.name for entry in CATALOGUE]
-    close = difflib.get_close_matches(name, names, n=1)
-    if name in names:
-        return "It can be downloaded once from the hub, with a network."
-    return f"Did you mean {close[0]!r}?" if close else f"Known names are {', '.join(names)}."
+    # Its matrices are so small that threads mostly wait for each other: on a busy machine two of them take
+    # several times as long as one.
+    is_small = model.device.type == "cpu" and model.num_parameters() < _SMALL_MODEL
+    if is_small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def check_device(name: str | None) -> None:

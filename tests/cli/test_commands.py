@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from infinitevl.cli import app
+from infinitevl.cli.command import load_model
 
 
 def run(*arguments, **kwargs):
@@ -164,6 +166,26 @@ def test_bad_input_is_one_clear_message(tiny_folder, clip, tmp_path, monkeypatch
 def test_an_unknown_model_is_answered_with_the_nearest_name(clip):
     message = failure(run("watch", clip, "--model", "hustvl/InfinitVL"))
     assert "hustvl/InfiniteVL" in message and "Did you mean" in message
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [(None, 1), ("2", 2)])
+def test_a_small_model_on_a_cpu_takes_one_thread_unless_another_number_was_chosen(
+    tiny_folder, monkeypatch, chosen, threads
+):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    torch.set_num_threads(2)
+    try:
+        load_model(tiny_folder, "cpu", "auto")
+        assert torch.get_num_threads() == threads
+        monkeypatch.setitem(load_model.__globals__, "_SMALL_MODEL", 1)  # as if the model were larger
+        torch.set_num_threads(2)
+        load_model(tiny_folder, "cpu", "auto")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_empty_and_a_cut_video_say_what_is_wrong(tiny_folder, clip, tmp_path):
