@@ -27,6 +27,7 @@ from infinitevl.processing.options import NESTED_KEYWORDS, CallOptions
 from infinitevl.processing.vision_info import process_vision_info
 
 PUBLISHED_FRAME_SIZE = 448
+PUBLISHED_SIZE = {"shortest_edge": 3136, "longest_edge": 12_845_056}  # fewest and most pixels of a picture
 _CLASS_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
@@ -296,7 +297,7 @@ def _load_image_processor(
     settings, _ = Qwen2VLImageProcessorPil.get_image_processor_dict(name, **hub)
     settings = {key: value for key, value in settings.items() if key not in _CLASS_NAMES} | changes
     asked = dict(settings.pop("size", None) or {})
-    size = dict(Qwen2VLImageProcessorPil.size)
+    size = dict(PUBLISHED_SIZE)  # the class of transformers has a default too, but calls may change it
     for edge, limit in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
         size[edge] = settings.pop(limit, None) or asked.get(edge) or asked.get(limit) or size[edge]
     return Qwen2VLImageProcessorPil.from_dict({**settings, "size": size})

@@ -67,7 +67,7 @@ def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = byte_tokenizer()
     InfiniteVLForConditionalGeneration(tiny_config(tokenizer)).save_pretrained(folder)
-    pictures = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56)
+    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56})
     InfiniteVLProcessor(pictures, tokenizer, frame_size=56).save_pretrained(folder)
     return str(folder)
 

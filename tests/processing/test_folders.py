@@ -93,6 +93,18 @@ def test_the_newer_form_of_the_size_is_read(published: Path) -> None:
     assert InfiniteVLProcessor.from_pretrained(published).image_processor.size["shortest_edge"] == 3136
 
 
+def test_limits_that_a_folder_leaves_out_are_the_published_ones_whatever_others_did(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"shortest_edge": 1, "longest_edge": 10_000}
+    monkeypatch.setattr(Qwen2VLImageProcessorPil, "size", own)  # some versions change it in a call
+    settings = json.loads((published / "preprocessor_config.json").read_text())
+    del settings["min_pixels"], settings["max_pixels"]
+    (published / "preprocessor_config.json").write_text(json.dumps(settings))
+    check(InfiniteVLProcessor.from_pretrained(published))
+    check(InfiniteVLProcessor.from_pretrained(published))
+
+
 def test_a_video_preprocessor_file_changes_nothing(published: Path) -> None:
     edit(
         published / "video_preprocessor_config.json",
