@@ -44,13 +44,16 @@ def open_image(source: ImageSource, *, allow_private: bool = False) -> Image.Ima
     except InputError:
         raise
     except Exception as error:  # decoders of damaged bytes raise nearly anything
-        raise InputError(f"{name} is not a readable picture: {error}.") from error
+        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(error))  # PIL names the buffer
+        raise InputError(f"{name} is not a readable picture: {reason}.") from error
 
 
 def _name(source: ImageSource) -> str:
     """What to call a source in an error: an address, or its kind and size."""
-    if isinstance(source, bytes):
-        return f"The picture of {len(source)} bytes"
+    if isinstance(source, memoryview):
+        return f"The picture given as {source.nbytes} bytes"
+    if isinstance(source, bytes | bytearray):
+        return f"The picture given as {len(source)} bytes"
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         return text if len(text) <= 200 else text[:60] + "..."
@@ -65,7 +68,7 @@ def _load(source: ImageSource, allow_private: bool) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(bytes(source), _name(bytes(source)))
+        return _decode(bytes(source), _name(source))
     if isinstance(source, os.PathLike):
         return _decode(_read_file(Path(source)), str(source))
     if isinstance(source, str):

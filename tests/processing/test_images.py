@@ -5,6 +5,7 @@ import contextlib
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,6 +196,13 @@ def test_an_error_names_the_picture_but_not_all_of_its_bytes(tmp_path: Path) -> 
     with pytest.raises(InputError) as caught:
         open_image("data:image/png;base64," + "A" * 10_000)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_an_error_about_bytes_says_how_many_and_shows_no_object_of_ours(kind: Any) -> None:
+    with pytest.raises(InputError, match="given as 4 bytes is not a readable picture") as caught:
+        open_image(kind(b"nope"))
+    assert "0x" not in str(caught.value) and "<" not in str(caught.value)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
