@@ -170,7 +170,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> lis
 def protect_messages(messages: Sequence[dict[str, Any]], specials: Sequence[str], mark: str) -> list[dict]:
     """Messages in which no text holds a special string, not even in parts that the template would join.
 
-    Raises InputError for a message that is not a dict with a role and, as content, text or a list of parts.
+    Raises InputError for a message that is not a dict with a role and, as content, text or a list of parts,
+    each of them text, a picture or a video.
     """
     for message in messages:
         _check_message(message)
@@ -186,6 +187,22 @@ def _check_message(message: Any) -> None:
         return
     if not isinstance(content, list | tuple) or not all(isinstance(part, dict) for part in content):
         raise InputError(f"The content of a message is {type(content).__name__}: {valid}.")
+    for part in content:
+        _check_part(part)
+
+
+def _check_part(part: dict[str, Any]) -> None:
+    if vision_kind(part):
+        return
+    if part.get("type", "text") != "text":
+        raise InputError(
+            f"A part of type {part['type']!r} is not understood; valid are {{'type': 'text', 'text': ...}}, "
+            "{'type': 'image', 'image': ...} and {'type': 'video', 'video': ...}."
+        )
+    if "text" not in part:
+        raise InputError(f"A part with {sorted(part)} holds no text. Give {{'type': 'text', 'text': ...}}.")
+    if not isinstance(part["text"], str):
+        raise InputError(f"The text of a part is {type(part['text']).__name__}; give a string.")
 
 
 def _protect(value: Any, specials: Sequence[str], mark: str) -> Any:

@@ -231,6 +231,29 @@ def test_messages_of_another_form_are_an_input_error(processor: InfiniteVLProces
             processor.apply_chat_template(messages, tokenize=tokenize)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "audio", "audio": "a.wav"}, "type 'audio'.*valid are.*'text'.*'image'.*'video'"),
+        ({"type": "audio", "text": "a"}, "type 'audio'"),
+        ({"type": None, "text": "a"}, "type None"),
+        ({"type": "text"}, r"\['type'\] holds no text.*'text': \.\.\."),
+        ({}, "holds no text"),
+        ({"type": "text", "text": None}, "NoneType; give a string"),
+        ({"type": "text", "text": 3}, "int; give a string"),
+    ],
+    ids=str,
+)
+def test_parts_that_show_and_say_nothing_are_an_input_error(
+    processor: InfiniteVLProcessor, part: dict, message: str
+) -> None:
+    for tokenize in (False, True):
+        with pytest.raises(InputError, match=message):
+            processor.apply_chat_template([user([text("a"), part])], tokenize=tokenize)
+    with pytest.raises(InputError, match=message):
+        turn_ids(TOKENIZER, [part])
+
+
 def test_a_tokenizer_without_the_special_tokens_is_refused() -> None:
     backend = small_tokenizer().backend_tokenizer
     bare = PreTrainedTokenizerFast(tokenizer_object=type(backend)(backend.model))
