@@ -22,6 +22,7 @@ from infinitevl.model.hf_cache import StateCache, as_state_cache
 from infinitevl.model.inputs import (
     axis_positions,
     check_attentions,
+    check_batch,
     check_no_gradients,
     new_columns,
     new_kinds,
@@ -125,7 +126,8 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
             output_hidden_states: return the stream before each layer and after the last norm.
 
         Raises:
-            InputError: the arguments do not fit each other. StateError: no room in a full-attention layer.
+            InputError: the arguments do not fit each other.
+            StateError: no room in a full-attention layer, or a cache of another batch size.
         """
         config = self.config
         check_attentions(config.output_attentions if output_attentions is None else output_attentions)
@@ -173,6 +175,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         cache = StateCache() if cache is None else cache
         if cache.state is None:
             cache.state = self.allocate_state(embeds.shape[0], max_length=cache.room_for(embeds.shape[1]))
+        check_batch(cache.state, embeds)
         return cache
 
     def _decode(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from infinitevl.config import InfiniteVLConfig
-from infinitevl.errors import InputError
+from infinitevl.errors import InputError, StateError
 from infinitevl.model.positions import PADDING, token_kinds
+from infinitevl.state import StreamState
 
 
 def new_columns(attention_mask: Tensor | None, embeds: Tensor) -> Tensor | None:
@@ -93,6 +94,19 @@ def check_no_gradients(tensors: Iterable[Tensor]) -> None:
         raise InputError(
             "a state (past_key_values or use_cache=True) was asked for while gradients are recorded, but it "
             "is changed in place. Call the model under torch.no_grad(), or train with use_cache=False."
+        )
+
+
+def check_batch(state: StreamState, embeds: Tensor) -> None:
+    """See that a state has a row for each row of the new tokens [B, T, C].
+
+    Raises:
+        StateError: another number of rows.
+    """
+    if state.batch_size != embeds.shape[0]:
+        raise StateError(
+            f"the state (past_key_values) holds a batch of {state.batch_size}, the new tokens are a batch of "
+            f"{embeds.shape[0]}. Give tokens for each of its rows, or choose rows with state.select(index)."
         )
 
 
