@@ -10,6 +10,9 @@ from safetensors import SafetensorError
 
 from infinitevl.errors import InfiniteVLError
 
+# What torch.save says, as a plain RuntimeError and without the system's reason.
+_TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "unexpected pos", "file write failed", "No space left")
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -28,8 +31,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.replace(target)
     except InfiniteVLError:
         raise
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _TORCH_WRITE_ERRORS):
+            raise
+        raise InfiniteVLError(_cannot_write(target, "the disk is full or broken")) from error
     except (OSError, SafetensorError) as error:
-        raise InfiniteVLError(_cannot_write(target, error)) from error
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InfiniteVLError(_cannot_write(target, reason)) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -39,8 +47,7 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _cannot_write(target: Path, error: Exception) -> str:
-    reason = (isinstance(error, OSError) and error.strerror) or error
+def _cannot_write(target: Path, reason: object) -> str:
     return (
         f"could not write {target}: {reason}. Nothing was changed there; "
         "free some space or choose another folder, and save again."

@@ -26,6 +26,10 @@ def write_text(path):
     with atomic_write(path) as part:
         part.write_text("x" * 10_000)
 
+def save_torch(path):
+    with atomic_write(path) as part:
+        torch.save({{"weights": torch.zeros(10_000)}}, part)
+
 try:
     {writer}(sys.argv[1])
 except InfiniteVLError as error:
@@ -44,6 +48,15 @@ def test_a_full_disk_keeps_the_older_file_and_leaves_nothing_behind(tmp_path, wr
     assert path.read_text() == "older" and os.listdir(tmp_path) == ["file"]
 
 
+def test_a_full_disk_under_torch_save_is_an_error_of_ours(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("older")
+    code = FULL_DISK.format(writer="save_torch")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(f"InfiniteVLError could not write {path}: the disk is full"), done.stderr
+    assert path.read_text() == "older" and os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path, umask):
     before = os.umask(umask)
@@ -56,7 +69,7 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path, umask):
 
 
 def test_our_own_errors_and_an_interrupt_pass_as_they_are(tmp_path):
-    for error in (CheckpointError("ours"), KeyboardInterrupt(), ValueError("a bug")):
+    for error in (CheckpointError("ours"), KeyboardInterrupt(), ValueError("a bug"), RuntimeError("another")):
         with pytest.raises(type(error)) as raised, atomic_write(tmp_path / "file") as part:
             part.write_text("half")
             raise error
