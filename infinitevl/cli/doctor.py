@@ -27,11 +27,9 @@ from infinitevl.ops import backend
 
 REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetensors", "pillow")
 OPTIONAL = {
-    "triton": "kernels for CUDA GPUs",
-    "fla-core": "delta-rule kernels for CUDA GPUs: pip install 'infinitevl[cuda]'",
-    "peft": "LoRA in training: pip install 'infinitevl[train]'",
-    "datasets": "training data: pip install 'infinitevl[train]'",
-    "fastapi": "the server: pip install 'infinitevl[serve]'",
+    "matplotlib": "loss curves: pip install 'infinitevl[plot]'",
+    "resvg_py": "drawing the training data: pip install 'infinitevl[train]'",
+    "fla-core": "to compare delta rules with: pip install 'infinitevl[cuda]'; the model runs without it",
 }
 
 

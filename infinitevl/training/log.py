@@ -70,7 +70,7 @@ def draw_curves(log: Path, out: Path) -> None:
         points = [(line["seconds"], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
-    axes.set(xlabel="seconds of training", ylabel="loss", yscale="log", title="Training of the built-in model")
+    axes.set(xlabel="seconds of training", ylabel="loss", yscale="log")
     axes.legend(loc="upper right", ncols=2)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
