@@ -83,7 +83,8 @@ def export(trainer: Trainer, folder: Path) -> None:
 def rehearse(trainer: Trainer, repeats: int = 12) -> None:
     """Time steps of the dense phase and of every bucket; the first step of each compiles."""
     picture = BUCKETS["picture"]
-    with training_kernels(torch.bfloat16 if trainer.device.type == "cuda" else torch.float32):
+    dtype = torch.bfloat16 if trainer.device.type == "cuda" else torch.float32
+    with training_kernels(trainer.learner, dtype):
         plan = trainer.planner.pictures(0)
         _time("dense", lambda: trainer._dense_step(plan), repeats)
         for bucket in BUCKETS.values():

@@ -86,7 +86,7 @@ def tune(arguments: argparse.Namespace) -> None:
     planner = KeyedPlanner(world, tokenizer, arguments.rows, progress)
     noise, is_cuda = torch.Generator(device).manual_seed(SEED), device.type == "cuda"
     losses: list[torch.Tensor] = []
-    with training_kernels(torch.bfloat16 if is_cuda else torch.float32):
+    with training_kernels(learner, torch.bfloat16 if is_cuda else torch.float32):
         for step, batches in enumerate(endless(planner.tuning_step, 0, arguments.workers)):
             done = progress()
             if done >= 1:

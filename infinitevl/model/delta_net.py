@@ -33,6 +33,8 @@ class GatedDeltaNet(nn.Module):
 
     def __init__(self, config: InfiniteVLTextConfig):
         super().__init__()
+        # How many tokens at once are read; a trainer may put kernels with the same signatures here.
+        self.causal_conv, self.delta_rule = causal_conv_chunk, delta_rule_chunk
         hidden, heads = config.hidden_size, config.num_linear_heads
         self.key_width, self.value_width = config.linear_head_dim, config.linear_value_dim
         self.conv_size = config.conv_size
@@ -75,12 +77,12 @@ class GatedDeltaNet(nn.Module):
         """
         mixed = self._project(x)
         start = self._empty_state(x) if state is None else state
-        qkv, tail = causal_conv_chunk(mixed, self._taps(), start.tail, num_valid)
+        qkv, tail = self.causal_conv(mixed, self._taps(), start.tail, num_valid)
         log_decay, beta = self._gates(x)
         if num_valid is not None:
             counts = (torch.arange(x.shape[1], device=x.device) < num_valid[:, None])[..., None]
             log_decay, beta = log_decay * counts, beta * counts
-        out, memory = delta_rule_chunk(*self._heads(qkv), log_decay, beta, start.memory)
+        out, memory = self.delta_rule(*self._heads(qkv), log_decay, beta, start.memory)
         if state is not None:
             state.memory.copy_(memory)
             state.tail.copy_(tail)

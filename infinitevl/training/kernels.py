@@ -6,39 +6,41 @@ Sequences start empty, and their length is a multiple of CHUNK.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinitevl.model import delta_net, window_attention
+from infinitevl.model.delta_net import GatedDeltaNet
+from infinitevl.model.window_attention import WindowAttention
+from infinitevl.ops import attention, causal_conv, delta_rule
 
 CHUNK = 64
 _SMALLEST = 8
 
 
 @contextlib.contextmanager
-def training_kernels(dtype: torch.dtype) -> Iterator[None]:
-    """Let the model's layers run on these operations, with products of the delta rule in `dtype`."""
-
-    def delta_rule(q, k, v, log_decay, beta, memory):
-        with torch.autocast(q.device.type, enabled=False):  # every product's type is chosen there
-            return delta_rule_chunk(q, k, v, log_decay, beta, memory, dtype)
-
-    ways = [
-        (delta_net, "delta_rule_chunk", delta_rule),
-        (delta_net, "causal_conv_chunk", causal_conv_chunk),
-        (window_attention, "attend_chunk", attend_chunk),
-    ]
-    before = [getattr(module, name) for module, name, _ in ways]
+def training_kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let the layers of `model` run on these operations, with products of the delta rule in `dtype`."""
+    chunk_rule = functools.partial(delta_rule_chunk, dtype=dtype)
+    for layer in model.modules():
+        if isinstance(layer, GatedDeltaNet):
+            layer.causal_conv, layer.delta_rule = causal_conv_chunk, chunk_rule
+        elif isinstance(layer, WindowAttention):
+            layer.attend = attend_chunk
     try:
-        for module, name, function in ways:
-            setattr(module, name, function)
         yield
     finally:
-        for (module, name, _), function in zip(ways, before, strict=True):
-            setattr(module, name, function)
+        for layer in model.modules():
+            if isinstance(layer, GatedDeltaNet):
+                layer.causal_conv, layer.delta_rule = (
+                    causal_conv.causal_conv_chunk,
+                    delta_rule.delta_rule_chunk,
+                )
+            elif isinstance(layer, WindowAttention):
+                layer.attend = attention.attend_chunk
 
 
 def causal_conv_chunk(

@@ -76,7 +76,7 @@ class Trainer:
     def run(self) -> bool:
         """Train until the run or this call's time is over, then save. Returns whether the run is complete."""
         saved = time.perf_counter()
-        with training_kernels(torch.bfloat16 if self._is_cuda else torch.float32):
+        with training_kernels(self.learner, torch.bfloat16 if self._is_cuda else torch.float32):
             for plan, step in self._steps():
                 step(plan)
                 self.clock.tick()
