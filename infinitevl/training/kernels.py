@@ -8,6 +8,7 @@ Sequences start empty, and their length is a multiple of CHUNK.
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 
 from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.window_attention import WindowAttention
-from infinitevl.ops import attention, causal_conv, delta_rule
 
 CHUNK = 64
 _SMALLEST = 8
@@ -25,22 +25,20 @@ _SMALLEST = 8
 def training_kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let the layers of `model` run on these operations, with products of the delta rule in `dtype`."""
     chunk_rule = functools.partial(delta_rule_chunk, dtype=dtype)
+    ways: dict[type, dict[str, Any]] = {
+        GatedDeltaNet: {"causal_conv": causal_conv_chunk, "delta_rule": chunk_rule},
+        WindowAttention: {"attend": attend_chunk},
+    }
+    before = []
     for layer in model.modules():
-        if isinstance(layer, GatedDeltaNet):
-            layer.causal_conv, layer.delta_rule = causal_conv_chunk, chunk_rule
-        elif isinstance(layer, WindowAttention):
-            layer.attend = attend_chunk
+        for name, function in ways.get(type(layer), {}).items():
+            before.append((layer, name, getattr(layer, name)))
+            setattr(layer, name, function)
     try:
         yield
     finally:
-        for layer in model.modules():
-            if isinstance(layer, GatedDeltaNet):
-                layer.causal_conv, layer.delta_rule = (
-                    causal_conv.causal_conv_chunk,
-                    delta_rule.delta_rule_chunk,
-                )
-            elif isinstance(layer, WindowAttention):
-                layer.attend = attention.attend_chunk
+        for layer, name, function in before:
+            setattr(layer, name, function)
 
 
 def causal_conv_chunk(
