@@ -1,4 +1,4 @@
-"""Ask a camera what it sees, every ten seconds: python examples/a_camera.py camera:0 "Who is here?" """
+"""Ask a camera every ten seconds: python examples/a_camera.py camera:0 "Who is here?" [MODEL]"""
 
 import sys
 

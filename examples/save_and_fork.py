@@ -1,4 +1,4 @@
-"""Fork a stream, save it and go on: python examples/save_and_fork.py VIDEO "What was first?" """
+"""Fork a stream, save it and go on: python examples/save_and_fork.py VIDEO "What was first?" [MODEL]"""
 
 import sys
 import tempfile
