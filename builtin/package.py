@@ -1,6 +1,6 @@
 """Put trained weights into the package: one safetensors file, the processor, the scores in the model card.
 
-python -m builtin.package --weights runs/builtin/model --scores scores.json
+python -m builtin.package --weights runs/builtin/tuned --scores scores.json
 """
 
 import argparse
@@ -49,7 +49,7 @@ Everything was chosen on the validation split.
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put trained weights into the package.")
     parser.add_argument(
-        "--weights", type=Path, required=True, help="folder that `builtin.train --export` wrote"
+        "--weights", type=Path, required=True, help="folder that `builtin.tune_streams` exported"
     )
     parser.add_argument("--scores", type=Path, help="JSON of `builtin.evaluate`")
     parser.add_argument("--tokenizer", type=Path, default=Path(".data/tokenizer.json"))
