@@ -17,8 +17,9 @@ from infinitevl.scenes.tasks import Turn
 from infinitevl.scenes.world import Textures, World, load_world
 
 NUM_SIGNS = 6
-# After which share of the stream to ask about what. Chosen on validation streams: what the built-in model can
-# answer there, and at the end one thing that it mostly cannot, a sign by its colour after hundreds of frames.
+# After which share of the stream to ask about what: mostly what the built-in model can answer on validation
+# streams, and at the end one thing that it mostly cannot, a sign by its colour after hundreds of frames. The
+# demo shows, it does not score.
 MOMENTS = (
     (0.04, ("first sign", "now", "keyed sign")),
     (0.1, ("signs", "first thing", "now")),
