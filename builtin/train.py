@@ -17,9 +17,9 @@ from random import Random
 import torch
 from tokenizers import Tokenizer
 
+from infinitevl.model.fused import training_kernels
 from infinitevl.scenes.world import load_world
 from infinitevl.training.batches import BUCKETS
-from infinitevl.training.kernels import training_kernels
 from infinitevl.training.log import draw_curves
 from infinitevl.training.loop import Options, Trainer
 from infinitevl.training.recipe import Recipe

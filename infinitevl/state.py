@@ -1,17 +1,20 @@
 """All that a stream carries from one token to the next: tensors of constant size, and nothing else.
 
 A sliding-window layer keeps a ring of recent keys and values, a Gated DeltaNet its memory matrix and the last
-inputs of its convolution. Fill levels, positions and times are tensors too: a replayed graph moves on.
+inputs of its convolution. Fill levels, positions and times are tensors too: a replayed graph moves on. All of
+one stream lies side by side in one buffer, so that to fork, park or bring back a stream is a single copy.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +26,7 @@ from infinitevl.errors import StateError
 from infinitevl.files import atomic_write
 
 FORMAT_VERSION = "1"
+_ALIGNMENT = 256  # bytes; what every kernel's widest access asks for
 Device = str | torch.device
 
 
@@ -32,11 +36,6 @@ class WindowState:
 
     keys: Tensor  # [B, H_kv, S, D]
     values: Tensor  # [B, H_kv, S, D]
-
-    @property
-    def ring(self) -> tuple[Tensor, Tensor]:
-        """Keys and values together, as `ops.attention` takes them."""
-        return self.keys, self.values
 
 
 @dataclass
@@ -78,6 +77,8 @@ class StreamState:
     span: SpanState
     length: Tensor  # int64 [B]
     next_position: Tensor  # int64 [B]
+    buffers: list[Tensor]  # uint8 [B, bytes of a row], one a device; every tensor above is a view of one
+    places: "tuple[_Place, ...]"  # where, in the order of `tensors`
 
     @classmethod
     def allocate(
@@ -104,14 +105,22 @@ class StreamState:
         """
         devices = _layer_devices(config, device)
         layers = [
-            _allocate_layer(config, kind, batch_size, dtype, where, max_length)
+            _layer_shapes(config, kind, dtype, where, max_length)
             for kind, where in zip(config.layer_types, devices, strict=True)
         ]
-        counts = {name: torch.zeros(batch_size, dtype=torch.int64, device=devices[0]) for name in _COUNTS}
-        flags = {name: torch.zeros(batch_size, dtype=torch.bool, device=devices[0]) for name in _FLAGS}
-        waiting = torch.zeros(batch_size, 3, *frame_size, dtype=torch.uint8, device=devices[0])
+        first = devices[0]
+        counts = {name: _Shape((), torch.int64, first) for name in _COUNTS}
+        flags = {name: _Shape((), torch.bool, first) for name in _FLAGS}
+        waiting = _Shape((3, *frame_size), torch.uint8, first)
         length, next_position = counts.pop("length"), counts.pop("next_position")
-        return cls(layers, SpanState(**counts, **flags, waiting=waiting), length, next_position)
+        span = SpanState(**counts, **flags, waiting=waiting)  # type: ignore[arg-type]
+        wanted = cls(layers, span, length, next_position, [], ())  # type: ignore[arg-type]
+        shapes: list[Any] = list(wanted.tensors().values())
+        places, sizes = _arrange(shapes)
+        buffers = [
+            torch.zeros(batch_size, size, dtype=torch.uint8, device=where) for where, size in sizes.items()
+        ]
+        return wanted._on(buffers, places)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, always in the same order."""
@@ -148,11 +157,26 @@ class StreamState:
 
     def fork(self) -> "StreamState":
         """An independent copy: what happens to one leaves the other as it is."""
-        return self._map(lambda tensor: tensor.clone())
+        return self._on([buffer.clone() for buffer in self.buffers], self.places)
 
     def select(self, index: Tensor) -> "StreamState":
         """A new state whose row b is row index[b] of this one (int64 [B'])."""
-        return self._map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+        picked = [buffer.index_select(0, index.to(buffer.device)) for buffer in self.buffers]
+        return self._on(picked, self.places)
+
+    def row(self, index: int) -> "StreamState":
+        """Row `index` alone, as a view: what changes here changes there."""
+        return self._on([buffer[index : index + 1] for buffer in self.buffers], self.places)
+
+    def copy_row_(self, to: int, source: int) -> None:
+        """Make row `to` what row `source` is; one copy a device."""
+        for buffer in self.buffers:
+            buffer[to].copy_(buffer[source])
+
+    def reset_row_(self, index: int) -> None:
+        """Forget everything of one row."""
+        for buffer in self.buffers:
+            buffer[index].zero_()
 
     def copy_(self, other: "StreamState") -> "StreamState":
         """Take over all of `other`, in place; dtypes and devices stay as they are here.
@@ -175,24 +199,30 @@ class StreamState:
 
     def reset_(self) -> "StreamState":
         """Forget everything, in place."""
-        for tensor in self.tensors().values():
-            tensor.zero_()
+        for buffer in self.buffers:
+            buffer.zero_()
         return self
 
-    def advance_(self, num_new: int | Tensor, position_ids: Tensor) -> None:
+    def advance_(self, num_new: int | Tensor, position_ids: Tensor, rows: Tensor | None = None) -> None:
         """Count `num_new` tokens (int or int64 [B]) whose largest positions [3, B, T] end the sequence.
 
-        Both may come from the device of another layer.
+        Both may come from the device of another layer. rows: int64 [B], which rows read them; None for all.
         """
-        self.length += _on(self.length.device, num_new)
+        num_new = _moved(num_new, self.length.device)
         end = position_ids.amax(dim=(0, 2)).to(self.next_position.device) + 1
-        torch.maximum(self.next_position, end, out=self.next_position)
+        if rows is None:
+            self.length += num_new
+            torch.maximum(self.next_position, end, out=self.next_position)
+        else:
+            self.length.index_copy_(0, rows, self.length[rows] + num_new)
+            self.next_position.index_copy_(0, rows, torch.maximum(self.next_position[rows], end))
 
-    def _map(self, function) -> "StreamState":
-        layers = [_map_fields(layer, function) for layer in self.layers]
-        return StreamState(
-            layers, _map_fields(self.span, function), function(self.length), function(self.next_position)
-        )
+    def _on(self, buffers: list[Tensor], places: "tuple[_Place, ...]") -> "StreamState":
+        """The same fields as views of other buffers."""
+        views = iter([place.view(buffers) for place in places])
+        layers = [_renew_fields(layer, views) for layer in self.layers]
+        span = _renew_fields(self.span, views)
+        return StreamState(layers, span, next(views), next(views), buffers, places)
 
     def save(self, path: str | os.PathLike[str], fingerprint: str, *, settings: str = "") -> None:
         """Write a safetensors file, complete or not at all.
@@ -257,7 +287,7 @@ class StreamState:
         room = self.max_length
         if room is None:
             return
-        needed = int((self.length + _on(self.length.device, num_new)).max())
+        needed = int((self.length + _moved(num_new, self.length.device)).max())
         if needed > room:
             raise StateError(
                 f"the full-attention layers have room for {room} tokens, {int(self.length.max())} are "
@@ -284,37 +314,69 @@ def _layer_devices(config: InfiniteVLTextConfig, device: Device | Sequence[Devic
     return list(device)
 
 
-def _allocate_layer(
-    config: InfiniteVLTextConfig,
-    kind: str,
-    batch_size: int,
-    dtype: torch.dtype,
-    device: Device,
-    max_length: int | None,
-) -> LayerState:
+@dataclass(frozen=True)
+class _Shape:
+    """One row of a tensor of the state."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: Device
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the buffers a tensor lies."""
+
+    buffer: int
+    start: int
+    wanted: _Shape
+
+    def view(self, buffers: list[Tensor]) -> Tensor:
+        buffer = buffers[self.buffer]
+        flat = buffer[:, self.start : self.start + self.wanted.nbytes]
+        return flat.view(self.wanted.dtype).view(len(buffer), *self.wanted.shape)
+
+
+def _arrange(shapes: Sequence[_Shape]) -> tuple[tuple[_Place, ...], dict[Device, int]]:
+    """A place for each tensor, and the bytes of a row for each device."""
+    sizes: dict[Device, int] = {}
+    places = []
+    for shape in shapes:
+        start = sizes.setdefault(shape.device, 0)
+        places.append(_Place(list(sizes).index(shape.device), start, shape))
+        sizes[shape.device] = start + -(-shape.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return tuple(places), sizes
+
+
+def _layer_shapes(
+    config: InfiniteVLTextConfig, kind: str, dtype: torch.dtype, device: Device, max_length: int | None
+) -> Any:
+    """The layer's state with shapes where tensors will be."""
     if kind == LINEAR:
-        shape = (batch_size, config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
-        tail = torch.zeros(batch_size, config.conv_size - 1, config.conv_channels, dtype=dtype, device=device)
-        return DeltaState(torch.zeros(shape, dtype=torch.float32, device=device), tail)
+        memory = (config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
+        tail = (config.conv_size - 1, config.conv_channels)
+        shapes: Any = _Shape(memory, torch.float32, device), _Shape(tail, dtype, device)
+        return DeltaState(*shapes)
     slots = max_length if kind == FULL else config.sliding_window
     if not isinstance(slots, Integral) or slots < 1:
         raise StateError(
             f"max_length is {slots!r}; a model with full-attention layers needs the number of tokens to make "
             "room for."
         )
-    shape = (batch_size, config.num_key_value_heads, slots, config.head_dim)
-    keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-    return FullState(keys, values) if kind == FULL else WindowState(keys, values)
+    shapes = [_Shape((config.num_key_value_heads, int(slots), config.head_dim), dtype, device)] * 2
+    return FullState(*shapes) if kind == FULL else WindowState(*shapes)
 
 
-def _on(device: torch.device, count: int | Tensor) -> int | Tensor:
+def _moved(count: int | Tensor, device: torch.device) -> int | Tensor:
     return count.to(device) if isinstance(count, Tensor) else count
 
 
-def _map_fields(part, function):
-    return type(part)(
-        **{field.name: function(getattr(part, field.name)) for field in dataclasses.fields(part)}
-    )
+def _renew_fields(part, tensors: Iterator[Tensor]):
+    return type(part)(*(next(tensors) for _ in dataclasses.fields(part)))
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> str:

@@ -9,6 +9,7 @@ from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.model.window_attention import WindowAttention
 from infinitevl.ops.rotary import phase_steps, rotary_angles, section_axes
+from infinitevl.ops.rows import read_rows
 from infinitevl.state import LayerState, StreamState
 
 
@@ -59,11 +60,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         length: Tensor | None = None,
         num_valid: Tensor | None = None,
         one_token: bool = False,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; arguments as in `Decoder.forward`."""
-        mixed = self.self_attn(self.input_layernorm(x), cos, sin, state, length, num_valid, one_token)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, cos, sin, state, length, num_valid, one_token, rows, norm=self.input_layernorm)
+        return self.mlp(x, norm=self.post_attention_layernorm)
 
 
 class Decoder(nn.Module):
@@ -85,6 +86,7 @@ class Decoder(nn.Module):
         num_valid: Tensor | None = None,
         one_token: bool = False,
         hidden_states: list[Tensor] | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Read tokens after all that the state holds, and take them into it.
 
@@ -95,6 +97,8 @@ class Decoder(nn.Module):
             num_valid: int64 [B], how many of each row's first tokens count; None for all.
             one_token: T is 1 and every row counts: the fast way for decoding.
             hidden_states: a list that receives the stream before each layer and after the norm.
+            rows: int64 [B], the rows of a larger state that read; None for all. Distinct, and room in
+                full-attention layers is the caller's to check.
 
         Returns:
             [B, T, C] after the final norm; rows beyond num_valid hold nothing of use.
@@ -104,25 +108,32 @@ class Decoder(nn.Module):
         """
         x, length = inputs_embeds, None
         if state is not None:
-            state.check_room(x.shape[1] if num_valid is None else num_valid)
-            length = state.length
+            if rows is None:
+                state.check_room(x.shape[1] if num_valid is None else num_valid)
+            length = read_rows(state.length, rows)
         cos, sin = self.rotary(position_ids)
         for index, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
             layer_state = None if state is None else state.layers[index]
-            x = layer(x, cos, sin, layer_state, length, num_valid, one_token)
+            x = layer(x, cos, sin, layer_state, length, num_valid, one_token, rows)
         if state is not None:
-            _advance(state, x.shape[1], num_valid, position_ids)
+            _advance(state, x.shape[1], num_valid, position_ids, rows)
         x = self.norm(x)
         if hidden_states is not None:
             hidden_states.append(x)
         return x
 
 
-def _advance(state: StreamState, num_tokens: int, num_valid: Tensor | None, position_ids: Tensor) -> None:
+def _advance(
+    state: StreamState,
+    num_tokens: int,
+    num_valid: Tensor | None,
+    position_ids: Tensor,
+    rows: Tensor | None,
+) -> None:
     if num_valid is None:
-        state.advance_(num_tokens, position_ids)
+        state.advance_(num_tokens, position_ids, rows)
         return
     counts = torch.arange(num_tokens, device=num_valid.device) < num_valid[:, None]
-    state.advance_(num_valid, position_ids.masked_fill(~counts, -1))
+    state.advance_(num_valid, position_ids.masked_fill(~counts, -1), rows)

@@ -4,15 +4,14 @@ Each token writes beta (v - what the memory already says about k) under its key 
 There is no position encoding: order enters through the decay and a short causal convolution.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from infinitevl.config import InfiniteVLTextConfig
-from infinitevl.model.layers import GatedRMSNorm
-from infinitevl.ops.causal_conv import causal_conv_chunk, causal_conv_step
-from infinitevl.ops.delta_rule import delta_rule_chunk, delta_rule_step
-from infinitevl.ops.norm import l2_norm
+from infinitevl.model.fused import Fusable, stack_
+from infinitevl.model.layers import GatedRMSNorm, RMSNorm
 from infinitevl.state import DeltaState
 
 
@@ -28,13 +27,11 @@ class CausalConv1d(nn.Module):
         return self.weight
 
 
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(Fusable):
     """One Gated DeltaNet layer of the decoder (spec: "Gated DeltaNet layer"; paper, section 3)."""
 
     def __init__(self, config: InfiniteVLTextConfig):
         super().__init__()
-        # How many tokens at once are read; a trainer may put kernels with the same signatures here.
-        self.causal_conv, self.delta_rule = causal_conv_chunk, delta_rule_chunk
         hidden, heads = config.hidden_size, config.num_linear_heads
         self.key_width, self.value_width = config.linear_head_dim, config.linear_value_dim
         self.conv_size = config.conv_size
@@ -51,6 +48,7 @@ class GatedDeltaNet(nn.Module):
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.dt_bias = nn.Parameter(torch.zeros(heads))
         self.o_norm = GatedRMSNorm(config.linear_value_dim, config.norm_eps)
+        self.channels = 2 * config.key_dim + config.value_dim
 
     def forward(
         self,
@@ -61,69 +59,80 @@ class GatedDeltaNet(nn.Module):
         length: Tensor | None = None,
         num_valid: Tensor | None = None,
         one_token: bool = False,
+        rows: Tensor | None = None,
+        *,
+        norm: RMSNorm,
     ) -> Tensor:
-        """`step` or `chunk`; every mixer is called alike, and this one needs no angles and no length."""
-        if one_token:
-            assert state is not None, "one token at a time needs a state"
-            return self.step(x, state)
-        return self.chunk(x, state, num_valid)
-
-    def chunk(self, x: Tensor, state: DeltaState | None, num_valid: Tensor | None) -> Tensor:
-        """Many tokens [B, T, C] -> [B, T, C]; the state, if any, takes them in.
+        """x + mixed norm(x), [B, T, C]; every mixer is called alike, and this one needs no angles, no length.
 
         Args:
-            num_valid: int64 [B], how many of each row's first tokens count; None for all. The others neither
-                decay the memory nor write to it.
+            state: takes the tokens in, in place; None reads a sequence from its start.
+            num_valid: int64 [B], how many of each row's first tokens count; None for all.
+            one_token: T is 1 and every row counts.
+            rows: int64 [B], which rows of the state go on; None for all.
         """
-        mixed = self._project(x)
-        start = self._empty_state(x) if state is None else state
-        qkv, tail = self.causal_conv(mixed, self._taps(), start.tail, num_valid)
-        log_decay, beta = self._gates(x)
-        if num_valid is not None:
-            counts = (torch.arange(x.shape[1], device=x.device) < num_valid[:, None])[..., None]
-            log_decay, beta = log_decay * counts, beta * counts
-        out, memory = self.delta_rule(*self._heads(qkv), log_decay, beta, start.memory)
-        if state is not None:
-            state.memory.copy_(memory)
-            state.tail.copy_(tail)
-        return self._output(out, x)
+        mixed, gate, a, b = self._project(x, norm)
+        out = self._remember(mixed, a, b, state, num_valid, one_token, rows)
+        return self._output(out, gate, x)
 
-    def step(self, x: Tensor, state: DeltaState) -> Tensor:
-        """One token [B, 1, C] -> [B, 1, C]."""
-        qkv, tail = causal_conv_step(self._project(x), self._taps(), state.tail)
-        log_decay, beta = self._gates(x)
-        out, memory = delta_rule_step(*self._heads(qkv), log_decay, beta, state.memory)
-        state.memory.copy_(memory)
-        state.tail.copy_(tail)
-        return self._output(out, x)
+    def _project(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, T, C'], the output's gate [B, T, H V], and a, b [B, T, H]."""
+        heads, fast = self.A_log.shape[0], self._fast()
+        if fast is not None:
+            together = fast.kernels.norm_linear(x, norm.weight, norm.eps, fast["in"])
+            sizes = [self.channels, heads * self.value_width, heads, heads]
+            mixed, gate, a, b = together.split(sizes, dim=-1)
+            return mixed, gate, a, b
+        x = norm(x)
+        mixed = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        return mixed, self.g_proj(x), self.a_proj(x), self.b_proj(x)
 
-    def _project(self, x: Tensor) -> Tensor:
-        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+    def _remember(
+        self,
+        mixed: Tensor,
+        a: Tensor,
+        b: Tensor,
+        state: DeltaState | None,
+        num_valid: Tensor | None,
+        one_token: bool,
+        rows: Tensor | None,
+    ) -> Tensor:
+        """What the memory answers, [B, T, H, V]."""
+        fast = self._fast()
+        kernels = self.kernels if fast is None else fast.kernels
+        inputs = (mixed, a, b, self._taps(), self.A_log, self.dt_bias)
+        if state is None:
+            return kernels.delta_net_chunk(*inputs, *self._empty(mixed), num_valid)[0]
+        if one_token:
+            return kernels.delta_net_step_(*inputs, state.memory, state.tail, rows)
+        return kernels.delta_net_chunk_(*inputs, state.memory, state.tail, rows, num_valid)
 
     def _taps(self) -> Tensor:
-        """All three convolutions are one over their concatenated channels: [C, W]."""
+        """All three convolutions are one over their concatenated channels: [C', W]."""
+        fast = self._fast()
+        if fast is not None:
+            return fast["taps"]
         return torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])[:, 0]
 
-    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithm of the decay and writing strength, [B, T, H] in float32 or x's dtype if wider."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        dt = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
-        return -self.A_log.to(wide).exp() * dt, self.b_proj(x).to(wide).sigmoid()
+    def _output(self, out: Tensor, gate: Tensor, x: Tensor) -> Tensor:
+        fast = self._fast()
+        if fast is None:
+            normed = self.o_norm(out, gate.unflatten(-1, (-1, self.value_width)))
+            return x + self.o_proj(normed.flatten(2))
+        norm = self.o_norm
+        return fast.kernels.gated_norm_linear_add(out, gate, norm.weight, norm.eps, fast["out"], x)
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, C] -> normalised queries and keys [B, T, H, K] and values [B, T, H, V]."""
-        key_dim = self.q_proj.out_features
-        q, k, v = qkv.split([key_dim, key_dim, self.v_proj.out_features], dim=-1)
-        q, k = (x.unflatten(-1, (-1, self.key_width)) for x in (q, k))
-        return l2_norm(q) * self.key_width**-0.5, l2_norm(k), v.unflatten(-1, (-1, self.value_width))
+    def _empty(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory and tail at the start of a sequence: zeros, the memory in float32 (or wider)."""
+        batch, heads, wide = len(mixed), self.A_log.shape[0], torch.promote_types(mixed.dtype, torch.float32)
+        memory = mixed.new_zeros(batch, heads, self.key_width, self.value_width, dtype=wide)
+        return memory, mixed.new_zeros(batch, self.conv_size - 1, self.channels)
 
-    def _output(self, out: Tensor, x: Tensor) -> Tensor:
-        gate = self.g_proj(x).unflatten(-1, (-1, self.value_width))
-        return self.o_proj(self.o_norm(out, gate).flatten(2))
-
-    def _empty_state(self, x: Tensor) -> DeltaState:
-        """A state of zeros, float32 memory (or x's dtype if wider)."""
-        channels = 2 * self.q_proj.out_features + self.v_proj.out_features
-        heads, wide = self.A_log.shape[0], torch.promote_types(x.dtype, torch.float32)
-        memory = x.new_zeros(x.shape[0], heads, self.key_width, self.value_width, dtype=wide)
-        return DeltaState(memory, x.new_zeros(x.shape[0], self.conv_size - 1, channels))
+    def _lay_out(self) -> dict[str, Any]:
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
+        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+        return {
+            "in": stack_([proj.weight for proj in projections]),
+            "taps": stack_([conv.weight for conv in convolutions])[:, 0],
+            "out": self.o_proj.weight.data,
+        }

@@ -1,13 +1,16 @@
 """The parts that the vision encoder and the decoder share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infinitevl.ops.norm import gated_rms_norm, rms_norm
+from infinitevl.model.fused import Fusable, padded, stack_, widen_
+from infinitevl.ops.norm import gated_rms_norm
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Fusable):
     """x / sqrt(mean x^2 + eps) over the last axis, times a weight."""
 
     def __init__(self, width: int, eps: float):
@@ -17,7 +20,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
-        return rms_norm(x, self.weight, self.eps)
+        fast = self._fast()
+        kernels = self.kernels if fast is None else fast.kernels
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+    def _lay_out(self) -> dict[str, Any]:
+        return {}
 
 
 class GatedRMSNorm(RMSNorm):
@@ -28,8 +36,8 @@ class GatedRMSNorm(RMSNorm):
         return gated_rms_norm(x, gate, self.weight, self.eps)
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU: down(SiLU(gate(x)) * up(x))."""
+class GatedMLP(Fusable):
+    """A norm, SwiGLU and the residual: x + down(SiLU(gate(norm x)) * up(norm x))."""
 
     def __init__(self, width: int, inner_width: int, bias: bool):
         super().__init__()
@@ -37,6 +45,21 @@ class GatedMLP(nn.Module):
         self.up_proj = nn.Linear(width, inner_width, bias=bias)
         self.down_proj = nn.Linear(inner_width, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, norm: RMSNorm) -> Tensor:
         """[..., width] -> [..., width]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        fast = self._fast()
+        if fast is None:
+            normed = norm(x)
+            return x + self.down_proj(F.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        inner = fast.kernels.norm_swiglu(x, norm.weight, norm.eps, fast["gate_up"], fast["gate_up_bias"])
+        return fast.kernels.linear_add(inner, fast["down"], x, self.down_proj.bias)
+
+    def _lay_out(self) -> dict[str, Any]:
+        pair = (self.gate_proj, self.up_proj)
+        rows = padded(self.gate_proj.out_features)
+        has_bias = self.gate_proj.bias is not None
+        return {
+            "gate_up": stack_([proj.weight for proj in pair], rows),
+            "gate_up_bias": stack_([proj.bias for proj in pair], rows) if has_bias else None,
+            "down": widen_(self.down_proj.weight),
+        }

@@ -11,6 +11,7 @@ from transformers import initialization as init
 from infinitevl.config import InfiniteVLConfig, check_attention
 from infinitevl.model.decoder import RotaryEmbedding
 from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
+from infinitevl.model.fused import unfused
 from infinitevl.model.layers import RMSNorm
 from infinitevl.model.weights import PREFIX_MAPPING, check_loading, loading_errors, write_model_card
 
@@ -28,7 +29,7 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer", "VisionBlock"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values", "state"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "state", "norm"]  # noqa: RUF012
     _supports_sdpa = True
     # Nothing that was read can be unread: transformers refuses assisted decoding of such a model by itself.
     _is_stateful = True
@@ -82,7 +83,8 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Write configuration, weights (newer prefix) and a model card; everything as in transformers."""
         kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        with unfused(self):
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_model_card(save_directory, self.config)
 

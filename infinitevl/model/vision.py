@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl.config import InfiniteVLVisionConfig
 from infinitevl.errors import InputError
+from infinitevl.model.fused import Fusable
 from infinitevl.model.layers import GatedMLP, RMSNorm
-from infinitevl.ops.rotary import rotate
+from infinitevl.ops.vision import Segments
 
 Grid = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Equally long runs of patches that attend within themselves."""
-
-    size: int
-    index: Tensor | None  # int64 [runs * size]; None where the runs are the whole sequence in order
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def _segments(lengths: list[int], device: torch.device) -> tuple[Segments, ...]:
     )
 
 
-class VisionAttention(nn.Module):
+class VisionAttention(Fusable):
     """Attention within runs of patches."""
 
     def __init__(self, config: InfiniteVLVisionConfig):
@@ -123,21 +117,22 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segments]) -> Tensor:
-        """[N, C] -> [N, C]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, H, D]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if segments[0].index is None:
-            return self.proj(_attend(q, k, v, segments[0].size).flatten(1))
-        out = torch.empty_like(q)
-        for part in segments:
-            out[part.index] = _attend(q[part.index], k[part.index], v[part.index], part.size)
-        return self.proj(out.flatten(1))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segments], *, norm: RMSNorm
+    ) -> Tensor:
+        """x + attended norm(x), [N, C]."""
+        fast = self._fast()
+        if fast is None:
+            qkv = self.qkv(norm(x)).unflatten(-1, (3, self.num_heads, -1))
+            return x + self.proj(self.kernels.vision_attention(qkv, cos, sin, segments).flatten(1))
+        kernels, bias = fast.kernels, (self.qkv.bias, self.proj.bias)
+        together = kernels.norm_linear(x, norm.weight, norm.eps, self.qkv.weight, bias[0])
+        qkv = together.unflatten(-1, (3, self.num_heads, -1))
+        out = kernels.vision_attention(qkv, cos, sin, segments).flatten(1)
+        return kernels.linear_add(out, self.proj.weight, x, bias[1])
 
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, size: int) -> Tensor:
-    q, k, v = (x.unflatten(0, (-1, size)).transpose(1, 2) for x in (q, k, v))  # [runs, H, size, D]
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    def _lay_out(self) -> dict[str, Any]:
+        return {}
 
 
 class VisionBlock(GradientCheckpointingLayer):
@@ -152,8 +147,8 @@ class VisionBlock(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segments]) -> Tensor:
         """[N, C] -> [N, C]."""
-        x = x + self.attn(self.norm1(x), cos, sin, segments)
-        return x + self.mlp(self.norm2(x))
+        x = self.attn(x, cos, sin, segments, norm=self.norm1)
+        return self.mlp(x, norm=self.norm2)
 
 
 class PatchProjection(nn.Conv3d):

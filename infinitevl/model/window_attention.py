@@ -1,14 +1,16 @@
 """Grouped-query attention over the last `window` tokens, or over all of them."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from infinitevl.config import InfiniteVLTextConfig
-from infinitevl.ops.attention import attend_chunk, attend_step, store_chunk_, store_step_
-from infinitevl.ops.rotary import rotate
+from infinitevl.model.fused import Fusable, stack_
+from infinitevl.model.layers import RMSNorm
 from infinitevl.state import WindowState
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Fusable):
     """One attention layer of the decoder (bias on q, k and v, none on the output).
 
     Args:
@@ -17,7 +19,6 @@ class WindowAttention(nn.Module):
 
     def __init__(self, config: InfiniteVLTextConfig, window: int | None):
         super().__init__()
-        self.attend = attend_chunk  # a trainer may put a kernel with the same signature here
         self.head_dim = config.head_dim
         self.window = window
         query_width = config.num_attention_heads * config.head_dim
@@ -36,45 +37,49 @@ class WindowAttention(nn.Module):
         length: Tensor | None = None,
         num_valid: Tensor | None = None,
         one_token: bool = False,
+        rows: Tensor | None = None,
+        *,
+        norm: RMSNorm,
     ) -> Tensor:
-        """`step` or `chunk`: the caller knows which it has."""
-        if one_token:
-            assert state is not None and length is not None, "one token at a time needs a state"
-            return self.step(x, cos, sin, state, length)
-        return self.chunk(x, cos, sin, state, length, num_valid)
-
-    def chunk(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        state: WindowState | None,
-        length: Tensor | None,
-        num_valid: Tensor | None,
-    ) -> Tensor:
-        """Many tokens [B, T, C] -> [B, T, C]; the state, if any, takes them in.
+        """x + attended norm(x), [B, T, C].
 
         Args:
-            cos, sin: float32 [B, T, D]. length: int64 [B], tokens in the state.
+            cos, sin: float32 [B, T, D]. state: takes the tokens in, in place; None keeps nothing.
+            length: int64 [B], tokens in the state.
             num_valid: int64 [B], how many of each row's first tokens count; None for all.
+            one_token: T is 1 and every row counts.
+            rows: int64 [B], which rows of the state go on; None for all.
         """
-        q, k, v = self._project(x, cos, sin)
-        ring = None if state is None else state.ring
-        out = self.attend(q, k, v, ring, length, self.window)
-        if ring is not None:
-            assert length is not None
-            store_chunk_(ring, k, v, length, num_valid)
-        return self.o_proj(out.flatten(2))
+        fast = self._fast()
+        kernels = self.kernels if fast is None else fast.kernels
+        inputs = (*self._project(x, norm), cos, sin)
+        if state is None:
+            out = kernels.window_chunk(*inputs, self.window)
+        elif one_token:
+            out = kernels.window_step_(*inputs, state.keys, state.values, length, rows)
+        else:
+            ring = (state.keys, state.values)
+            out = kernels.window_chunk_(*inputs, *ring, length, self.window, rows, num_valid)
+        if fast is None:
+            return x + self.o_proj(out.flatten(2))
+        return fast.kernels.linear_add(out.flatten(2), fast["out"], x)
 
-    def step(self, x: Tensor, cos: Tensor, sin: Tensor, state: WindowState, length: Tensor) -> Tensor:
-        """One token [B, 1, C] -> [B, 1, C]."""
-        q, k, v = self._project(x, cos, sin)
-        store_step_(state.ring, k, v, length)
-        return self.o_proj(attend_step(q, state.ring, length + 1).flatten(2))
+    def _project(self, x: Tensor, norm: RMSNorm) -> list[Tensor]:
+        """Queries, keys and values, [B, T, H, D]."""
+        fast = self._fast()
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if fast is None:
+            normed = norm(x)
+            parts = [proj(normed) for proj in projections]
+        else:
+            together = fast.kernels.norm_linear(x, norm.weight, norm.eps, fast["in"], fast["in_bias"])
+            parts = together.split([proj.out_features for proj in projections], dim=-1)
+        return [part.unflatten(-1, (-1, self.head_dim)) for part in parts]
 
-    def _project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H, D]
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+    def _lay_out(self) -> dict[str, Any]:
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        return {
+            "in": stack_([proj.weight for proj in projections]),
+            "in_bias": stack_([proj.bias for proj in projections]),
+            "out": self.o_proj.weight.data,
+        }

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from infinitevl.files import atomic_write
+from infinitevl.model.fused import training_kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.prompt import SPECIAL_TOKENS
 from infinitevl.scenes.render import PatchNamer, PicturePlan, render
 from infinitevl.scenes.splits import TRAIN
 from infinitevl.scenes.world import Textures, World
 from infinitevl.training.batches import Batch, Planner, endless
-from infinitevl.training.kernels import training_kernels
 from infinitevl.training.learner import DeviceBatch, Learner, start_weights_
 from infinitevl.training.log import Log
 from infinitevl.training.recipe import Recipe

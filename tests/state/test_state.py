@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
-
 import pytest
 import torch
 from safetensors import safe_open
@@ -204,12 +202,34 @@ def test_states_of_other_shapes_are_not_copied(model, state):
 
 
 def test_a_state_with_more_or_fewer_layers_is_not_copied(state):
-    shorter = replace(state.fork(), layers=state.fork().layers[:3])
+    shorter = tiny_model(num_hidden_layers=3).allocate_state(2, frame_size=(28, 56))
     for here, there in ((state, shorter), (shorter, state)):
         before = here.fork()
         with pytest.raises(StateError, match=r"layers\.3\.memory"):
             here.copy_(there)
         assert same(here, before)
+
+
+def test_a_row_is_copied_and_forgotten_alone(state):
+    wider = state.select(torch.tensor([0, 1, 0]))
+    assert not same(wider.row(1), wider.row(2))
+    wider.copy_row_(2, 1)
+    assert same(wider.row(2), state.row(1)) and same(wider.row(0), state.row(0))
+    wider.reset_row_(0)
+    assert not any(tensor.any() for tensor in wider.row(0).tensors().values())
+    assert same(wider.row(1), state.row(1))
+
+
+def test_a_row_is_a_view(state):
+    state.row(1).length.fill_(77)
+    assert state.length.tolist() == [30, 77]
+
+
+def test_all_of_a_stream_lies_in_one_buffer(state):
+    (buffer,) = state.buffers
+    start, end = buffer.data_ptr(), buffer.data_ptr() + buffer.nbytes
+    assert all(start <= t.data_ptr() < end for t in state.tensors().values() if t.numel())
+    assert buffer.nbytes < state.num_bytes + 2 * 256 * len(state.tensors())
 
 
 def test_full_attention_needs_a_length():

@@ -5,40 +5,28 @@ own, so that torch.compile sees one graph a layer and nothing loops in Python bu
 Sequences start empty, and their length is a multiple of CHUNK.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from infinitevl.model.delta_net import GatedDeltaNet
-from infinitevl.model.window_attention import WindowAttention
+from infinitevl.ops.delta_net import delta_net_chunk
+from infinitevl.ops.kernels import Kernels
+from infinitevl.ops.window import window_chunk
 
 CHUNK = 64
 _SMALLEST = 8
 
 
-@contextlib.contextmanager
-def training_kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let the layers of `model` run on these operations, with products of the delta rule in `dtype`."""
-    chunk_rule = functools.partial(delta_rule_chunk, dtype=dtype)
-    ways: dict[type, dict[str, Any]] = {
-        GatedDeltaNet: {"causal_conv": causal_conv_chunk, "delta_rule": chunk_rule},
-        WindowAttention: {"attend": attend_chunk},
-    }
-    before = []
-    for layer in model.modules():
-        for name, function in ways.get(type(layer), {}).items():
-            before.append((layer, name, getattr(layer, name)))
-            setattr(layer, name, function)
-    try:
-        yield
-    finally:
-        for layer, name, function in before:
-            setattr(layer, name, function)
+def trainable(dtype: torch.dtype) -> Kernels:
+    """Kernels to train with; products of the delta rule in `dtype`."""
+    rule = functools.partial(delta_rule_chunk, dtype=dtype)
+    return Kernels(
+        "trainable",
+        delta_net_chunk=functools.partial(delta_net_chunk, conv=causal_conv_chunk, rule=rule),
+        window_chunk=functools.partial(window_chunk, attend=attend_chunk),
+    )
 
 
 def causal_conv_chunk(
