@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import infinitevl
+from infinitevl.cli.bench import app as bench_app
 from infinitevl.cli.command import (
     DeviceOption,
     Dtype,
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:

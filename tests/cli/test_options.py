@@ -7,6 +7,7 @@ from infinitevl.cli import app
 COMMON = {"--help", "--debug"}
 MODEL = {"--model", "--device", "--dtype"}
 ANSWER = {"--max-new-tokens", "--temperature"}
+BENCH = COMMON | {"--size", "--device", "--dtype", "--out", "--commit"}
 FROZEN = {
     "demo": COMMON | MODEL | {"--frames", "--json", "--report"},
     "chat": COMMON | MODEL | ANSWER | {"--image", "--video", "--prompt", "--json"},
@@ -17,6 +18,14 @@ FROZEN = {
     | {"--report", "--json"},
     "models": COMMON | {"--json"},
     "doctor": COMMON | MODEL | {"--json"},
+    "bench": {"--help"},
+    "bench stream": BENCH | {"--frames", "--mode", "--peer", "--repeats"},
+    "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats"},
+    "bench prefill": BENCH | {"--lengths", "--chunk-size", "--peer", "--repeats"},
+    "bench streams": BENCH | {"--counts", "--mode", "--repeats"},
+    "bench fork": BENCH | {"--repeats"},
+    "bench memory": BENCH | {"--tokens", "--mode"},
+    "bench draw": COMMON | {"--folder"},
 }
 
 
@@ -27,9 +36,17 @@ def options_of(command):
     }
 
 
+def all_commands(group, before=""):
+    found = {}
+    for name, command in group.commands.items():
+        found[before + name] = command
+        found |= all_commands(command, f"{before}{name} ") if hasattr(command, "commands") else {}
+    return found
+
+
 def test_the_commands_and_their_options_are_frozen():
-    group = typer.main.get_command(app)
-    assert {name: options_of(command) for name, command in group.commands.items()} == FROZEN
+    commands = all_commands(typer.main.get_command(app))
+    assert {name: options_of(command) for name, command in commands.items()} == FROZEN
 
 
 def test_the_program_itself_has_a_version():

@@ -20,6 +20,7 @@ ROOMS = {
     "model": {"config", "ops", "state"},
     "engine": {"config", "model", "processing", "state"},
     "training": {"config", "model", "processing", "scenes", "state"},
+    "bench": {"config", "engine", "model", "ops", "processing", "state"},
     "evaluation": {"engine", "processing", "scenes"},
     "server": {"engine", "processing"},
 }
@@ -30,7 +31,7 @@ DOORS = {
     "datasets": {"training"},
     "fastapi": {"server"},
     "fla": {"ops"},
-    "matplotlib": {"evaluation", "training"},
+    "matplotlib": {"bench", "evaluation", "training"},
     "peft": {"training"},
     "prometheus_client": {"server"},
     "rich": {"cli"},

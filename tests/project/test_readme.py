@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.core import TyperGroup as Group
 from typer.main import get_command
 
 import infinitevl
@@ -53,7 +54,11 @@ def test_every_command_in_the_pages_exists(page: Path) -> None:
     commands = get_command(app).commands
     for _, name, *words in shell_lines(page):
         assert name in commands, f"{page.name} speaks of `infinitevl {name}`; there are {sorted(commands)}"
-        options = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        if isinstance(command, Group):
+            assert words and words[0] in command.commands, f"{page.name}: `infinitevl {name}` needs a command"
+            command = command.commands[words[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
         unknown = {word for word in words if word.startswith("--")} - options
         assert not unknown, f"{page.name}: `infinitevl {name}` has no {unknown}"
 

@@ -1,0 +1,118 @@
+"""One run of measurements: the model, where it runs, and what becomes of the records."""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from infinitevl.bench.clock import Timing
+from infinitevl.bench.peer import build_peer
+from infinitevl.bench.record import OURS, Place, Record, append, counted, timed
+from infinitevl.bench.sizes import check_memory, model_of_size, random_frames
+
+PEER_BYTES = 8e9  # 3.75 B weights in 16 bits
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chooses of every benchmark.
+
+    peer: whether the stock Transformer is measured too. out: file that gets the lines. commit: of the source,
+    where its history is not beside it.
+    """
+
+    size: str = "4b"
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+    repeats: int = 20
+    peer: bool = True
+    out: str | None = None
+    commit: str | None = None
+
+
+class Bench:
+    """Builds models when they are wanted, and keeps what was measured.
+
+    Args:
+        name: of the benchmark. show: gets each record's row.
+    """
+
+    def __init__(self, name: str, options: Options, show: Callable[[str], None] = print):
+        self.name, self.options, self.device = name, options, torch.device(options.device)
+        self.records: list[Record] = []
+        self._show = show
+        self._place = Place.here(options.size, self.device, options.commit)
+
+    def model(self) -> tuple[Any, Any]:
+        """Our model and its processor."""
+        return model_of_size(self.options.size, self.device, self.options.dtype)
+
+    def peer(self) -> Any:
+        """The stock Transformer.
+
+        Raises:
+            InputError: none of this size, or no memory for it.
+        """
+        if self.options.size == "4b":
+            check_memory(PEER_BYTES, self.device, "the Transformer beside it")
+        return build_peer(self.options.size, self.device, self.options.dtype)
+
+    def frames(self, frame_size: tuple[int, int], count: int = 8) -> list[Tensor]:
+        """Different frames of noise in host memory, page-locked where that makes their copy faster."""
+        frames = random_frames(count, frame_size)
+        return list(frames.pin_memory() if self.device.type == "cuda" else frames)
+
+    def time(self, what: str, timing: Timing, *, who: str = OURS, **settings: Any) -> None:
+        """Keep a time."""
+        self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(settings)))
+
+    def count(self, what: str, value: float, unit: str, *, who: str = OURS, **settings: Any) -> None:
+        """Keep a value."""
+        self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(settings)))
+
+    def _common(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "dtype": str(self.options.dtype).removeprefix("torch.")}
+
+    def _keep(self, record: Record) -> None:
+        self.records.append(record)
+        self._show(record.row())
+        if self.options.out is not None:
+            append(record, self.options.out)
+
+    def clear(self) -> None:
+        """Give back what nobody holds any more, and forget the peak of memory."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_bytes(self) -> int:
+        """The allocator's peak since `clear`; without a GPU what the process holds now."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.device)
+        return psutil.Process(os.getpid()).memory_info().rss
+
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes in use and bytes reserved for use, now."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
+        return (psutil.Process(os.getpid()).memory_info().rss,) * 2
+
+    @contextmanager
+    def room(self, who: str, **settings: Any) -> Iterator[None]:
+        """Running out of memory within it is a result, and is kept as one."""
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError:
+            self.count("out of memory", self.peak_bytes(), "B", who=who, **settings)
+
+
+def warm_up(repeats: int) -> int:
+    """Calls before the timed ones: few where few are timed, because those take long."""
+    return 1 if repeats < 5 else 3

@@ -1,0 +1,128 @@
+"""How long a call takes on a device, with its spread."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of repeated calls: the median, and where the middle 90 % of them lie."""
+
+    median: float
+    low: float  # 5th percentile
+    high: float  # 95th percentile
+    repeats: int
+
+    @classmethod
+    def of(cls, samples: list[float]) -> "Timing":
+        """Summary of single calls' milliseconds."""
+        return cls(statistics.median(samples), quantile(samples, 0.05), quantile(samples, 0.95), len(samples))
+
+    def per(self, count: int) -> "Timing":
+        """The time of one of `count` equal parts of a call."""
+        return Timing(self.median / count, self.low / count, self.high / count, self.repeats)
+
+
+def quantile(samples: list[float], share: float) -> float:
+    """The value below which `share` of the samples lie, between neighbours in proportion."""
+    ordered = sorted(samples)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def measure(
+    call: Call,
+    device: str | torch.device,
+    *,
+    repeats: int = 20,
+    warm_up: int = 3,
+    prepare: Call | None = None,
+    wall: bool = False,
+) -> Timing:
+    """Time single calls, each one waited for.
+
+    Args:
+        call: what is timed. prepare: runs before each call and is not timed.
+        repeats, warm_up: calls that are timed, and calls before them that are not.
+        wall: the host's clock on a GPU too, for a call whose end the host has to see; else CUDA events.
+    """
+    where = torch.device(device)
+    timed = _wall_time if wall or where.type != "cuda" else _event_time
+    samples = []
+    for index in range(warm_up + repeats):
+        if prepare is not None:
+            prepare()
+        synchronize(where)
+        taken = timed(call, where)
+        if index >= warm_up:
+            samples.append(taken)
+    return Timing.of(samples)
+
+
+def measure_period(
+    call: Call, device: str | torch.device, *, repeats: int = 50, warm_up: int = 5, group: int = 1
+) -> Timing:
+    """Time calls that follow each other without a wait: from the end of one to the end of the next.
+
+    Args:
+        group: calls between two looks at the clock; several where calls overlap, or are shorter than a look.
+    """
+    where = torch.device(device)
+    for _ in range(warm_up):
+        call()
+    synchronize(where)
+    marks = [_mark(where)]
+    for _ in range(repeats):
+        for _ in range(group):
+            call()
+        marks.append(_mark(where))
+    synchronize(where)
+    return Timing.of([_between(start, end) / group for start, end in pairwise(marks)])
+
+
+def synchronize(device: str | torch.device) -> None:
+    """Wait for all that was asked of the device."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _wall_time(call: Call, device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _event_time(call: Call, device: torch.device) -> float:
+    start = _mark(device)
+    call()
+    end = _mark(device)
+    synchronize(device)
+    return _between(start, end)
+
+
+def _mark(device: torch.device) -> "float | torch.cuda.Event":
+    """Now: on a GPU an event at the end of what was asked of it, on a CPU the seconds."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _between(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    """Milliseconds."""
+    if isinstance(start, float):
+        assert isinstance(end, float)
+        return 1e3 * (end - start)
+    assert not isinstance(end, float)
+    return start.elapsed_time(end)

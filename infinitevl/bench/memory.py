@@ -1,0 +1,27 @@
+"""Memory of one stream: it is the same after a million tokens as after twenty thousand."""
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+from infinitevl.bench.bench import Bench
+from infinitevl.bench.ours import Watching
+from infinitevl.engine.session import Mode
+
+TOKENS = (20_000, 1_000_000)
+
+
+def run(bench: Bench, tokens: Sequence[int], mode: Mode) -> None:
+    """Bytes in use, reserved and at the peak when the stream has read so many tokens."""
+    bench.clear()
+    model, processor = bench.model()
+    watching = Watching(model, processor, mode=mode)
+    images = cycle(bench.frames(watching.frame_size))
+    for count in sorted(tokens):
+        while watching.num_tokens < count:
+            watching.watch([next(images)])
+        allocated, reserved = bench.held_bytes()
+        settings: dict[str, Any] = {"tokens": count, "mode": mode}
+        bench.count("allocated", allocated, "B", **settings)
+        bench.count("reserved", reserved, "B", **settings)
+        bench.count("peak reserved", bench.peak_bytes(), "B", **settings)

@@ -1,0 +1,84 @@
+"""Frames of one stream: the time of each and the memory held, by how many came before."""
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+from infinitevl.bench.bench import Bench, warm_up
+from infinitevl.bench.clock import measure, measure_period
+from infinitevl.bench.ours import Watching
+from infinitevl.bench.peer import EagerPeer, frame_inputs
+from infinitevl.bench.record import EAGER
+from infinitevl.engine.session import Mode
+
+FRAMES = (50, 100, 200, 400, 800, 1600)
+QUESTION = 32  # tokens
+PEER_REPEATS = 5  # its frames take up to a second
+
+
+def run(bench: Bench, frames: Sequence[int], mode: Mode) -> None:
+    """Ours, then the Transformer with the same number of tokens a frame."""
+    model, processor = bench.model()
+    bench.clear()
+    watching = Watching(model, processor, mode=mode)
+    frame_size = watching.frame_size
+    _watch(bench, watching, sorted(frames), mode)
+    _question(bench, watching)
+    del model, processor, watching
+    bench.clear()
+    if bench.options.peer:
+        peer = bench.peer()
+        for count in sorted(frames):
+            _peer_frame(bench, peer, frame_size, count)
+
+
+def _watch(bench: Bench, watching: Watching, frames: Sequence[int], mode: Mode) -> None:
+    images = cycle(bench.frames(watching.frame_size))
+    # In video mode every second frame is the one that is read.
+    group = 2 if mode == "video" else 1
+
+    def watch() -> None:
+        watching.watch([next(images)])
+
+    def watch_patch() -> None:
+        for _ in range(group):
+            watch()
+
+    for count in frames:
+        while watching.num_frames < count:
+            watch()
+        repeats = bench.options.repeats
+        settings: dict[str, Any] = {"frames_seen": count, "mode": mode, "frame_size": watching.frame_size[0]}
+        bench.time("frame", measure_period(watch, bench.device, repeats=repeats, group=group), **settings)
+        latency = measure(watch_patch, bench.device, repeats=repeats, wall=True)
+        bench.time("frame latency", latency, **settings)
+        bench.count("memory", bench.peak_bytes(), "B", **settings)
+    bench.count("state", watching.state_bytes, "B", tokens=watching.num_tokens, mode=mode)
+
+
+def _question(bench: Bench, watching: Watching) -> None:
+    ids = list(range(QUESTION))
+    timing = measure(
+        lambda: watching.first_token(ids), bench.device, repeats=bench.options.repeats, wall=True
+    )
+    bench.time("first token", timing, question_tokens=QUESTION)
+
+
+def _peer_frame(bench: Bench, model: Any, frame_size: tuple[int, int], count: int) -> None:
+    inputs = frame_inputs(model, frame_size)
+    ids = inputs.pop("ids")
+    settings: dict[str, Any] = {"frames_seen": count, "mode": "image", "frame_size": frame_size[0]}
+    repeats = min(bench.options.repeats, PEER_REPEATS)
+    bench.clear()
+    with bench.room(EAGER, **settings):
+        peer = EagerPeer(model, count * ids.shape[1])
+        timing = measure(
+            lambda: peer.read(ids, **inputs),
+            bench.device,
+            repeats=repeats,
+            warm_up=warm_up(repeats),
+            prepare=peer.rewind,
+        )
+        # Its preprocessing is left out; ours is in.
+        bench.time("frame", timing, who=EAGER, **settings, attention="sdpa", preprocessing=False)
+        bench.count("memory", bench.peak_bytes(), "B", who=EAGER, **settings)
