@@ -11,6 +11,9 @@ from infinitevl.errors import InputError
 
 # Below it the likeliest token is as good as certain, and float32 would overflow.
 _COLDEST = 1e-5
+# Constants of splitmix64, as signed numbers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -22,6 +25,7 @@ class Sampling:
         max_new_tokens: longest answer, a whole number of at least 1.
         temperature: 0 always takes the likeliest token; all between 0 and 1e-5 is as cold as 1e-5.
         top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
+        seed: a whole number; equal seeds draw alike. None takes one from torch's generator.
 
     Raises:
         InputError: a value outside these ranges.
@@ -30,6 +34,7 @@ class Sampling:
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.max_new_tokens, Integral) and self.max_new_tokens >= 1):
@@ -40,17 +45,55 @@ class Sampling:
             raise InputError(f"temperature must be 0 (greedy) or more, not {self.temperature!r}.")
         if not (isinstance(self.top_p, Real) and 0 < self.top_p <= 1):
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p!r}.")
+        if self.seed is not None and not isinstance(self.seed, Integral):
+            raise InputError(f"seed must be a whole number or None, not {self.seed!r}.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0
+
+    def first_seed(self) -> int:
+        """The seed, one from torch's generator where none was given."""
+        if self.seed is None:
+            return int(torch.randint(2**63 - 1, ()))
+        return int(self.seed) % 2**63
 
 
-def pick(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row: logits [B, vocabulary] -> int64 [B]."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits.float() / max(float(sampling.temperature), _COLDEST)).softmax(-1)
-    ordered, tokens = probabilities.sort(dim=-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    drawn = torch.multinomial(ordered.masked_fill(before >= sampling.top_p, 0.0), 1)
-    return tokens.gather(-1, drawn)[:, 0]
+def pick(logits: Tensor, temperature: Tensor, top_p: Tensor, draw: Tensor) -> Tensor:
+    """The next token of each row, without a look at the host.
+
+    Args:
+        logits: [B, vocabulary]. temperature, top_p: float32 [B], as in `Sampling`.
+        draw: float32 [B] in [0, 1), where in the probabilities to take a token.
+
+    Returns:
+        int64 [B].
+    """
+    heat = temperature.clamp(min=_COLDEST)[:, None]
+    ordered, tokens = (logits.float() / heat).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    upto = ordered.cumsum(-1)
+    kept = (upto - ordered < top_p[:, None]).sum(-1, keepdim=True)  # the likeliest one always
+    target = draw[:, None] * upto.gather(-1, kept - 1)
+    place = torch.minimum((upto <= target).sum(-1, keepdim=True), kept - 1)
+    drawn = tokens.gather(-1, place)[:, 0]
+    return torch.where(temperature == 0, logits.argmax(-1), drawn)
+
+
+def draws(seed: Tensor, index: Tensor) -> Tensor:
+    """Numbers in [0, 1) that depend on seed and index (int64 [B]) alone: float32 [B].
+
+    An answer draws the same tokens whoever else is answered in the same step (mixing as in splitmix64).
+    """
+    mixed = seed + (index + 1) * _GOLDEN
+    for shift, factor in _MIXING:
+        mixed = (mixed ^ _shifted(mixed, shift)) * factor
+    return _shifted(mixed ^ _shifted(mixed, 31), 40).float() * 2.0**-24
+
+
+def _shifted(x: Tensor, places: int) -> Tensor:
+    """Logical shift to the right."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
 
 
 class TextBuilder:

@@ -10,23 +10,17 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Self
 
-import torch
-from torch import Tensor
-
-from infinitevl.engine.reading import answer, read_embeds, read_text
+from infinitevl.engine.engine import Answer, Engine, Mode
+from infinitevl.engine.pool import Parked, Slot, SpanFacts
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.model.positions import MICROSECONDS, frame_positions, to_microseconds
+from infinitevl.model.positions import MICROSECONDS, to_microseconds
 from infinitevl.model.weights import fingerprint
-from infinitevl.processing.images import clip_patches, resize_frame
 from infinitevl.processing.prompt import DEFAULT_SYSTEM, end_of_turn_ids, turn_ids
 from infinitevl.state import StreamState, saved_settings
-
-Mode = Literal["image", "video"]
 
 _SETTINGS = ("mode", "frame_size", "keep_turns", "system")
 # Seconds x tokens per second: what lies between two such times is counted safely in int64 microseconds.
@@ -63,6 +57,9 @@ class StreamSession:
         max_length: tokens that full-attention layers get room for; needed only where there are any (a
             teacher), and a stream of such a model ends there.
 
+    Many streams on one model: `Engine.open` returns sessions that share steps and memory; one made by itself
+    has an engine of its own.
+
     Raises:
         InputError: an unknown mode or a frame size that is not a multiple of a merged token's side.
         StateError: full-attention layers without a usable `max_length`.
@@ -79,21 +76,61 @@ class StreamSession:
         system: str | None = DEFAULT_SYSTEM,
         max_length: int | None = None,
     ):
-        if mode not in ("image", "video"):
-            raise InputError(f"mode is {mode!r}; choose 'image' or 'video'.")
-        self.model, self.processor = model, processor
-        self.mode, self.keep_turns, self.system = mode, keep_turns, system
-        self.frame_size = _checked_size(
-            processor.frame_size if frame_size is None else frame_size,
-            model.config.vision_config.merge_factor,
-        )
-        self.state = model.allocate_state(
-            max_length=max_length, frame_size=self.frame_size if mode == "video" else (0, 0)
-        )
+        engine = Engine(model, processor, mode=mode, frame_size=frame_size, max_length=max_length)
+        self._enter(engine, keep_turns, system, is_alone=True)
 
-    @torch.no_grad()
+    @classmethod
+    def on(
+        cls, engine: Engine, *, keep_turns: bool = False, system: str | None = DEFAULT_SYSTEM
+    ) -> "StreamSession":
+        """A stream in a slot of `engine`, to be closed when it ends (or use it as a context manager).
+
+        Raises:
+            StateError: all slots are taken.
+        """
+        session = cls.__new__(cls)
+        session._enter(engine, keep_turns, system, is_alone=False)
+        return session
+
+    def _enter(self, engine: Engine, keep_turns: bool, system: str | None, is_alone: bool) -> None:
+        self.engine, self.keep_turns, self.system = engine, keep_turns, system
+        self.mode, self.frame_size = engine.mode, engine.frame_size
+        self._is_alone = is_alone
+        self._slot: Slot | None = engine.take()
+        self._parked: Parked | None = None
+
+    @property
+    def model(self) -> InfiniteVLForConditionalGeneration:
+        """The engine's model."""
+        return self.engine.model
+
+    @property
+    def processor(self) -> Any:
+        """The engine's processor."""
+        return self.engine.processor
+
+    @property
+    def slot(self) -> Slot:
+        """The stream's slot, taken again after `park`.
+
+        Raises:
+            StateError: the session was closed, or all slots are taken.
+        """
+        if self._slot is None:
+            if self._parked is None:
+                raise StateError("this stream was closed. Open another one, or load a saved one.")
+            self._slot, self._parked = self.engine.unpark(self._parked), None
+        return self._slot
+
+    @property
+    def state(self) -> StreamState:
+        """The state of this stream, complete at the moment of asking."""
+        slot = self.slot
+        self.engine.settle()
+        return slot.state
+
     def observe(self, frame: Any, at: float | None = None) -> None:
-        """Take in a frame.
+        """Take in a frame. On a GPU this returns before the frame was read; whatever comes next waits for it.
 
         What is refused leaves no trace. An interrupt (Ctrl-C) in the midst of it may leave a part of the
         frame in the stream, as no copy of the state is made for a frame: fork first where one may come.
@@ -106,20 +143,8 @@ class StreamSession:
             InputError: not a picture, or a time that goes backwards or is no number of seconds.
             StateError: full-attention layers have no room for the frame.
         """
-        time = self._checked_time(at)
-        pixels = resize_frame(frame, self.frame_size).to(self.state.length.device)
-        span = self.state.span
-        if self.mode == "image":
-            self._take_in(self.state, pixels, pixels, time)
-        elif not span.has_waiting:
-            span.waiting.copy_(pixels)
-            span.has_waiting.fill_(True)
-        else:
-            self._take_in_waiting(self.state, pixels)
-        span.last_time.fill_(time)
-        span.num_frames += 1
+        observe_together([(self, frame, at)])
 
-    @torch.no_grad()
     def ask(
         self,
         question: str,
@@ -127,6 +152,7 @@ class StreamSession:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        seed: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> str:
         """Answer a question about what was seen so far.
@@ -136,7 +162,8 @@ class StreamSession:
 
         Args:
             question: plain text; names of special tokens in it stay plain text.
-            max_new_tokens, temperature, top_p: see `Sampling`. on_text: receives the text as it grows.
+            max_new_tokens, temperature, top_p, seed: see `Sampling`.
+            on_text: receives the text as it grows.
 
         Returns:
             The answer. The stream is left untouched; with `keep_turns` it takes in the whole turn at its end,
@@ -144,28 +171,73 @@ class StreamSession:
 
         Raises:
             InputError: an empty question, one before the first frame, or a bad sampling value.
-            StateError: full-attention layers have no room for the turn.
+            StateError: full-attention layers have no room for the turn, or the engine no free slot.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p)
+        answer = self.begin(question, Sampling(max_new_tokens, temperature, top_p, seed), on_text)
+        return self.finish(answer)
+
+    def begin(
+        self, question: str, sampling: Sampling, on_text: Callable[[str], None] | None = None
+    ) -> Answer:
+        """Start to answer a question; `finish` waits for the answer, together with others that are under way.
+
+        Arguments and errors as in `ask`.
+        """
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
-        if not int(self.state.span.num_frames):
+        if not self.slot.facts.num_frames:
             raise InputError("nothing was seen yet: observe a frame before the first question.")
-        state = self.state.fork()
-        self._close_span(state)
-        tokenizer = self.processor.tokenizer
-        hidden = read_text(self.model, state, turn_ids(tokenizer, question, self.system))
-        text = answer(self.model, tokenizer, state, hidden, sampling, on_text)
-        if self.keep_turns:
-            read_text(self.model, state, end_of_turn_ids(tokenizer))
-            self.state.copy_(state)
+        slot = self.engine.fork(self.slot)
+        try:
+            ids = turn_ids(self.processor.tokenizer, question, self.system)
+            hidden = self.engine.read_turn(slot, ids)
+            return self.engine.begin(slot, hidden, sampling, on_text)
+        except BaseException:
+            self.engine.release(slot)
+            raise
+
+    def finish(self, answer: Answer) -> str:
+        """The text of an answer that `begin` started, complete."""
+        try:
+            text = self.engine.finish(answer, to_the_end=self.keep_turns)
+            if self.keep_turns:
+                self.engine.read(answer.slot, end_of_turn_ids(self.processor.tokenizer))
+                self.engine.replace_(self.slot, answer.slot)
+        finally:
+            self.engine.release(answer.slot)
         return text
 
     def fork(self) -> "StreamSession":
-        """An independent session that has seen the same."""
+        """An independent session that has seen the same.
+
+        Raises:
+            StateError: the session shares an engine whose slots are all taken.
+        """
         twin = copy.copy(self)
-        twin.state = self.state.fork()
+        if self._is_alone:
+            twin.engine = self.engine.twin()
+            twin._slot = twin.engine.take()
+            twin._load(self.state)
+        else:
+            twin._slot = self.engine.fork(self.slot)
         return twin
+
+    def park(self) -> None:
+        """Move the state to host memory and free the slot; the next use brings it back, bit for bit."""
+        if self._slot is not None:
+            self._parked, self._slot = self.engine.park(self._slot), None
+
+    def close(self) -> None:
+        """Give the slot back; the stream is gone unless it was saved. May be called twice."""
+        if self._slot is not None:
+            self.engine.release(self._slot)
+        self._slot = self._parked = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write state and settings to one file, complete or not at all.
@@ -191,17 +263,21 @@ class StreamSession:
         mark = fingerprint(model, model.config)
         state = StreamState.load(path, config, mark, dtype=model.dtype, device=devices)
         session = cls(model, processor, **_stream_settings(path), max_length=state.max_length)
-        session.state.copy_(state)
+        session._load(state)
         return session
+
+    def _load(self, state: StreamState) -> None:
+        self.state.copy_(state)
+        self.slot.facts = SpanFacts.of(state)
 
     def stats(self) -> StreamStats:
         """Counts and sizes of the stream so far."""
-        state, span = self.state, self.state.span
+        state, facts = self.state, self.slot.facts
         return StreamStats(
-            frames=int(span.num_frames),
+            frames=facts.num_frames,
             dropped=self.dropped,
             tokens=int(state.length),
-            seconds=int(span.last_time) / MICROSECONDS,
+            seconds=facts.last_time / MICROSECONDS,
             state_bytes=state.num_bytes,
             memory_norms=state.memory_norms,
         )
@@ -217,8 +293,8 @@ class StreamSession:
 
     def _checked_time(self, at: float | None) -> int:
         """Microseconds of a new frame."""
-        span = self.state.span
-        newest = int(span.last_time) if int(span.num_frames) else None
+        facts = self.slot.facts
+        newest = facts.last_time if facts.num_frames else None
         if at is None:
             return 0 if newest is None else newest + MICROSECONDS
         time = _microseconds(at, _LARGEST_TIME / self.model.config.vision_config.tokens_per_second)
@@ -229,57 +305,23 @@ class StreamSession:
             )
         return time
 
-    def _take_in(self, state: StreamState, first: Tensor, second: Tensor, time: int) -> None:
-        """One temporal patch of two pictures [3, H, W] at `time`, opening a span if none is open."""
-        features = self._features(first, second)
-        is_open = bool(state.span.is_open)
-        state.check_room(len(features) + (not is_open))  # all of it or none
-        if not is_open:
-            self._open_span(state, time)
-        elapsed = time - state.span.start_time
-        speed = self.model.config.vision_config.tokens_per_second
-        positions = frame_positions(state.span.start, elapsed, *self._token_grid, speed)
-        read_embeds(self.model, state, features[None], positions)
 
-    def _features(self, first: Tensor, second: Tensor) -> Tensor:
-        """What the model sees in two pictures [3, H, W]: [rows * columns, C]."""
-        vision = self.model.config.vision_config
-        look = self.processor.image_processor
-        clip = torch.stack([first, second])[None]  # [1, 2, 3, H, W]
-        patches = clip_patches(
-            clip, vision.patch_size, vision.spatial_merge_size, look.image_mean, look.image_std
-        )
-        rows, columns = (side * vision.spatial_merge_size for side in self._token_grid)
-        return self.model.model.visual(patches.to(self.model.dtype), [(1, rows, columns)])
+def observe_together(frames: Sequence[tuple[StreamSession, Any, float | None]]) -> None:
+    """One frame for each of several streams of one engine, taken in together: (session, frame, at) each.
 
-    @property
-    def _token_grid(self) -> tuple[int, int]:
-        """Rows and columns of a frame's tokens."""
-        height, width = self.frame_size
-        side = self.model.config.vision_config.merge_factor
-        return height // side, width // side
+    Arguments and errors as in `StreamSession.observe`; after an error no stream has taken anything in.
 
-    def _take_in_waiting(self, state: StreamState, second: Tensor | None) -> None:
-        """The waiting frame with its partner, or doubled where there is none yet."""
-        span = state.span
-        first = span.waiting[0]
-        time = int(span.last_time)  # the partner's own time is not noted yet
-        self._take_in(state, first, first if second is None else second, time)
-        span.has_waiting.fill_(False)
-
-    def _open_span(self, state: StreamState, time: int) -> None:
-        read_text(self.model, state, [self.model.config.vision_start_token_id])
-        state.span.start.copy_(state.next_position)
-        state.span.start_time.fill_(time)
-        state.span.is_open.fill_(True)
-
-    def _close_span(self, state: StreamState) -> None:
-        """End the span, with a frame that still waits in it doubled."""
-        if state.span.has_waiting:
-            self._take_in_waiting(state, None)
-        if state.span.is_open:
-            read_text(self.model, state, [self.model.config.vision_end_token_id])
-            state.span.is_open.fill_(False)
+    Raises:
+        InputError: also where sessions belong to several engines, or one comes twice.
+    """
+    if not frames:
+        return
+    engine = frames[0][0].engine
+    slots = [session.slot for session, _, _ in frames]
+    if any(session.engine is not engine for session, _, _ in frames) or len(set(map(id, slots))) < len(slots):
+        raise InputError("frames that are taken in together need one engine, and a session of it each.")
+    times = [session._checked_time(at) for session, _, at in frames]
+    engine.watch(slots, [frame for _, frame, _ in frames], times)
 
 
 def _microseconds(at: Any, largest: float) -> int:
@@ -291,18 +333,6 @@ def _microseconds(at: Any, largest: float) -> int:
     if not abs(seconds) <= largest:
         raise InputError(f"the time of a frame is {at!r}; give seconds, at most {largest:g} from zero.")
     return to_microseconds(seconds)
-
-
-def _checked_size(size: int | Sequence[int], side: int) -> tuple[int, int]:
-    """Height and width of frames, both multiples of `side` pixels."""
-    sides = size if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(n, Integral) and n >= side and n % side == 0 for n in sides):
-        raise InputError(
-            f"frame_size is {size!r}; height and width must be multiples of {side} pixels, "
-            "the side of one token."
-        )
-    height, width = sides
-    return int(height), int(width)
 
 
 def _stream_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

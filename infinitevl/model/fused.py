@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from infinitevl.errors import InputError
+from infinitevl.ops.backend import choose
 from infinitevl.ops.kernels import TORCH, Kernels
 from infinitevl.ops.trainable import trainable
 
@@ -75,8 +76,8 @@ class Fusable(nn.Module):
         super().__setattr__(name, value)
 
 
-def fuse_(model: nn.Module, kernels: Kernels) -> None:
-    """Lay out every layer of `model` that can be.
+def fuse_(model: nn.Module, kernels: Kernels | None = None) -> None:
+    """Lay out every layer of `model` that can be, for `kernels` (default: the best of its device).
 
     Raises:
         InputError: a projection was replaced (an adapter, say): merge it first.
@@ -84,8 +85,9 @@ def fuse_(model: nn.Module, kernels: Kernels) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, Fusable)]
     for layer in layers:
         _check_plain(layer)
+    chosen = choose(next(model.parameters()).device) if kernels is None else kernels
     for layer in layers:
-        layer.fuse_(kernels)
+        layer.fuse_(chosen)
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """What runs each operation, and why; where kernel packages will be chosen once there are any."""
 
+import functools
+import importlib.util
 from dataclasses import dataclass
 
 import torch
+
+from infinitevl.ops.kernels import TORCH, Kernels
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,21 @@ class Choice:
     op: str
     kernel: str
     why: str
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether triton can be imported; without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose(device: torch.device) -> Kernels:
+    """The fastest kernels for `device`: Triton on CUDA where it is installed, else plain torch."""
+    if device.type != "cuda" or torch.version.cuda is None or not has_triton():
+        return TORCH
+    from infinitevl.ops.triton.table import TRITON
+
+    return TRITON
 
 
 def describe(device: str | torch.device | None = None) -> list[Choice]:

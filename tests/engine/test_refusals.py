@@ -168,7 +168,7 @@ def test_a_kept_turn_stays_at_the_addresses_of_the_state(model, processor):
 def test_a_pair_that_was_not_taken_in_still_waits(model, processor, monkeypatch):
     session = watched(model, processor, TIMES[:3], mode="video")
     before = snapshot(session)
-    monkeypatch.setattr("infinitevl.engine.session.clip_patches", lambda *args: stop_after(1)(args))
+    monkeypatch.setattr("infinitevl.engine.steps.clip_patches", lambda *args: stop_after(1)(args))
     with pytest.raises(Stop):
         session.observe(random_frame(3), at=20.0)
     assert unchanged(session, before) and session.state.span.has_waiting

@@ -5,10 +5,20 @@ import pytest
 import torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from infinitevl.engine.reading import generate_tokens, read_text
-from infinitevl.engine.sampling import Sampling, TextBuilder, pick
+from infinitevl.engine.engine import Engine
+from infinitevl.engine.sampling import Sampling, TextBuilder, draws
+from infinitevl.engine.sampling import pick as pick_rows
 from infinitevl.errors import InputError
-from tests.support import tiny_model, tiny_tokenizer
+from tests.support import tiny_model, tiny_processor, tiny_tokenizer
+
+
+def pick(logits, sampling):
+    """A token for each row, drawn with numbers of its own."""
+    rows = torch.arange(len(logits))
+    heat = min(float(sampling.temperature), torch.finfo(torch.float32).max)
+    heat, share = (torch.full((len(logits),), value) for value in (heat, sampling.top_p))
+    return pick_rows(logits, heat, share, draws(torch.full_like(rows, sampling.first_seed()), rows))
+
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -30.0]]).expand(4000, -1)
 
@@ -91,10 +101,21 @@ def test_a_long_answer_is_not_decoded_again_for_each_token():
 
 
 def test_a_token_is_shown_before_the_model_reads_it():
-    model = tiny_model()
-    state = model.allocate_state()
-    with torch.no_grad():
-        hidden = read_text(model, state, [1, 2, 3])
-        tokens = generate_tokens(model, state, hidden, Sampling(max_new_tokens=2), stop_ids=set())
-        lengths = [int(state.length) for _ in tokens]
-    assert lengths == [3, 4] and int(state.length) == 5
+    engine, lengths = Engine(tiny_model(), tiny_processor()), []
+    slot = engine.take()
+    hidden = engine.read(slot, [1, 2, 3])
+    answer = engine.begin(slot, hidden, Sampling(max_new_tokens=2))
+    answer.builder.push = lambda token: str(lengths.append(int(slot.state.length)) or "")
+    engine.finish(answer, to_the_end=True)
+    assert lengths == [3, 4] and int(slot.state.length) == 5
+
+
+def test_numbers_to_draw_with_are_even_and_depend_on_seed_and_index_alone():
+    rows = torch.arange(20_000)
+    numbers = draws(torch.full_like(rows, 7), rows)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    assert torch.histc(numbers, 10, 0, 1).div(2000).sub(1).abs().max() < 0.1
+    assert torch.equal(draws(torch.tensor([7]), torch.tensor([123]))[0], numbers[123])
+    other = draws(torch.full_like(rows, 8), rows)
+    assert abs(torch.corrcoef(torch.stack([numbers, other]))[0, 1]) < 0.03
+    assert abs(torch.corrcoef(torch.stack([numbers[1:], numbers[:-1]]))[0, 1]) < 0.03

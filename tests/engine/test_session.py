@@ -54,8 +54,9 @@ def test_watching_frame_by_frame_equals_watching_at_once(model, processor, mode,
     with torch.no_grad():
         embeds, positions = at_once(model, processor, times, "what was seen", mode)
         out = model(inputs_embeds=embeds, position_ids=positions)
-        fork = session.state.fork()
-        session._close_span(fork)
+        twin = session.fork()
+        twin.engine.close_span(twin.slot)
+        fork = twin.state
     assert answer == processor.tokenizer.decode(out.logits[0, -1].argmax(), skip_special_tokens=True)
     # The states agree too, not only the first token.
     tail = len(turn_ids(processor.tokenizer, "what was seen"))
@@ -161,8 +162,9 @@ def test_kept_turns_become_part_of_the_stream(model, processor):
 @pytest.mark.parametrize("waits_since", [0.5, 3.0])
 def test_a_frame_that_waits_is_asked_about_at_its_own_time(model, processor, waits_since):
     session = watched(model, processor, [0.0, 0.5, waits_since], mode="video")
-    with torch.no_grad():
-        session._close_span(fork := session.state.fork())
+    twin = session.fork()
+    twin.engine.close_span(twin.slot)
+    fork = twin.state
     # Its time, or the other frames' second row, is the largest position; then comes vision-end.
     assert int(fork.next_position) == 1 + max(int(waits_since * 2), 1) + 1 + 1
     assert int(fork.length) == 1 + 2 * 4 + 1 and not fork.span.has_waiting

@@ -1,0 +1,71 @@
+"""Where answers stand: tensors with a row for each slot, so that a captured step goes on by itself."""
+
+import torch
+from torch import Tensor
+
+from infinitevl.engine.sampling import Sampling, draws, pick
+
+# The last tokens of each answer that are kept for the host, which looks every few steps.
+NUM_RECENT = 32
+
+
+class Answers:
+    """The answers of N slots.
+
+    Args:
+        num_rows: N. stop_ids: tokens that end an answer. never: tokens that no answer holds.
+    """
+
+    def __init__(self, num_rows: int, stop_ids: set[int], never: set[int], device: torch.device):
+        def numbers(dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.zeros(num_rows, *shape, dtype=dtype, device=device)
+
+        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
+        self.never = torch.tensor(sorted(never), dtype=torch.int64, device=device)
+        self.token = numbers(torch.int64)  # picked last, not read yet
+        self.num_picked = numbers(torch.int64)
+        self.limit = numbers(torch.int64)
+        self.done = torch.ones(num_rows, dtype=torch.bool, device=device)
+        self.temperature, self.top_p = numbers(torch.float32), numbers(torch.float32)
+        self.seed = numbers(torch.int64)
+        self.recent = numbers(torch.int64, NUM_RECENT)  # token number i in column i mod NUM_RECENT
+
+    def start_(self, row: int, sampling: Sampling) -> None:
+        """Begin an answer."""
+        largest = torch.finfo(torch.float32).max
+        self.num_picked[row].fill_(0)
+        self.done[row].fill_(False)
+        self.limit[row].fill_(int(sampling.max_new_tokens))
+        self.temperature[row].fill_(min(float(sampling.temperature), largest))
+        self.top_p[row].fill_(float(sampling.top_p))
+        self.seed[row].fill_(0 if sampling.is_greedy else sampling.first_seed())
+
+    def take_(self, rows: Tensor, logits: Tensor, is_greedy: bool) -> None:
+        """Pick the next token of each row, unless its answer is over.
+
+        A token that ends an answer is not counted, nor is one beyond the limit.
+
+        Args:
+            rows: int64 [B]. logits: [B, vocabulary], changed in place. is_greedy: no row draws.
+        """
+        logits = logits.to(self.token.device).index_fill_(1, self.never, -torch.inf)
+        count = self.num_picked[rows]
+        if is_greedy:
+            token = logits.argmax(-1)
+        else:
+            draw = draws(self.seed[rows], count)
+            token = pick(logits, self.temperature[rows], self.top_p[rows], draw)
+        stops = (token[:, None] == self.stop_ids).any(1)
+        over = self.done[rows] | stops | (count >= self.limit[rows])
+        column = (count % NUM_RECENT)[:, None]
+        kept = self.recent[rows]
+        kept = kept.scatter(1, column, torch.where(over[:, None], kept.gather(1, column), token[:, None]))
+        self.recent.index_copy_(0, rows, kept)
+        self.num_picked.index_copy_(0, rows, count + ~over)
+        self.done.index_copy_(0, rows, over)
+        self.token.index_copy_(0, rows, token)
+
+    def report(self, rows: Tensor) -> Tensor:
+        """For the host: int64 [B, 2 + NUM_RECENT], over or not, tokens so far, the last ones."""
+        head = torch.stack([self.done[rows].long(), self.num_picked[rows]], dim=1)
+        return torch.cat([head, self.recent[rows]], dim=1)

@@ -1,0 +1,85 @@
+"""What an engine does on the device, as functions of tensors: run as they are, or captured and replayed."""
+
+from typing import Any
+
+from torch import Tensor
+
+from infinitevl.engine.answers import Answers
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.positions import frame_positions, text_positions
+from infinitevl.processing.images import clip_patches
+from infinitevl.state import StreamState
+
+
+class Steps:
+    """The steps of one model on frames of one size.
+
+    In all of them `state` holds N streams and `rows` (int64 [B]) says which ones go on; None means all.
+
+    Args:
+        look: the image processor's mean and standard deviation. frame_size: height, width in pixels.
+    """
+
+    def __init__(self, model: InfiniteVLForConditionalGeneration, look: Any, frame_size: tuple[int, int]):
+        self.model, self.look = model, look
+        vision = model.config.vision_config
+        self.grid = (frame_size[0] // vision.merge_factor, frame_size[1] // vision.merge_factor)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a frame."""
+        return self.grid[0] * self.grid[1]
+
+    def see(self, clips: Tensor) -> Tensor:
+        """Pictures, uint8 [S, 1 or 2, 3, H, W] -> what the decoder reads of them, [S, tokens, C].
+
+        One picture stands for both of a temporal patch.
+        """
+        vision = self.model.config.vision_config
+        mean, std = self.look.image_mean, self.look.image_std
+        merge = vision.spatial_merge_size
+        clips = clips.expand(-1, vision.temporal_patch_size, -1, -1, -1)
+        patches = clip_patches(clips, vision.patch_size, merge, mean, std).to(self.model.dtype)
+        grid = (1, self.grid[0] * merge, self.grid[1] * merge)
+        features = self.model.model.visual(patches, [grid] * len(clips))
+        return features.unflatten(0, (len(clips), -1))
+
+    def take_in(self, state: StreamState, rows: Tensor | None, features: Tensor, times: Tensor) -> None:
+        """Read the tokens [S, tokens, C] of frames seen at `times` (int64 [S], microseconds)."""
+        span = state.span
+        start, since = (x if rows is None else x[rows] for x in (span.start, span.start_time))
+        speed = self.model.config.vision_config.tokens_per_second
+        positions = frame_positions(start, times - since, *self.grid, speed)
+        self.model.model.language_model(features, positions, state, rows=rows)
+
+    def read(
+        self, state: StreamState, rows: Tensor | None, token_ids: Tensor, num_valid: Tensor | None
+    ) -> Tensor:
+        """Read text [B, T], of each row num_valid (int64 [B]) tokens: last hidden state [B, C]."""
+        decoder = self.model.model.language_model
+        start = state.next_position if rows is None else state.next_position[rows]
+        positions = text_positions(start, token_ids.shape[1])
+        out = decoder(self.model.model.embed(token_ids), positions, state, num_valid, rows=rows)
+        if num_valid is None:
+            return out[:, -1]
+        return out.gather(1, (num_valid - 1)[:, None, None].expand(-1, 1, out.shape[-1]))[:, 0]
+
+    def first(self, answers: Answers, answer_rows: Tensor, hidden: Tensor, is_greedy: bool) -> None:
+        """Pick the first token of answers whose questions end in `hidden` [B, C]."""
+        answers.take_(answer_rows, self.model.lm_head(hidden), is_greedy)
+
+    def token(
+        self,
+        state: StreamState,
+        rows: Tensor | None,
+        answers: Answers,
+        answer_rows: Tensor,
+        is_greedy: bool,
+    ) -> None:
+        """Read the token that each answer picked last, and pick the next one."""
+        token = answers.token[answer_rows]
+        start = state.next_position if rows is None else state.next_position[rows]
+        embeds = self.model.model.embed(token.to(start.device)[:, None])
+        decoder = self.model.model.language_model
+        out = decoder(embeds, text_positions(start, 1), state, one_token=True, rows=rows)
+        answers.take_(answer_rows, self.model.lm_head(out[:, -1]), is_greedy)

@@ -1,0 +1,19 @@
+"""The Triton kernels as a table; importing it imports triton."""
+
+from infinitevl.ops.kernels import Kernels
+from infinitevl.ops.triton import delta_net, pointwise, products, vision, window
+
+TRITON = Kernels(
+    "triton",
+    delta_net_chunk_=delta_net.delta_net_chunk_,
+    delta_net_step_=delta_net.delta_net_step_,
+    window_chunk_=window.window_chunk_,
+    window_step_=window.window_step_,
+    vision_attention=vision.vision_attention,
+    rms_norm=pointwise.rms_norm,
+    linear=products.linear,
+    norm_linear=products.norm_linear,
+    norm_swiglu=products.norm_swiglu,
+    linear_add=products.linear_add,
+    gated_norm_linear_add=products.gated_norm_linear_add,
+)
