@@ -17,7 +17,7 @@ from infinitevl.config import FULL
 from infinitevl.engine.answers import Answers
 from infinitevl.engine.feeding import Feeder
 from infinitevl.engine.pool import Parked, Pool, Slot
-from infinitevl.engine.running import Captured, Eager
+from infinitevl.engine.running import Captured, Eager, Runner
 from infinitevl.engine.sampling import Sampling, TextBuilder
 from infinitevl.engine.steps import Steps
 from infinitevl.errors import InputError
@@ -104,8 +104,7 @@ class Engine:
         wanted = processor.frame_size if frame_size is None else frame_size
         self.frame_size = checked_size(wanted, vision.merge_factor)
         is_captured = _can_capture(model)
-        if is_captured:
-            fuse_(model)
+        kernels = fuse_(model) if is_captured else None
         num_rows = num_slots + is_captured  # the scratch row
         state = model.allocate_state(
             num_rows,
@@ -116,9 +115,9 @@ class Engine:
         never = {model.config.image_token_id, model.config.video_token_id}
         device = state.length.device
         answers = Answers(num_rows, stop_ids(model), never, device)
-        self.steps = Steps(model, processor.image_processor, self.frame_size)
+        self.steps = Steps(model, processor.image_processor, self.frame_size, kernels)
         parts = (self.steps, self.pool, answers)
-        self.runner: Eager | Captured = Eager(*parts)
+        self.runner: Runner = Eager(*parts)
         if is_captured:
             clip_length = vision.temporal_patch_size if mode == "video" else 1
             self.runner = Captured(*parts, clip_length, replay)

@@ -5,7 +5,7 @@ Both have the same methods and change the same tensors; `Eager` runs everywhere,
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,23 @@ from infinitevl.engine.graphs import Lanes, Replay, Rerun
 from infinitevl.engine.pool import Pool, Slot
 from infinitevl.engine.steps import Steps
 from infinitevl.state import StreamState
+
+
+class Runner(Protocol):
+    """What an engine asks of either; see `Eager`."""
+
+    tokens_per_look: int
+
+    def see(self, clips: Sequence[Tensor]) -> Any: ...
+    def take_in(self, slots: Sequence[Slot], seen: Any, times: Sequence[int]) -> None: ...
+    def read(self, slot: Slot, token_ids: list[int]) -> Tensor: ...
+    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None: ...
+    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None: ...
+    def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]: ...
+    def watching(self) -> AbstractContextManager[Any]: ...
+    def working(self) -> AbstractContextManager[Any]: ...
+    def settle(self) -> None: ...
+
 
 # Captured sizes of a chunk of text; longer texts are read in pieces of the last.
 CHUNK_SIZES = (16, 64, 128, 512)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from infinitevl.engine.answers import Answers
+from infinitevl.model.fused import Kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import frame_positions, text_positions
 from infinitevl.processing.images import clip_patches
@@ -18,10 +19,17 @@ class Steps:
 
     Args:
         look: the image processor's mean and standard deviation. frame_size: height, width in pixels.
+        kernels: what a model whose weights are laid out runs on; None for any other model.
     """
 
-    def __init__(self, model: InfiniteVLForConditionalGeneration, look: Any, frame_size: tuple[int, int]):
-        self.model, self.look = model, look
+    def __init__(
+        self,
+        model: InfiniteVLForConditionalGeneration,
+        look: Any,
+        frame_size: tuple[int, int],
+        kernels: Kernels | None = None,
+    ):
+        self.model, self.look, self.kernels = model, look, kernels
         vision = model.config.vision_config
         self.grid = (frame_size[0] // vision.merge_factor, frame_size[1] // vision.merge_factor)
 
@@ -66,7 +74,7 @@ class Steps:
 
     def first(self, answers: Answers, answer_rows: Tensor, hidden: Tensor, is_greedy: bool) -> None:
         """Pick the first token of answers whose questions end in `hidden` [B, C]."""
-        answers.take_(answer_rows, self.model.lm_head(hidden), is_greedy)
+        answers.take_(answer_rows, self._logits(hidden), is_greedy)
 
     def token(
         self,
@@ -82,4 +90,10 @@ class Steps:
         embeds = self.model.model.embed(token.to(start.device)[:, None])
         decoder = self.model.model.language_model
         out = decoder(embeds, text_positions(start, 1), state, one_token=True, rows=rows)
-        answers.take_(answer_rows, self.model.lm_head(out[:, -1]), is_greedy)
+        answers.take_(answer_rows, self._logits(out[:, -1]), is_greedy)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[B, C] -> [B, vocabulary]."""
+        if self.kernels is None:
+            return self.model.lm_head(hidden)
+        return self.kernels.linear(hidden, self.model.lm_head.weight)

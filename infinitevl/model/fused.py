@@ -76,8 +76,11 @@ class Fusable(nn.Module):
         super().__setattr__(name, value)
 
 
-def fuse_(model: nn.Module, kernels: Kernels | None = None) -> None:
+def fuse_(model: nn.Module, kernels: Kernels | None = None) -> Kernels:
     """Lay out every layer of `model` that can be, for `kernels` (default: the best of its device).
+
+    Returns:
+        The kernels.
 
     Raises:
         InputError: a projection was replaced (an adapter, say): merge it first.
@@ -88,6 +91,7 @@ def fuse_(model: nn.Module, kernels: Kernels | None = None) -> None:
     chosen = choose(next(model.parameters()).device) if kernels is None else kernels
     for layer in layers:
         layer.fuse_(chosen)
+    return chosen
 
 
 @contextmanager
@@ -130,7 +134,7 @@ def _check_plain(layer: nn.Module) -> None:
             )
 
 
-def stack_(parameters: Sequence[nn.Parameter], num_rows: int | None = None) -> Tensor:
+def stack_(parameters: Sequence[Tensor], num_rows: int | None = None) -> Tensor:
     """Parameters [n_i, ...] one below the other in one tensor, of which they become views.
 
     Args:
@@ -145,7 +149,7 @@ def stack_(parameters: Sequence[nn.Parameter], num_rows: int | None = None) -> T
     return stacked
 
 
-def widen_(parameter: nn.Parameter) -> Tensor:
+def widen_(parameter: Tensor) -> Tensor:
     """A weight [n, m] with zero columns up to a good width, of which the parameter becomes a view."""
     rows, columns = parameter.shape
     wide = torch.zeros(rows, padded(columns), dtype=parameter.dtype, device=parameter.device)
