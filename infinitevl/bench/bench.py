@@ -9,12 +9,11 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
 from infinitevl.bench.clock import Timing
 from infinitevl.bench.peer import build_peer
 from infinitevl.bench.record import OURS, Place, Record, append, counted, timed
-from infinitevl.bench.sizes import check_memory, model_of_size, random_frames
+from infinitevl.bench.sizes import check_memory, model_of_size
 
 PEER_BYTES = 8e9  # 3.75 B weights in 16 bits
 
@@ -62,11 +61,6 @@ class Bench:
         if self.options.size == "4b":
             check_memory(PEER_BYTES, self.device, "the Transformer beside it")
         return build_peer(self.options.size, self.device, self.options.dtype)
-
-    def frames(self, frame_size: tuple[int, int], count: int = 8) -> list[Tensor]:
-        """Different frames of noise in host memory, page-locked where that makes their copy faster."""
-        frames = random_frames(count, frame_size)
-        return list(frames.pin_memory() if self.device.type == "cuda" else frames)
 
     def time(self, what: str, timing: Timing, *, who: str = OURS, **settings: Any) -> None:
         """Keep a time."""

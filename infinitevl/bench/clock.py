@@ -47,44 +47,52 @@ def measure(
     warm_up: int = 3,
     prepare: Call | None = None,
     wall: bool = False,
+    stream: "torch.cuda.Stream | None" = None,
 ) -> Timing:
     """Time single calls, each one waited for.
 
     Args:
         call: what is timed. prepare: runs before each call and is not timed.
         repeats, warm_up: calls that are timed, and calls before them that are not.
-        wall: the host's clock on a GPU too, for a call whose end the host has to see; else CUDA events.
+        wall: the host's clock on a GPU too, for a call that itself waits for its end; else CUDA events.
+        stream: on which the device does the work; default: the current one.
     """
     where = torch.device(device)
-    timed = _wall_time if wall or where.type != "cuda" else _event_time
     samples = []
     for index in range(warm_up + repeats):
         if prepare is not None:
             prepare()
         synchronize(where)
-        taken = timed(call, where)
+        taken = _wall_time(call) if wall else _event_time(call, where, stream)
         if index >= warm_up:
             samples.append(taken)
     return Timing.of(samples)
 
 
 def measure_period(
-    call: Call, device: str | torch.device, *, repeats: int = 50, warm_up: int = 5, group: int = 1
+    call: Call,
+    device: str | torch.device,
+    *,
+    repeats: int = 50,
+    warm_up: int = 5,
+    group: int = 1,
+    stream: "torch.cuda.Stream | None" = None,
 ) -> Timing:
     """Time calls that follow each other without a wait: from the end of one to the end of the next.
 
     Args:
-        group: calls between two looks at the clock; several where calls overlap, or are shorter than a look.
+        group: calls between two looks at the clock, several where they differ by turns.
+        stream: on which the device does the work; default: the current one.
     """
     where = torch.device(device)
     for _ in range(warm_up):
         call()
     synchronize(where)
-    marks = [_mark(where)]
+    marks = [_mark(where, stream)]
     for _ in range(repeats):
         for _ in range(group):
             call()
-        marks.append(_mark(where))
+        marks.append(_mark(where, stream))
     synchronize(where)
     return Timing.of([_between(start, end) / group for start, end in pairwise(marks)])
 
@@ -95,27 +103,26 @@ def synchronize(device: str | torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _wall_time(call: Call, device: torch.device) -> float:
+def _wall_time(call: Call) -> float:
     start = time.perf_counter()
     call()
-    synchronize(device)
     return 1e3 * (time.perf_counter() - start)
 
 
-def _event_time(call: Call, device: torch.device) -> float:
-    start = _mark(device)
+def _event_time(call: Call, device: torch.device, stream: "torch.cuda.Stream | None") -> float:
+    start = _mark(device, stream)
     call()
-    end = _mark(device)
+    end = _mark(device, stream)
     synchronize(device)
     return _between(start, end)
 
 
-def _mark(device: torch.device) -> "float | torch.cuda.Event":
+def _mark(device: torch.device, stream: "torch.cuda.Stream | None") -> "float | torch.cuda.Event":
     """Now: on a GPU an event at the end of what was asked of it, on a CPU the seconds."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
+    event.record(stream or torch.cuda.current_stream(device))
     return event
 
 

@@ -1,5 +1,7 @@
 """Two figures from measured lines: time of a token by context, and speed and memory by frames seen."""
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ _STYLES = {
     EAGER: {"color": "#c8553d", "marker": "s", "label": "Transformer, eager"},
     GRAPHED: {"color": "#e0a458", "marker": "^", "label": "Transformer, CUDA graph"},
 }
+_TIMES = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5)]  # ms
+_CLOSEST = 0.35  # doublings between two places that can both have a label
 _GRID = {"color": "#dddddd", "linewidth": 0.6}
 Points = list[tuple[float, Record]]
 
@@ -68,9 +72,10 @@ def token_figure(pyplot: Any, records: Sequence[Record]) -> Any:
     _lines(axes, records, "context", lambda record: record.value, spread=True)
     axes.set_yscale("log")
     axes.set(xlabel="context, tokens", ylabel="ms per decoded token")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: _few_digits(value))
     _finish(axes, records, "context")
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in _TIMES if low <= tick <= high])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(frameon=False)
     figure.suptitle(_title("One decoded token", records), fontsize=11)
     return figure
@@ -120,7 +125,7 @@ def _points(records: Sequence[Record], along: str) -> Points:
 def _finish(axes: Any, records: Sequence[Record], along: str) -> None:
     places = sorted({record.settings[along] for record in records})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [_thousands(place) for place in places])
+    axes.set_xticks(places, _labels(places))
     axes.tick_params(axis="x", labelrotation=30, labelsize=8)
     axes.minorticks_off()
     axes.grid(True, **_GRID)
@@ -138,16 +143,16 @@ def _title(start: str, records: Sequence[Record]) -> str:
 
 
 def _thousands(count: float) -> str:
-    if count < 1024:
-        return f"{count:g}"
     # Contexts come in powers of two, frames in round numbers.
-    unit = 1024 if count % 1024 == 0 else 1000
-    return f"{count / unit:.4g}K" if count < unit**2 else f"{count / unit**2:.4g}M"
+    if count < 1024 or count % 1024:
+        return f"{count:,}"
+    return f"{count / 1024:.4g}K" if count < 1024**2 else f"{count / 1024**2:.4g}M"
 
 
-def _few_digits(value: float) -> str:
-    """A label for 2 and 5, and for those alone."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+def _labels(places: Sequence[float]) -> list[str]:
+    """A label for each place; of two that would touch the later one has it."""
+    spaced = [math.log2(after / place) > _CLOSEST for place, after in itertools.pairwise(places)]
+    return [_thousands(place) if show else "" for place, show in zip(places, [*spaced, True], strict=True)]
 
 
 def _save(pyplot: Any, figure: Any, path: Path) -> Path:

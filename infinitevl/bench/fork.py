@@ -3,14 +3,27 @@
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import measure
 from infinitevl.bench.ours import Watching
+from infinitevl.bench.sizes import random_frames
+from infinitevl.engine.pool import Slot
 
 
 def run(bench: Bench) -> None:
     """One fork of a stream, and the speed at which its bytes were read and written."""
-    model, processor = bench.model()
-    watching = Watching(model, processor)
-    watching.watch(bench.frames(watching.frame_size, 1))
-    timing = measure(watching.fork, bench.device, repeats=bench.options.repeats)
+    watching = Watching(*bench.model())
+    watching.watch(list(random_frames(1, watching.frame_size)))
+    copies: list[Slot] = []
+
+    def release() -> None:
+        while copies:
+            watching.release(copies.pop())
+
+    timing = measure(
+        lambda: copies.append(watching.fork()),
+        bench.device,
+        repeats=bench.options.repeats,
+        prepare=release,
+        stream=watching.stream,
+    )
     bench.time("fork", timing, state_bytes=watching.state_bytes)
     speed = 2 * watching.state_bytes / timing.median / 1e6
     bench.count("read and written", speed, "GB/s", state_bytes=watching.state_bytes)

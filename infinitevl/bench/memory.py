@@ -6,20 +6,22 @@ from typing import Any
 
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.ours import Watching
-from infinitevl.engine.session import Mode
+from infinitevl.bench.sizes import random_frames
+from infinitevl.engine.engine import Mode
 
 TOKENS = (20_000, 1_000_000)
 
 
 def run(bench: Bench, tokens: Sequence[int], mode: Mode) -> None:
     """Bytes in use, reserved and at the peak when the stream has read so many tokens."""
-    bench.clear()
     model, processor = bench.model()
+    bench.clear()  # the peak is that of watching, not of making weights
     watching = Watching(model, processor, mode=mode)
-    images = cycle(bench.frames(watching.frame_size))
+    images = cycle(random_frames(8, watching.frame_size))
     for count in sorted(tokens):
         while watching.num_tokens < count:
             watching.watch([next(images)])
+        watching.settle()
         allocated, reserved = bench.held_bytes()
         settings: dict[str, Any] = {"tokens": count, "mode": mode}
         bench.count("allocated", allocated, "B", **settings)

@@ -4,20 +4,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from infinitevl.bench.sizes import random_ids
-from infinitevl.engine.reading import read_embeds, read_text
-from infinitevl.engine.session import Mode, StreamSession
+from infinitevl.engine.engine import Answer, Engine, Mode
+from infinitevl.engine.graphs import Lanes
+from infinitevl.engine.pool import Slot
+from infinitevl.engine.running import Captured
+from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.session import StreamSession, observe_together
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.model.positions import text_positions
-from infinitevl.state import StreamState
 
-CHUNK = 256  # tokens that are read at once where only their number matters
+_PIECE = 1 << 16  # random tokens that are made at once
+_ENDLESS = 1 << 30  # tokens of an answer that is to go on
 
 
 class Watching:
-    """Streams that see a frame each at every step."""
+    """Streams that see a frame each at every step.
+
+    spare: further slots, for questions and forks.
+    """
 
     def __init__(
         self,
@@ -26,102 +32,135 @@ class Watching:
         *,
         num_streams: int = 1,
         mode: Mode = "image",
-        frame_size: int | None = None,
+        spare: int = 1,
     ):
-        self.model = model
-        self.sessions = [
-            StreamSession(model, processor, mode=mode, frame_size=frame_size) for _ in range(num_streams)
-        ]
-        self.frame_size = self.sessions[0].frame_size
+        self.engine = Engine(model, processor, num_slots=num_streams + spare, mode=mode)
+        self.sessions = [StreamSession.on(self.engine) for _ in range(num_streams)]
+        self.frame_size = self.engine.frame_size
+        self.patch_frames = 2 if mode == "video" else 1
         self.num_frames = 0
 
-    def watch(self, frames: Sequence[Tensor]) -> None:
-        """One frame of each stream: uint8 [3, H, W] in host memory."""
-        for session, frame in zip(self.sessions, frames, strict=True):
-            session.observe(frame, at=self.num_frames / 2)
+    def watch(self, frames: Sequence[NDArray[Any]]) -> None:
+        """One frame of each stream, uint8 [H, W, 3] in host memory; returns before they were read."""
+        at = self.num_frames / 2
+        observe_together([(session, frame, at) for session, frame in zip(self.sessions, frames, strict=True)])
         self.num_frames += 1
 
-    @torch.no_grad()
-    def first_token(self, ids: Sequence[int]) -> int:
-        """Ask a question of these tokens: the first token of the answer, on the host."""
-        state = self.sessions[0].state.fork()
-        hidden = read_text(self.model, state, list(ids))
-        return int(self.model.lm_head(hidden).argmax(-1))
+    def settle(self) -> None:
+        """Return when all frames were read."""
+        self.engine.settle()
 
-    def fork(self) -> object:
-        """A copy of the first stream."""
-        return self.sessions[0].fork()
+    def first_token(self, token_ids: list[int]) -> int:
+        """Ask the first stream a question of these tokens: the answer's first token, on the host."""
+        slot = self.engine.fork(self.sessions[0].slot)
+        try:
+            return _first_token(self.engine, slot, self.engine.read_turn(slot, token_ids))
+        finally:
+            self.engine.release(slot)
+
+    def fork(self) -> Slot:
+        """A copy of the first stream, to be released."""
+        return self.engine.fork(self.sessions[0].slot)
+
+    def release(self, slot: Slot) -> None:
+        """Give a copy back."""
+        self.engine.release(slot)
+
+    @property
+    def stream(self) -> "torch.cuda.Stream | None":
+        """Where the device's clock has to look; None without a GPU."""
+        return main_stream(self.engine)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of one stream's state."""
-        return self.sessions[0].state.num_bytes
+        return self.sessions[0].slot.state.num_bytes
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the first stream has read."""
-        return int(self.sessions[0].state.length)
+        """Tokens that each stream has read, without a look at the device."""
+        return bool(self.num_frames) + self.num_frames // self.patch_frames * self.engine.steps.num_tokens
 
 
 class Decoding:
-    """Answers that grow by one token each at every step."""
+    """Answers that grow together, without end."""
 
     def __init__(self, model: InfiniteVLForConditionalGeneration, processor: Any, *, num_answers: int = 1):
-        self.model = model
-        self.state: StreamState = model.allocate_state(num_answers)
-        self.device = self.state.length.device
-        self.token = torch.zeros(num_answers, 1, dtype=torch.int64, device=self.device)
-        self.num_tokens = 0
+        self.engine = Engine(model, processor, num_slots=num_answers)
+        # What random text brings about must not end an answer: no token has this number.
+        self.engine.answers.stop_ids.fill_(-1)
+        self.slots = [self.engine.take()]
+        self.num_answers, self.num_tokens = num_answers, 0
+        self._answers: list[Answer] = []
 
-    @torch.no_grad()
     def read_to(self, context: int) -> None:
-        """Read random text until each sequence is `context` tokens long."""
-        while self.num_tokens < context:
-            count = min(CHUNK, context - self.num_tokens)
-            ids = random_ids(self.model.config, count, self.device, seed=self.num_tokens)
-            self._read(ids.expand(len(self.token), -1))
+        """Read random text until each sequence is at least `context` tokens long, and begin an answer."""
+        for answer in self._answers:
+            self.engine.end(answer)
+        for slot in self.slots[1:]:
+            self.engine.release(slot)
+        first = self.slots[0]
+        self.engine.settle()
+        missing = max(1, context - int(first.state.length))
+        hidden = _read_random(self.engine, first, missing)
+        self.slots = [first, *(self.engine.fork(first) for _ in range(self.num_answers - 1))]
+        self._answers = [self.engine.begin(slot, hidden, Sampling(_ENDLESS)) for slot in self.slots]
 
-    @torch.no_grad()
-    def step(self) -> Tensor:
-        """The likeliest next token of each answer, read at once: int64 [B, 1]."""
-        embeds = self.model.model.embed(self.token)
-        positions = text_positions(self.state.next_position, 1)
-        hidden = self.model.model.language_model(embeds, positions, self.state, one_token=True)
-        self.token = self.model.lm_head(hidden).argmax(-1)
-        self.num_tokens += 1
-        return self.token
+    def step(self) -> None:
+        """`tokens_per_step` tokens more for each answer."""
+        self.engine.step()
 
-    def _read(self, ids: Tensor) -> None:
-        positions = text_positions(self.state.next_position, ids.shape[1])
-        read_embeds(self.model, self.state, self.model.model.embed(ids), positions)
-        self.num_tokens += ids.shape[1]
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens between two looks of the host at the answers."""
+        return self.engine.runner.tokens_per_look
 
-
-@torch.no_grad()
-def prefill(model: InfiniteVLForConditionalGeneration, ids: Tensor, chunk_size: int) -> Tensor:
-    """Read a prompt [1, T] into an empty state, in chunks: logits of its last token [1, vocabulary]."""
-    state = model.allocate_state()
-    hidden: Tensor | None = None
-    for part in ids.split(chunk_size, dim=1):
-        positions = text_positions(state.next_position, part.shape[1])
-        hidden = read_embeds(model, state, model.model.embed(part), positions)
-    assert hidden is not None, "a prompt has tokens"
-    return model.lm_head(hidden)
+    @property
+    def stream(self) -> "torch.cuda.Stream | None":
+        """Where the device's clock has to look; None without a GPU."""
+        return main_stream(self.engine)
 
 
-def capture(device: str | torch.device) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
+class Reading:
+    """Prompts that are read into an empty slot."""
+
+    def __init__(self, model: InfiniteVLForConditionalGeneration, processor: Any):
+        self.engine = Engine(model, processor, num_slots=1)
+
+    def prefill(self, token_ids: list[int]) -> int:
+        """Read a prompt from the start: the first token that comes after it, on the host."""
+        slot = self.engine.take()
+        try:
+            return _first_token(self.engine, slot, self.engine.read(slot, token_ids))
+        finally:
+            self.engine.release(slot)
+
+
+def main_stream(engine: Engine) -> "torch.cuda.Stream | None":
+    """The stream on which an engine's decoder runs; None without a GPU."""
+    return engine.runner.lanes.streams["main"] if isinstance(engine.runner, Captured) else None
+
+
+def capture(device: str | torch.device) -> Callable[[Callable[[], None]], Callable[[], object]] | None:
     """How a function is captured and replayed on this device; None where that cannot be."""
-    return _capture if torch.device(device).type == "cuda" else None
+    where = torch.device(device)
+    if where.type != "cuda":
+        return None
+    lanes = Lanes(where)
+    return lambda call: lanes.capture("main", call)
 
 
-def _capture(call: Callable[[], None]) -> Callable[[], None]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+def _read_random(engine: Engine, slot: Slot, count: int) -> torch.Tensor:
+    """Read random text; the last hidden state [1, C]."""
+    pieces = [_PIECE] * (count // _PIECE) + [count % _PIECE]
+    for seed, piece in enumerate(pieces):
+        if piece:
+            hidden = engine.read(slot, random_ids(engine.model.config, piece, "cpu", seed)[0].tolist())
+    return hidden
+
+
+def _first_token(engine: Engine, slot: Slot, hidden: torch.Tensor) -> int:
+    """The token after a text that was read; an answer that is over at once has the token that ended it."""
+    answer = engine.begin(slot, hidden, Sampling(1))
+    engine.finish(answer, to_the_end=False)
+    return answer.tokens[0] if answer.tokens else int(engine.answers.token[slot.index])

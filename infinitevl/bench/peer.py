@@ -162,14 +162,11 @@ class GraphedPeer:
         self,
         model: Any,
         context: int,
-        capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+        capture: Callable[[Callable[[], None]], Callable[[], object]] | None = None,
         seed: int = 0,
     ):
         self.model, self.context = model, context
-        self.cache: Any = StaticCache(
-            config=model.config.get_text_config(decoder=True), max_cache_len=context + 1
-        )
-        self._lengths = _fill_static(self.cache, model, context, seed)
+        self.cache, self._lengths = _static_cache(model, context, seed)
         self.attention = choose_attention(model, self.cache.layers[0].keys, self.cache.layers[0].values)
         self.token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         self._position = _positions(context, 1, model.device)
@@ -252,9 +249,10 @@ def _fill(cache: Any, model: Any, context: int, seed: int) -> None:
         layer.keys, layer.values = keys, values
 
 
-def _fill_static(cache: Any, model: Any, context: int, seed: int) -> Tensor:
-    """The same for a cache of fixed size; returns the fill levels of all layers: int64 [layers]."""
-    text = model.config.text_config
+def _static_cache(model: Any, context: int, seed: int) -> tuple[Any, Tensor]:
+    """The same in a cache of fixed size, with the fill levels of all its layers: int64 [layers]."""
+    text = model.config.get_text_config(decoder=True)
+    cache: Any = StaticCache(config=text, max_cache_len=context + 1)
     cache.early_initialization(1, text.num_key_value_heads, _head_dim(model), model.dtype, model.device)
     lengths = torch.full((len(cache.layers),), context, dtype=torch.int64, device=model.device)
     past = _random_past(model, context, seed)
@@ -262,4 +260,4 @@ def _fill_static(cache: Any, model: Any, context: int, seed: int) -> Tensor:
         layer.keys[:, :, :context] = keys
         layer.values[:, :, :context] = values
         layer.cumulative_length = length  # a view: all of them are set back in one go
-    return lengths
+    return cache, lengths

@@ -3,24 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-from infinitevl.bench import ours
 from infinitevl.bench import peer as stock
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import measure
+from infinitevl.bench.ours import Reading
 from infinitevl.bench.record import EAGER
 from infinitevl.bench.sizes import random_ids
 
 LENGTHS = (4096, 32768, 262144)
-CHUNK = 2048
 _LONG = 100_000  # tokens from which on few repeats are enough
 
 
-def run(bench: Bench, lengths: Sequence[int], chunk_size: int) -> None:
-    """Ours in chunks, then the Transformer at once."""
+def run(bench: Bench, lengths: Sequence[int]) -> None:
+    """Ours, then the Transformer, each from an empty past to the first token."""
     model, processor = bench.model()
+    reading = Reading(model, processor)
     for length in sorted(lengths):
-        _ours(bench, model, length, chunk_size)
-    del model, processor
+        _ours(bench, reading, length)
+    del model, processor, reading
     bench.clear()
     if bench.options.peer:
         peer = bench.peer()
@@ -28,17 +28,22 @@ def run(bench: Bench, lengths: Sequence[int], chunk_size: int) -> None:
             _peer(bench, peer, length)
 
 
-def _ours(bench: Bench, model: Any, length: int, chunk_size: int) -> None:
-    ids = random_ids(model.config, length, bench.device)
-    timing = measure(lambda: ours.prefill(model, ids, chunk_size), bench.device, **_repeats(bench, length))
-    bench.time("prefill", timing, tokens=length, chunk_size=chunk_size)
+def _ours(bench: Bench, reading: Reading, length: int) -> None:
+    ids = random_ids(reading.engine.model.config, length, "cpu")[0].tolist()
+    timing = measure(lambda: reading.prefill(ids), bench.device, wall=True, **_repeats(bench, length))
+    bench.time("prefill", timing, tokens=length)
 
 
 def _peer(bench: Bench, model: Any, length: int) -> None:
     bench.clear()
     ids = random_ids(model.config, length, bench.device)
     with bench.room(EAGER, tokens=length):
-        timing = measure(lambda: stock.prefill(model, ids), bench.device, **_repeats(bench, length))
+        timing = measure(
+            lambda: int(stock.prefill(model, ids).argmax()),
+            bench.device,
+            wall=True,
+            **_repeats(bench, length),
+        )
         bench.time("prefill", timing, who=EAGER, tokens=length, attention="sdpa")
 
 

@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -166,7 +168,6 @@ def random_ids(
     return torch.randint(0, end, (1, num_tokens), generator=generator, device=device)
 
 
-def random_frames(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Noise in host memory: uint8 [count, 3, height, width]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
+def random_frames(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
+    """Noise in host memory: uint8 [count, height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)

@@ -9,7 +9,8 @@ from infinitevl.bench.clock import measure, measure_period
 from infinitevl.bench.ours import Watching
 from infinitevl.bench.peer import EagerPeer, frame_inputs
 from infinitevl.bench.record import EAGER
-from infinitevl.engine.session import Mode
+from infinitevl.bench.sizes import random_frames
+from infinitevl.engine.engine import Mode
 
 FRAMES = (50, 100, 200, 400, 800, 1600)
 QUESTION = 32  # tokens
@@ -33,24 +34,25 @@ def run(bench: Bench, frames: Sequence[int], mode: Mode) -> None:
 
 
 def _watch(bench: Bench, watching: Watching, frames: Sequence[int], mode: Mode) -> None:
-    images = cycle(bench.frames(watching.frame_size))
-    # In video mode every second frame is the one that is read.
-    group = 2 if mode == "video" else 1
+    images = cycle(random_frames(8, watching.frame_size))
 
     def watch() -> None:
         watching.watch([next(images)])
 
-    def watch_patch() -> None:
-        for _ in range(group):
+    def see_patch() -> None:  # in video mode the second of two frames is the one that is read
+        for _ in range(watching.patch_frames):
             watch()
+        watching.settle()
 
     for count in frames:
         while watching.num_frames < count:
             watch()
         repeats = bench.options.repeats
         settings: dict[str, Any] = {"frames_seen": count, "mode": mode, "frame_size": watching.frame_size[0]}
-        bench.time("frame", measure_period(watch, bench.device, repeats=repeats, group=group), **settings)
-        latency = measure(watch_patch, bench.device, repeats=repeats, wall=True)
+        group, stream = watching.patch_frames, watching.stream
+        period = measure_period(watch, bench.device, repeats=repeats, group=group, stream=stream)
+        bench.time("frame", period, **settings)
+        latency = measure(see_patch, bench.device, repeats=repeats, wall=True)
         bench.time("frame latency", latency, **settings)
         bench.count("memory", bench.peak_bytes(), "B", **settings)
     bench.count("state", watching.state_bytes, "B", tokens=watching.num_tokens, mode=mode)

@@ -7,7 +7,8 @@ from typing import Any
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import measure_period
 from infinitevl.bench.ours import Watching
-from infinitevl.engine.session import Mode
+from infinitevl.bench.sizes import random_frames
+from infinitevl.engine.engine import Mode
 
 COUNTS = (1, 2, 4, 8, 16)
 
@@ -15,18 +16,23 @@ COUNTS = (1, 2, 4, 8, 16)
 def run(bench: Bench, counts: Sequence[int], mode: Mode) -> None:
     """Each number of streams; windows are full before anything is timed."""
     model, processor = bench.model()
-    group = 2 if mode == "video" else 1
     for count in sorted(counts):
         bench.clear()
-        watching = Watching(model, processor, num_streams=count, mode=mode)
-        images = cycle(bench.frames(watching.frame_size, max(8, count)))
+        watching = Watching(model, processor, num_streams=count, mode=mode, spare=0)
+        images = cycle(random_frames(8, watching.frame_size))
 
         def watch(watching: Watching = watching, images: cycle = images, count: int = count) -> None:
             watching.watch([next(images) for _ in range(count)])
 
         while watching.num_tokens < model.config.text_config.sliding_window:
             watch()
-        timing = measure_period(watch, bench.device, repeats=bench.options.repeats, group=group)
+        timing = measure_period(
+            watch,
+            bench.device,
+            repeats=bench.options.repeats,
+            group=watching.patch_frames,
+            stream=watching.stream,
+        )
         settings: dict[str, Any] = {"streams": count, "mode": mode, "frame_size": watching.frame_size[0]}
         bench.time("step", timing, **settings)
         bench.count("frames in sum", 1e3 * count / timing.median, "frames/s", **settings)

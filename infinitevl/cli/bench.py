@@ -100,9 +100,6 @@ def decode(
 @command(app)
 def prefill(
     lengths: Annotated[str | None, _numbers("--lengths", "Tokens of the prompt", "4096,32768,262144")] = None,
-    chunk_size: Annotated[
-        int, typer.Option("--chunk-size", min=1, help="Tokens that we read at once.")
-    ] = 2048,
     size: SizeOption = Size.builtin,
     device: DeviceOption = None,
     dtype: NumberOption = Dtype.auto,
@@ -115,7 +112,7 @@ def prefill(
     bench = _bench("prefill", size, device, dtype, repeats, peer, out, commit)
     from infinitevl.bench import prefill as benchmark
 
-    benchmark.run(bench, _list("--lengths", lengths, benchmark.LENGTHS), chunk_size)
+    benchmark.run(bench, _list("--lengths", lengths, benchmark.LENGTHS))
 
 
 @command(app)

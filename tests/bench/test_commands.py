@@ -9,7 +9,7 @@ from infinitevl.cli import app
 RUNS = {
     "stream": ["--frames", "2,3"],
     "decode": ["--contexts", "8,20", "--answers", "3"],
-    "prefill": ["--lengths", "20", "--chunk-size", "16"],
+    "prefill": ["--lengths", "20"],
     "streams": ["--counts", "1,2"],
     "fork": [],
     "memory": ["--tokens", "20,60"],

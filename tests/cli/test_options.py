@@ -21,7 +21,7 @@ FROZEN = {
     "bench": {"--help"},
     "bench stream": BENCH | {"--frames", "--mode", "--peer", "--repeats"},
     "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats"},
-    "bench prefill": BENCH | {"--lengths", "--chunk-size", "--peer", "--repeats"},
+    "bench prefill": BENCH | {"--lengths", "--peer", "--repeats"},
     "bench streams": BENCH | {"--counts", "--mode", "--repeats"},
     "bench fork": BENCH | {"--repeats"},
     "bench memory": BENCH | {"--tokens", "--mode"},

@@ -82,8 +82,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    heavy = [*DOORS, "cv2", "resvg_py", "scipy", "pandas"]
-    for name in ("accelerate", "rich"):  # transformers and httpx load these themselves
+    heavy = [*DOORS, "cv2", "resvg_py", "scipy", "pandas", "infinitevl.ops.triton"]
+    for name in ("accelerate", "rich", "triton"):  # transformers, httpx and torch load these themselves
         heavy.remove(name)
     program = (
         "import sys, infinitevl\n"
