@@ -1,0 +1,99 @@
+"""The operations of ops.products on a GPU: one kernel for few rows, point-wise kernels and cuBLAS for many.
+
+Measured on an H200 with the products of the 4B decoder; the bounds below are where the ways cross.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinitevl.ops.triton.matvec import Product, few_rows, gates_fit, matvec
+from infinitevl.ops.triton.pointwise import as_rows, gated_rms_norm, rms_norm, swiglu
+
+# Most rows that `matvec` and `few_rows` take; beyond, cuBLAS.
+MATVEC_ROWS = 4
+FEW_ROWS = 16
+# Most rows whose heads are normalised and gated inside `matvec`: every program does that work again.
+GATED_ROWS = 1
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product alone: [..., inputs] -> [..., outputs]."""
+    return _run(Product(x, weight, bias))
+
+
+def norm_linear(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The product of rms_norm(x)."""
+    return _run(Product(x, weight, bias, norm_weight=norm_weight, eps=eps))
+
+
+def norm_swiglu(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """SiLU(gate) * up of rms_norm(x); weight holds the rows of the gate, then as many of up."""
+    return _run(Product(x, weight, bias, norm_weight=norm_weight, eps=eps, swiglu=True))
+
+
+def linear_add(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+    """residual + the product, a new tensor."""
+    return _run(Product(x, weight, bias, residual))
+
+
+def gated_norm_linear_add(
+    out: Tensor, gate: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, residual: Tensor
+) -> Tensor:
+    """residual + the product of rms_norm(out) * SiLU(gate), normalised head by head.
+
+    Args:
+        out: [B, T, H, V]. gate: [B, T, H V]. norm_weight: [V]. residual: [B, T, outputs].
+    """
+    if gate.shape[:-1].numel() <= GATED_ROWS and gates_fit(out.shape[-1]):
+        return _run(Product(out, weight, None, residual, norm_weight, eps, gate))
+    return linear_add(gated_rms_norm(out, gate, norm_weight, eps), weight, residual)
+
+
+def _run(product: Product) -> Tensor:
+    """By the number of rows; float32 has no tensor cores that are exact enough."""
+    _check(product)
+    rows = product.num_rows
+    if 0 < rows <= MATVEC_ROWS:
+        return matvec(product)
+    if MATVEC_ROWS < rows <= FEW_ROWS and product.weight.dtype == torch.bfloat16:
+        return few_rows(product)
+    return _many_rows(product)
+
+
+def _check(product: Product) -> None:
+    dtype, weight = product.weight.dtype, product.weight
+    given = product.x.dtype if product.gate is None else product.gate.dtype
+    if dtype not in DTYPES or given != dtype:
+        raise TypeError(f"products run in float32 or bfloat16 throughout, not x {given} and weight {dtype}")
+    if weight.stride(1) != 1 and weight.shape[1] > 1:
+        raise ValueError(f"a weight's rows must lie contiguous in memory, not with strides {weight.stride()}")
+
+
+def _many_rows(product: Product) -> Tensor:
+    """Point-wise kernels around cuBLAS."""
+    x, weight = product.x, product.weight
+    if product.norm_weight is not None:
+        x = rms_norm(x, product.norm_weight, product.eps)
+    if product.residual is not None:
+        return _add(replace(product, x=x))
+    y = F.linear(x, weight, product.bias)
+    return swiglu(y) if product.swiglu else y
+
+
+def _add(product: Product) -> Tensor:
+    """residual + product in one call of cuBLAS."""
+    assert product.residual is not None
+    start = as_rows(product.residual, product.outputs)
+    if product.bias is not None:
+        start = start + product.bias
+    y = torch.addmm(start, as_rows(product.x, product.inputs), product.weight.t())
+    return y.view(product.residual.shape)
