@@ -5,10 +5,9 @@ import io
 import itertools
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -17,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from infinitevl.cli.command import check_device
-from infinitevl.cli.sizes import growth_per_token, state_bytes
+from infinitevl.cli.sizes import growth_per_token, state_bytes, weight_bytes
 from infinitevl.cli.terminal import print_json
-from infinitevl.config import InfiniteVLConfig, InfiniteVLTextConfig
+from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.loading import BUILTIN, builtin_folder
 from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.evaluation.chart import show_bytes
@@ -29,8 +28,10 @@ REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetens
 OPTIONAL = {
     "matplotlib": "loss curves: pip install 'infinitevl[plot]'",
     "resvg_py": "drawing the training data: pip install 'infinitevl[train]'",
+    "triton": "kernels for CUDA; torch for CUDA brings it along",
     "fla-core": "to compare delta rules with: pip install 'infinitevl[cuda]'; the model runs without it",
 }
+_STATE = "state of one stream, the same for ever"
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,19 @@ class Finding:
     note: str = ""
 
 
-def examine(device: str | None, dtype: str, config: Callable[[], InfiniteVLConfig]) -> Iterator[Finding]:
-    """Findings one after the other; `config` gives that of the chosen model."""
+def examine(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
+    """Findings one after the other; `model` is a folder or a name, None for the built-in one."""
     yield from _machine()
     yield from _packages()
     yield from _kernels(device)
     yield from _video()
-    yield from _streams(device, dtype, config)
+    yield from _streams(model, device, dtype)
 
 
 def show_findings(model: str | None, device: str | None, dtype: str, *, as_json: bool) -> None:
     """Print the findings as a table, or one JSON object a line."""
     check_device(device)
-    findings = examine(device, dtype, lambda: _config_of(model))
+    findings = examine(model, device, dtype)
     if as_json:
         for finding in findings:
             print_json(asdict(finding))
@@ -152,15 +153,25 @@ def _moving_picture(num_frames: int) -> bytes:
     return buffer.getvalue()
 
 
-def _streams(device: str | None, dtype: str, config: Callable[[], InfiniteVLConfig]) -> Iterator[Finding]:
-    section = "state of one stream, the same for ever"
-    number_format = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+def _streams(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
     try:
-        own: Any = config().text_config
-        yield _stream(section, "this model", own, number_format, device)
+        own = _config_of(model)
+        yield from _room("this model", own, _number_format(model, device, dtype, own), device)
     except InfiniteVLError as error:
-        yield Finding(section, "this model", "unknown", False, str(error))
-    yield _stream(section, "published 4B", InfiniteVLTextConfig(), torch.bfloat16, device)
+        yield Finding(_STATE, "this model", "unknown", False, str(error))
+    yield from _room("published 4B", InfiniteVLConfig(), torch.bfloat16, device)
+
+
+def _number_format(
+    model: str | None, device: str | None, dtype: str, config: InfiniteVLConfig
+) -> torch.dtype:
+    """What `load` would choose."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if _place(device).type == "cuda":
+        return torch.bfloat16
+    own = None if model in (None, BUILTIN) else config.dtype
+    return own if isinstance(own, torch.dtype) else torch.float32
 
 
 def _config_of(model: str | None) -> InfiniteVLConfig:
@@ -172,16 +183,23 @@ def _config_of(model: str | None) -> InfiniteVLConfig:
         raise CheckpointError(f"no config.json could be read from {str(folder)!r}: {reason}") from error
 
 
-def _stream(
-    section: str, name: str, config: InfiniteVLTextConfig, dtype: torch.dtype, device: str | None
-) -> Finding:
-    size = state_bytes(config, dtype)
-    fit = _free_bytes(device) // size
-    overtaken = size // growth_per_token(config, dtype)
-    value = f"{show_bytes(size)} in {str(dtype).removeprefix('torch.')}, {fit:,} fit into free memory"
-    return Finding(section, name, value, note=f"a full-attention cache is larger from token {overtaken:,} on")
+def _room(name: str, config: InfiniteVLConfig, dtype: torch.dtype, device: str | None) -> Iterator[Finding]:
+    """How large a stream is, and how many fit; from the config alone."""
+    size = state_bytes(config.text_config, dtype)
+    overtaken = size // growth_per_token(config.text_config, dtype)
+    value = f"{show_bytes(size)} in {str(dtype).removeprefix('torch.')}"
+    yield Finding(_STATE, name, value, note=f"a full-attention cache is larger from token {overtaken:,} on")
+    place, weights = _place(device), weight_bytes(config, dtype)
+    free = _free_bytes(place)
+    fit = max(0, free - weights) // size
+    note = f"{show_bytes(free)} free, {show_bytes(weights)} for the weights, less what steps work with"
+    yield Finding(_STATE, f"streams of {name}", f"{fit:,} fit on {place}", fit > 0, note)
 
 
-def _free_bytes(device: str | None) -> int:
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return torch.cuda.mem_get_info(kind)[0] if kind.type == "cuda" else psutil.virtual_memory().available
+def _place(device: str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _free_bytes(place: torch.device) -> int:
+    """A GPU's free memory; anywhere else the machine's."""
+    return torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else psutil.virtual_memory().available

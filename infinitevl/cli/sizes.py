@@ -1,8 +1,9 @@
-"""How much memory a stream takes, by the shape of the model."""
+"""How much memory a model and a stream of it take, by the model's shape."""
 
 import torch
 
-from infinitevl.config import InfiniteVLTextConfig
+from infinitevl.config import InfiniteVLConfig, InfiniteVLTextConfig
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.state import StreamState
 
 
@@ -16,3 +17,11 @@ def growth_per_token(config: InfiniteVLTextConfig, dtype: torch.dtype) -> int:
     return (
         2 * config.num_hidden_layers * config.num_key_value_heads * int(config.head_dim or 0) * dtype.itemsize
     )
+
+
+def weight_bytes(config: InfiniteVLConfig, dtype: torch.dtype) -> int:
+    """Bytes of all weights in `dtype`; nothing is allocated to find out."""
+    with torch.device("meta"):
+        model = InfiniteVLForConditionalGeneration(config)
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
