@@ -73,7 +73,6 @@ def merge(parts, sums, out, first, num_rows, SPLITS: tl.constexpr, ROWS: tl.cons
     place = split * num_rows + row[None]
     log_sums = tl.load(sums + place, real, other=LOWEST)
     weights = tl.exp2(log_sums - tl.max(log_sums, 0)[None])
-    weights = tl.where(split < SPLITS, weights, 0.0)
     weights = weights / tl.sum(weights, 0)[None]
     wanted = real[:, :, None] & (dims < D)
     values = tl.load(parts + place.to(tl.int64)[:, :, None] * D + dims, wanted, other=0.0)

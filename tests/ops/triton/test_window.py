@@ -119,6 +119,13 @@ def test_other_windows_than_the_ring(device, slots, limit):
         check_equal(case, own, window.window_chunk_(*own, limit, tiles=tiles), wanted, 1e-5)
 
 
+def test_a_window_longer_than_the_ring_sees_what_the_ring_still_holds(device):
+    case = make_case(device, 9, [3, 43])
+    given = case.copy()
+    wanted = definition.window_chunk_(*case, 30)
+    check_equal(case, given, window.window_chunk_(*given, 30, tiles=ALIGNED), wanted, 1e-5)
+
+
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("tokens", [5, 30])
 def test_padding_is_no_key_and_never_stored(device, tokens):
