@@ -9,8 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.chat import ChatSession
+from infinitevl.engine.engine import Engine
 from infinitevl.engine.loading import CATALOGUE, load
-from infinitevl.engine.session import StreamSession, StreamStats
+from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.session import StreamSession, StreamStats, observe_together
 from infinitevl.errors import CheckpointError, InfiniteVLError, InputError, SourceError, StateError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -23,11 +25,13 @@ __all__ = [
     "CATALOGUE",
     "ChatSession",
     "CheckpointError",
+    "Engine",
     "InfiniteVLConfig",
     "InfiniteVLError",
     "InfiniteVLForConditionalGeneration",
     "InfiniteVLProcessor",
     "InputError",
+    "Sampling",
     "SourceError",
     "StateCache",
     "StateError",
@@ -35,6 +39,7 @@ __all__ = [
     "StreamState",
     "StreamStats",
     "load",
+    "observe_together",
     "open_source",
     "process_vision_info",
 ]

@@ -57,11 +57,16 @@ class Pool:
         self.state, self.num_slots = state, num_slots
         self._views = [state.row(index) for index in range(num_slots)]
         self._free = list(reversed(range(num_slots)))
+        self._held: set[Slot] = set()
 
     @property
     def num_free(self) -> int:
         """Slots that nobody has."""
         return len(self._free)
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether somebody still has it; its row may be another slot's if not."""
+        return slot in self._held
 
     def take(self) -> Slot:
         """An empty slot.
@@ -87,7 +92,8 @@ class Pool:
 
     def release(self, slot: Slot) -> None:
         """Take a slot back."""
-        assert slot.index not in self._free, "a slot is released once"
+        assert slot in self._held, "a slot is released once"
+        self._held.remove(slot)
         self._free.append(slot.index)
 
     def park(self, slot: Slot) -> Parked:
@@ -111,7 +117,9 @@ class Pool:
                 "while it is answered). Close or park a stream, or build the engine with more num_slots."
             )
         index = self._free.pop()
-        return Slot(index, self._views[index])
+        slot = Slot(index, self._views[index])
+        self._held.add(slot)
+        return slot
 
 
 def _to_host(row: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ class StreamSession:
         max_length: tokens that full-attention layers get room for; needed only where there are any (a
             teacher), and a stream of such a model ends there.
 
-    Many streams on one model: `Engine.open` returns sessions that share steps and memory; one made by itself
-    has an engine of its own.
+    Many streams on one model: `StreamSession.on(engine)` makes sessions that share steps and memory; one made
+    by itself has an engine of its own.
 
     Raises:
         InputError: an unknown mode or a frame size that is not a multiple of a merged token's side.
@@ -197,7 +197,13 @@ class StreamSession:
             raise
 
     def finish(self, answer: Answer) -> str:
-        """The text of an answer that `begin` started, complete."""
+        """The text of an answer that `begin` started, complete. Every answer is finished or cancelled once.
+
+        Raises:
+            InputError: it was finished or cancelled before.
+        """
+        if not self.engine.pool.holds(answer.slot):
+            raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
         try:
             text = self.engine.finish(answer, to_the_end=self.keep_turns)
             if self.keep_turns:
@@ -206,6 +212,11 @@ class StreamSession:
         finally:
             self.engine.release(answer.slot)
         return text
+
+    def cancel(self, answer: Answer) -> None:
+        """Give up an answer that `begin` started, and its slot. May be called twice."""
+        if self.engine.pool.holds(answer.slot):
+            self.engine.release(answer.slot)
 
     def fork(self) -> "StreamSession":
         """An independent session that has seen the same.
