@@ -1,16 +1,52 @@
 """Every example does what its first line says, with a tiny model."""
 
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OURS = ("a_picture", "a_video", "a_camera", "save_and_fork")
+OURS = ("a_picture", "a_video", "a_camera", "save_and_fork", "many_streams")
 
 
-def run(name, *arguments):
-    runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](*arguments)
+def run(name, *arguments, **named):
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](*arguments, **named)
+
+
+def demo(*options):
+    run("demo_streaming_inference", [str(option) for option in options])
+
+
+def demo_names():
+    return runpy.run_path(str(EXAMPLES / "demo_streaming_inference.py"))
+
+
+class Device:
+    """A session and its engine on a device that takes 3 ms a frame when somebody waits for it."""
+
+    def __init__(self):
+        self.engine = self.model = self
+        self.device, self.now, self.asked = "a clock", 1.0, 0.0
+
+    def observe(self, image, at):
+        self.asked += 0.003
+
+    def settle(self):
+        self.now, self.asked = self.now + self.asked, 0.0
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 24 pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(24):
+        Image.fromarray(np.full((48, 64, 3), 10 * index, dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
 
 
 def test_a_picture_is_asked_about_twice(tiny_folder, picture, capfd):
@@ -33,6 +69,58 @@ def test_a_saved_stream_gives_the_same_answer(tiny_folder, clip, capsys):
     run("save_and_fork", clip, "What is it?", tiny_folder)
     out = capsys.readouterr().out
     assert "the fork has seen 5 frames, the stream 4" in out and "the same answer: True" in out
+
+
+def test_many_streams_end_with_an_answer_each_and_one_parked(tiny_folder, clip, pictures, capsys):
+    run("many_streams", "What is it?", clip, str(pictures), model_name=tiny_folder)
+    out = capsys.readouterr().out
+    assert f"{clip}: " in out and f"{pictures}: " in out
+    assert "3 of 4 slots are free" in out and "4 frames were seen by the first stream" in out
+
+
+def test_the_streaming_demo_asks_at_its_frames_and_ends_with_its_speed(tiny_folder, pictures, capsys):
+    chosen = ["--max_new_tokens", 2, "--questions_at", 7, 12, 99, "--question", "What is it?"]
+    demo("--model_path", tiny_folder, "--video_path", pictures, "--fps", 4, *chosen)
+    out = capsys.readouterr().out
+    assert out.count("What is it?") == 2
+    assert "frame 7, 1.5 s" in out and "frame 12, 2.8 s" in out
+    assert "24 frames on cpu; the first 4 are not measured" in out
+    assert re.search(r"\d+\.\d\d ms a frame: mean of 1 waited for", out)
+    assert re.search(r"\d+\.\d FPS, \d+\.\d\d ms each", out)
+
+
+def test_the_streaming_demo_asks_where_the_published_one_does():
+    chosen = demo_names()["options"](["--video_path", "v.mp4"])
+    assert chosen.questions_at == [150, 300, 450]
+    assert chosen.model_path == "builtin" and chosen.fps is None
+
+
+def test_the_streaming_demo_tells_that_a_clip_is_too_short(tiny_folder, clip, capsys):
+    demo("--model_path", tiny_folder, "--video_path", clip, "--fps", 2)
+    assert "4 frames on cpu" in (out := capsys.readouterr().out) and "too few" in out
+
+
+def test_the_streaming_demo_measures_single_frames_and_frames_that_follow_each_other(monkeypatch):
+    device = Device()
+    watching = demo_names()["Watching"](device)
+    monkeypatch.setattr("time.perf_counter", lambda: device.now)
+    for index in range(42):
+        device.now += 0.007  # to read the video
+        watching.observe(index, index / 2)
+        if index == 25:
+            watching.settle()
+            device.now += 100.0  # a question
+    told = watching.summary()
+    assert "42 frames on a clock" in told and "3.00 ms a frame: mean of 2 waited for" in told
+    assert watching.num_following == 42 - 4 - 2
+    assert f"{(36 * 3 + 34 * 7) / 36:.2f} ms each" in told  # the first of frames that go on was read before
+
+
+def test_the_streaming_demo_ends_with_one_message_on_bad_input():
+    command = [sys.executable, EXAMPLES / "demo_streaming_inference.py", "--video_path", "nowhere.mp4"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=EXAMPLES.parent)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: ") and "nowhere.mp4" in finished.stderr
 
 
 @pytest.mark.parametrize("name", OURS)
