@@ -26,8 +26,8 @@ class Case:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=draw).to(dtype).to(device)
 
-        self.x = normal(1, rows, inputs + 24)[..., 8 : 8 + inputs] * 3  # a slice of a fused product
-        self.weight = normal(2 * outputs, inputs + 4)[:, :inputs] / inputs**0.5  # padded rows
+        self.x = (normal(1, rows, inputs + 24) * 3)[..., 8 : 8 + inputs]  # a slice of a fused product
+        self.weight = (normal(2 * outputs, inputs + 4) / inputs**0.5)[:, :inputs]  # padded rows
         self.norm_weight = 1 + normal(inputs) / 4
         self.bias = normal(2 * outputs)
         self.residual = normal(1, rows, outputs + 3)[..., :outputs]
