@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from infinitevl.errors import CheckpointError
+from infinitevl.model.fused import check_precision, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
 
@@ -54,6 +55,7 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    precision: str | None = None,
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """A model and its processor, ready to answer.
 
@@ -62,13 +64,19 @@ def load(
         dtype: of the weights; by default bfloat16 on a GPU and the folder's own on a CPU (float32 for the
             built-in model, which is faster there).
         device: by default the first GPU if there is one, else the CPU.
+        precision: "int8", "int4" or "fp8" holds the products of the decoder's layers in so few bits, which
+            takes room for one whole layer on the device. Such a model runs, and can neither be trained, nor
+            moved, nor saved. None for full precision.
 
     Raises:
+        InputError: no such precision.
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = str(builtin_folder() if name is None or name == BUILTIN else name)
     is_folder = Path(source).exists()
+    if precision is not None:
+        check_precision(precision)
     _check_folder(source, is_folder)
     try:
         model = InfiniteVLForConditionalGeneration.from_pretrained(
@@ -79,7 +87,11 @@ def load(
         if is_folder and isinstance(error, CheckpointError):
             raise
         raise CheckpointError(_unusable(source, error, is_folder)) from error
-    return model.to(device).eval(), processor
+    if precision is None:
+        model.to(device)
+    else:
+        fuse_onto_(model, device, precision)
+    return model.eval(), processor
 
 
 def builtin_folder() -> Path:

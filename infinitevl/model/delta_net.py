@@ -30,6 +30,8 @@ class CausalConv1d(nn.Module):
 class GatedDeltaNet(Fusable):
     """One Gated DeltaNet layer of the decoder (spec: "Gated DeltaNet layer"; paper, section 3)."""
 
+    lowerable = ("in", "out")
+
     def __init__(self, config: InfiniteVLTextConfig):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_linear_heads

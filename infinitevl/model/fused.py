@@ -3,19 +3,24 @@
 The parameters keep their names, shapes and values and become views of the larger weight, so nothing is held
 twice and a state dict stays what it was. Whatever would part them (a move to another device, a new module in
 the place of a projection) undoes the layout first.
+
+On demand the large weights of the decoder's layers are held in few bits (`precision`): then their parameters
+are hollow, nothing can be undone, and whatever needs their values is refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from infinitevl.errors import InputError
+from infinitevl.model.weights import Hollow
 from infinitevl.ops.backend import choose
 from infinitevl.ops.kernels import TORCH, Kernels
+from infinitevl.ops.quantized import check_precision, quantize
 from infinitevl.ops.trainable import trainable
 
 # Inner widths of feed-forwards are filled up to a multiple of this with zeros: 3420 makes products slow.
@@ -24,10 +29,16 @@ _MULTIPLE = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """What a layer runs on once its weights are laid out: kernels, and weights by name."""
+    """What a layer runs on once its weights are laid out.
+
+    weights: by name. places: where the parameters' memory was then. precision: of the large weights, None for
+    that of the parameters.
+    """
 
     kernels: Kernels
     weights: dict[str, Any]
+    places: tuple[int, ...]
+    precision: str | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.weights[name]
@@ -37,37 +48,72 @@ class Fusable(nn.Module):
     """A layer that can lay out its weights (`_lay_out`) and runs without gradients on the result."""
 
     layout: Layout | None
+    # Names of laid out weights that may be held in few bits.
+    lowerable: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.__dict__["layout"] = None
         self.kernels = TORCH
 
-    def fuse_(self, kernels: Kernels) -> None:
-        """Lay the weights out anew and run on `kernels` from here on, where no gradient is recorded."""
-        self.unfuse_()
-        self.__dict__["layout"] = Layout(kernels, self._lay_out())
+    def fuse_(self, kernels: Kernels, precision: str | None = None) -> None:
+        """Run on `kernels` from here on, where no gradient is recorded, with the weights laid out.
+
+        Weights that already are stay where they are: captured graphs read them there.
+        """
+        layout = self.layout
+        if layout is None or layout.places != _places(self):
+            self.unfuse_()
+            layout = Layout(kernels, self._lay_out(), _places(self))
+        if precision is not None and layout.precision is None and self.lowerable:
+            layout = _lowered(self, layout, precision)
+        self.__dict__["layout"] = replace(layout, kernels=kernels)
 
     def unfuse_(self) -> None:
-        """Give every parameter memory of its own again."""
+        """Give every parameter memory of its own again.
+
+        Raises:
+            InputError: the weights are held in few bits.
+        """
         if self.layout is None:
             return
+        self.check_whole("changed, moved or saved")
         self.__dict__["layout"] = None
         for parameter in self.parameters():
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+    def check_whole(self, what: str) -> None:
+        """Raise InputError, saying what cannot be done, where weights are held in few bits."""
+        if self.layout is not None and self.layout.precision is not None:
+            raise InputError(
+                f"the weights of this model are held in {self.layout.precision}, in which they cannot be "
+                f"{what}. Load the model again, in full precision, for that."
+            )
 
     def _lay_out(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def _fast(self) -> Layout | None:
         """The layout, unless gradients are wanted, which the single parameters must receive."""
-        return None if torch.is_grad_enabled() else self.layout
+        if torch.is_grad_enabled():
+            self.check_whole("trained (to run it, use torch.no_grad())")
+            return None
+        return self.layout
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.unfuse_()
         return super()._apply(fn, recurse)
 
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.check_whole("saved")
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.check_whole("changed")
+        super()._load_from_state_dict(*args)
+
     def __getstate__(self) -> dict[str, Any]:
+        self.check_whole("copied")
         return {**self.__dict__, "layout": None}  # a copy's parameters are views of nothing
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -76,28 +122,66 @@ class Fusable(nn.Module):
         super().__setattr__(name, value)
 
 
-def fuse_(model: nn.Module, kernels: Kernels | None = None) -> Kernels:
+def fuse_(model: nn.Module, kernels: Kernels | None = None, precision: str | None = None) -> Kernels:
     """Lay out every layer of `model` that can be, for `kernels` (default: the best of its device).
+
+    Args:
+        precision: hold the large weights of the decoder's layers in "int8", "int4" or "fp8" (see
+            `ops.quantized`), for good; None leaves them in the precision that they have.
 
     Returns:
         The kernels.
 
     Raises:
-        InputError: a projection was replaced (an adapter, say): merge it first.
+        InputError: a projection was replaced (an adapter, say): merge it first. Or a precision that does not
+            exist, or comes too late: the model is laid out in another one.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, Fusable)]
+    layers = fusable(model)
     for layer in layers:
         _check_plain(layer)
+    if precision is not None:
+        check_precision(precision)
+        _check_free(model, precision)
     chosen = choose(next(model.parameters()).device) if kernels is None else kernels
     for layer in layers:
-        layer.fuse_(chosen)
+        layer.fuse_(chosen, precision)
     return chosen
+
+
+def fuse_onto_(model: nn.Module, device: torch.device, precision: str) -> Kernels:
+    """Move `model` to `device` in lower precision, as `fuse_` has it; one layer at most is there in full."""
+    check_precision(precision)
+    lowerable = [layer for layer in fusable(model) if layer.lowerable]
+    kept = {id(parameter) for layer in lowerable for parameter in layer.parameters()}
+    model._apply(lambda tensor: tensor if id(tensor) in kept else tensor.to(device))
+    kernels = choose(device)
+    for layer in lowerable:
+        layer.to(device)
+        layer.fuse_(kernels, precision)
+    return fuse_(model, kernels, precision)
+
+
+def unfuse_(model: nn.Module) -> None:
+    """Undo `fuse_`: InputError where weights are held in few bits."""
+    for layer in fusable(model):
+        layer.unfuse_()
+
+
+def fusable(model: nn.Module) -> list[Fusable]:
+    """The layers of `model` whose weights can be laid out."""
+    return [layer for layer in model.modules() if isinstance(layer, Fusable)]
+
+
+def precision_of(model: nn.Module) -> str | None:
+    """What the large weights are held in; None for the precision that they were loaded in."""
+    layouts = (layer.layout for layer in fusable(model))
+    return next((layout.precision for layout in layouts if layout and layout.precision), None)
 
 
 @contextmanager
 def training_kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within it the single projections run on kernels that train fast, with inner products in `dtype`."""
-    layers = [layer for layer in model.modules() if isinstance(layer, Fusable)]
+    layers = fusable(model)
     before = [layer.kernels for layer in layers]
     for layer in layers:
         layer.kernels = trainable(dtype)
@@ -110,19 +194,66 @@ def training_kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
-    """Within it every parameter has memory of its own; afterwards layouts are as they were."""
-    fused = [
-        (layer, layer.layout)
-        for layer in model.modules()
-        if isinstance(layer, Fusable) and layer.layout is not None
-    ]
-    for layer, _ in fused:
-        layer.unfuse_()
+    """Within it every parameter has memory of its own, on the host; afterwards all lies where it did.
+
+    Raises:
+        InputError: weights are held in few bits.
+    """
+    layers = [layer for layer in fusable(model) if layer.layout is not None]
+    for layer in layers:
+        layer.check_whole("saved")
+    layouts = [layer.layout for layer in layers]
+    views = {parameter: parameter.data for layer in layers for parameter in layer.parameters()}
+    for layer in layers:
+        layer.__dict__["layout"] = None
+    for parameter, view in views.items():
+        parameter.data = view.to("cpu", copy=True, memory_format=torch.contiguous_format)
     try:
         yield
     finally:
-        for layer, layout in fused:
-            layer.fuse_(layout.kernels)
+        for parameter, view in views.items():
+            parameter.data = view
+        for layer, layout in zip(layers, layouts, strict=True):
+            layer.__dict__["layout"] = layout
+
+
+def _places(layer: nn.Module) -> tuple[int, ...]:
+    return tuple(parameter.data_ptr() for parameter in layer.parameters())
+
+
+def _lowered(layer: Fusable, layout: Layout, precision: str) -> Layout:
+    """The layout with the layer's large weights in few bits, and their parameters hollow."""
+    weights = dict(layout.weights)
+    for name in layer.lowerable:
+        _hollow_out(layer, weights[name])
+        weights[name] = quantize(weights[name], precision)
+    return Layout(layout.kernels, weights, _places(layer), precision)
+
+
+def _hollow_out(layer: nn.Module, weight: Tensor) -> None:
+    """Let go of every parameter that lies in `weight`."""
+    memory = range(weight.data_ptr(), weight.data_ptr() + weight.nbytes)
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.data_ptr() in memory:
+                setattr(module, name, Hollow.of(parameter))
+
+
+def _check_free(model: nn.Module, precision: str) -> None:
+    """See that the weights can still be held in `precision`, and lie where that can be done."""
+    places = {str(parameter.device) for parameter in model.parameters()}
+    if len(places) > 1 or "meta" in places:
+        raise InputError(
+            f"{precision} needs all weights on one device, and they are on {', '.join(sorted(places))}. Load "
+            "the model without a device map."
+        )
+    for layer in fusable(model):
+        held = layer.layout.precision if layer.layout is not None else precision
+        if layer.lowerable and held != precision:
+            raise InputError(
+                f"{precision} was asked for, but this model already runs in {held or 'full precision'}. Load "
+                "it again to run it in another precision."
+            )
 
 
 def _check_plain(layer: nn.Module) -> None:

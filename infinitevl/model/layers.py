@@ -37,10 +37,15 @@ class GatedRMSNorm(RMSNorm):
 
 
 class GatedMLP(Fusable):
-    """A norm, SwiGLU and the residual: x + down(SiLU(gate(norm x)) * up(norm x))."""
+    """A norm, SwiGLU and the residual: x + down(SiLU(gate(norm x)) * up(norm x)).
 
-    def __init__(self, width: int, inner_width: int, bias: bool):
+    Args:
+        can_lower: whether its weights may be held in few bits.
+    """
+
+    def __init__(self, width: int, inner_width: int, bias: bool, can_lower: bool = False):
         super().__init__()
+        self.lowerable = ("gate_up", "down") if can_lower else ()
         self.gate_proj = nn.Linear(width, inner_width, bias=bias)
         self.up_proj = nn.Linear(width, inner_width, bias=bias)
         self.down_proj = nn.Linear(inner_width, width, bias=bias)

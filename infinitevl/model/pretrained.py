@@ -1,17 +1,18 @@
 """What transformers needs to know about every part of an InfiniteVL: start, load, save."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from infinitevl.config import InfiniteVLConfig, check_attention
 from infinitevl.model.decoder import RotaryEmbedding
 from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
-from infinitevl.model.fused import unfused
+from infinitevl.model.fused import fusable, unfused
 from infinitevl.model.layers import RMSNorm
 from infinitevl.model.weights import PREFIX_MAPPING, check_loading, loading_errors, write_model_card
 
@@ -77,6 +78,11 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
         if strict:
             check_loading(name, info)
         return (model, info) if wants_info else model
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for layer in fusable(self):
+            layer.check_whole("moved")  # before anything else has been
+        return super()._apply(fn, recurse)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,8 @@ def check_loading(name: str | os.PathLike[str], info: dict[str, Any]) -> None:
 def fingerprint(model: nn.Module, config: InfiniteVLConfig) -> str:
     """What tells one model from another: its sizes and a sample of every weight.
 
-    The same for weights in float32 and for these weights rounded to bfloat16, wherever accelerate keeps them.
+    The same for weights in float32 and for these weights rounded to bfloat16, wherever accelerate keeps them,
+    and for products in lower precision: a state may go on in another one.
     Float16 has no room for the smallest weights of a bfloat16 checkpoint, so it makes another model.
 
     Returns:
@@ -147,7 +149,25 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, weight
 
 
+class Hollow(nn.Parameter):
+    """A weight whose values are held elsewhere in few bits: of its own it has a shape and a sample.
+
+    Whoever reads it in spite of that reads NaN.
+    """
+
+    sample: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Hollow":
+        """What stays of `weight` [...]."""
+        hollow = cls(weight.detach().new_full((), math.nan).expand(weight.shape), requires_grad=False)
+        hollow.sample = _sample(weight)
+        return hollow
+
+
 def _sample(weight: Tensor) -> Tensor:
+    if isinstance(weight, Hollow):
+        return weight.sample
     flat = weight.detach().flatten()
     return flat[sample_indices(flat.numel()).to(flat.device)].to(torch.bfloat16).cpu().view(torch.int16)
 

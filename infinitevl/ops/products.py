@@ -1,41 +1,42 @@
 """Matrix products with the point-wise work around them: norms before, gates and residuals after.
 
-Weights are those of `nn.Linear`, [outputs, inputs]; x is [..., inputs].
+Weights are those of `nn.Linear`, [outputs, inputs], or stand for one in few bits; x is [..., inputs].
 """
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.ops.norm import gated_rms_norm, rms_norm
+from infinitevl.ops.quantized import Weight, dense
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """The product alone."""
-    return F.linear(x, weight, bias)
+    return F.linear(x, dense(weight), bias)
 
 
 def norm_linear(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> Tensor:
     """The product of rms_norm(x)."""
-    return F.linear(rms_norm(x, norm_weight, eps), weight, bias)
+    return F.linear(rms_norm(x, norm_weight, eps), dense(weight), bias)
 
 
 def norm_swiglu(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> Tensor:
     """SiLU(gate) * up of rms_norm(x); weight holds the rows of the gate, then as many of up."""
-    gate, up = F.linear(rms_norm(x, norm_weight, eps), weight, bias).chunk(2, dim=-1)
+    gate, up = F.linear(rms_norm(x, norm_weight, eps), dense(weight), bias).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def linear_add(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    """residual + the product."""
-    return residual + F.linear(x, weight, bias)
+def linear_add(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+    """residual + the product; other kernels may put the result where the residual was."""
+    return residual + F.linear(x, dense(weight), bias)
 
 
 def gated_norm_linear_add(
-    out: Tensor, gate: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, residual: Tensor
+    out: Tensor, gate: Tensor, norm_weight: Tensor, eps: float, weight: Weight, residual: Tensor
 ) -> Tensor:
     """residual + the product of rms_norm(out) * SiLU(gate), normalised head by head.
 
@@ -43,4 +44,4 @@ def gated_norm_linear_add(
         out: [B, T, H, V]. gate: [B, T, H V]. norm_weight: [V]. residual: [B, T, outputs].
     """
     normed = gated_rms_norm(out, gate.unflatten(-1, out.shape[-2:]), norm_weight, eps)
-    return residual + F.linear(normed.flatten(2), weight)
+    return residual + F.linear(normed.flatten(2), dense(weight))

@@ -133,3 +133,21 @@ def test_rows_of_a_larger_state_read_like_a_state_of_their_own(model, one_token)
     for name, tensor in alone.tensors().items():
         assert torch.allclose(picked.tensors()[name], tensor, atol=1e-6), name
     assert not any(tensor.any() for row in (0, 2, 4) for tensor in whole.row(row).tensors().values())
+
+
+def test_laying_out_again_and_saving_leave_weights_where_captured_graphs_read_them(fused, tmp_path):
+    mlp = fused.model.language_model.layers[0].mlp
+    weights, before = dict(mlp.layout.weights), read(fused)
+    fuse_(fused, TORCH)
+    fused.save_pretrained(tmp_path)
+    assert all(mlp.layout[name] is weight for name, weight in weights.items())
+    assert mlp.up_proj.weight.untyped_storage().data_ptr() == weights["gate_up"].untyped_storage().data_ptr()
+    assert torch.equal(read(fused), before)
+
+
+def test_parameters_that_were_replaced_are_laid_out_anew(model, fused):
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.up_proj.weight.mul_(3)
+    fused.load_state_dict(model.state_dict(), assign=True)
+    fuse_(fused, TORCH)
+    assert relative_error(read(fused), read(model)) < 1e-5
