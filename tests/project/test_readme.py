@@ -93,11 +93,12 @@ def test_python_in_the_pages_uses_names_that_exist(page: Path) -> None:
                 assert not missing, f"{page.name} imports {missing}"
 
 
-def test_the_program_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_programs_in_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, together = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     Image.new("RGB", (160, 120), "red").save(tmp_path / "sign.png")
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "README.md", "exec"), {})
+    for program in (alone, together):
+        exec(compile(program, "README.md", "exec"), {})
     assert (tmp_path / "stream.safetensors").is_file()
 
 
