@@ -7,6 +7,7 @@ from infinitevl.bench.bench import Bench, warm_up
 from infinitevl.bench.clock import Timing, measure, measure_period
 from infinitevl.bench.ours import Decoding, capture
 from infinitevl.bench.peer import EagerPeer, GraphedPeer
+from infinitevl.bench.precision import lower_
 from infinitevl.bench.record import EAGER, GRAPHED
 
 CONTEXTS = (1024, 4096, 16384, 61440, 131072, 262144, 368640, 409600, 1048576)
@@ -17,10 +18,11 @@ PEER_LIMIT = 409600  # tokens; longer ones do not change the picture
 def run(bench: Bench, contexts: Sequence[int], answers: Sequence[int]) -> None:
     """Ours at every context, several answers together at full windows, then the Transformer."""
     model, processor = bench.model()
-    _one_answer(bench, model, processor, contexts)
+    quality = _lowered(bench, model)
+    _one_answer(bench, model, processor, contexts, quality)
     for count in answers:
         bench.clear()
-        _together(bench, model, processor, count)
+        _together(bench, model, processor, count, quality)
     del model, processor
     bench.clear()
     if bench.options.peer:
@@ -31,18 +33,31 @@ def run(bench: Bench, contexts: Sequence[int], answers: Sequence[int]) -> None:
                 _graphed(bench, peer, context)
 
 
-def _one_answer(bench: Bench, model: Any, processor: Any, contexts: Sequence[int]) -> None:
+def _lowered(bench: Bench, model: Any) -> dict[str, Any]:
+    """What stands in the lines of a model in lower precision; nothing in full."""
+    precision = bench.options.precision
+    if precision is None:
+        return {}
+    fidelity = lower_(model, precision)
+    bench.clear()
+    error, agreement = round(fidelity.error, 5), round(fidelity.agreement, 4)
+    return {"precision": precision, "logits_error": error, "same_token": agreement}
+
+
+def _one_answer(
+    bench: Bench, model: Any, processor: Any, contexts: Sequence[int], quality: dict[str, Any]
+) -> None:
     decoding = Decoding(model, processor)
     for context in sorted(contexts):
         decoding.read_to(context)
-        bench.time("token", _step_time(bench, decoding), context=context, answers=1)
+        bench.time("token", _step_time(bench, decoding), context=context, answers=1, **quality)
 
 
-def _together(bench: Bench, model: Any, processor: Any, count: int) -> None:
+def _together(bench: Bench, model: Any, processor: Any, count: int, quality: dict[str, Any]) -> None:
     context = 2 * model.config.text_config.sliding_window
     decoding = Decoding(model, processor, num_answers=count)
     decoding.read_to(context)
-    bench.time("token", _step_time(bench, decoding), context=context, answers=count)
+    bench.time("token", _step_time(bench, decoding), context=context, answers=count, **quality)
 
 
 def _step_time(bench: Bench, decoding: Decoding) -> Timing:

@@ -14,6 +14,8 @@ from infinitevl.cli.command import (
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
+    Precision,
+    PrecisionOption,
     ReportOption,
     TemperatureOption,
     command,
@@ -57,11 +59,20 @@ def demo(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
+    precision: PrecisionOption = Precision.full,
 ) -> None:
     """Stream composed frames past the window many times, and hold the answers against the truth."""
     from infinitevl.cli.demo import run_demo
 
-    run_demo(frames, as_json=json, report=report, model=model, device=device, dtype=dtype.value)
+    run_demo(
+        frames,
+        as_json=json,
+        report=report,
+        model=model,
+        device=device,
+        dtype=dtype.value,
+        precision=precision.value,
+    )
 
 
 @command(app)
@@ -81,13 +92,23 @@ def chat(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
+    precision: PrecisionOption = Precision.full,
 ) -> None:
     """Talk about pictures and videos: /image PATH, /video PATH, /reset, /quit."""
     from infinitevl.cli.chat import run_chat
 
     attached = [("image", path) for path in image or []] + [("video", path) for path in video or []]
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    run_chat(attached, prompt, sampling, as_json=json, model=model, device=device, dtype=dtype.value)
+    run_chat(
+        attached,
+        prompt,
+        sampling,
+        as_json=json,
+        model=model,
+        device=device,
+        dtype=dtype.value,
+        precision=precision.value,
+    )
 
 
 @command(app)
@@ -136,6 +157,7 @@ def watch(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
+    precision: PrecisionOption = Precision.full,
 ) -> None:
     """Watch a source and answer at a time, at any time (type while it watches), and at the end."""
     from infinitevl.cli.watch import WatchOptions, run_watch
@@ -159,6 +181,7 @@ def watch(
         model=model,
         device=device,
         dtype=dtype.value,
+        precision=precision.value,
     )
 
 

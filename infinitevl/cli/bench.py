@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infinitevl.cli.command import DeviceOption, Dtype, FrameMode, check_device, check_folder, command
+from infinitevl.cli.command import (
+    DeviceOption,
+    Dtype,
+    FrameMode,
+    Precision,
+    PrecisionOption,
+    check_device,
+    check_folder,
+    command,
+)
 
 if TYPE_CHECKING:
     from infinitevl.bench.bench import Bench
@@ -85,9 +94,14 @@ def decode(
     peer: PeerOption = None,
     out: OutOption = None,
     commit: CommitOption = None,
+    precision: PrecisionOption = Precision.full,
 ) -> None:
-    """Time of a decoded token by context; the Transformer eager and captured in a CUDA graph."""
-    bench = _bench("decode", size, device, dtype, repeats, peer, out, commit)
+    """Time of a decoded token by context; the Transformer eager and captured in a CUDA graph.
+
+    In lower precision our lines say how far logits are from those of full precision, and how often the
+    likeliest token is the same.
+    """
+    bench = _bench("decode", size, device, dtype, repeats, peer, out, commit, precision)
     from infinitevl.bench import decode as benchmark
 
     benchmark.run(
@@ -189,6 +203,7 @@ def _bench(
     peer: bool | None,
     out: str | None,
     commit: str | None,
+    precision: Precision = Precision.full,
 ) -> "Bench":
     """What the options say, checked before anything is built."""
     import torch
@@ -206,7 +221,8 @@ def _bench(
         peer = size.value in PEER_SIZES
     if peer:
         check_peer(size.value)
-    return Bench(name, Options(size.value, device, getattr(torch, chosen), repeats, peer, out, commit))
+    held = None if precision is Precision.full else precision.value
+    return Bench(name, Options(size.value, device, getattr(torch, chosen), repeats, peer, out, commit, held))
 
 
 def _list(option: str, text: str | None, default: "tuple[int, ...]") -> list[int]:

@@ -25,6 +25,15 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Precision(StrEnum):
+    """What the products of the decoder's layers can be held in; full is the number format of the weights."""
+
+    full = "full"
+    int8 = "int8"
+    int4 = "int4"
+    fp8 = "fp8"
+
+
 class FrameMode(StrEnum):
     """How frames reach the model: each as a picture, or two to a temporal patch."""
 
@@ -40,6 +49,9 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ...; default: the best one here.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="Hold the decoder's products in 8 or 4 bits: less memory.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
@@ -89,7 +101,9 @@ def _fail(error: InfiniteVLError) -> None:
     raise typer.Exit(2) from error
 
 
-def load_model(name: str | None, device: str | None, dtype: str) -> tuple[Any, Any]:
+def load_model(
+    name: str | None, device: str | None, dtype: str, precision: str = Precision.full
+) -> tuple[Any, Any]:
     """The model and its processor, as the options of a command name them.
 
     Raises:
@@ -105,7 +119,8 @@ def load_model(name: str | None, device: str | None, dtype: str) -> tuple[Any, A
     if name is None or not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     number_format = None if dtype == "auto" else getattr(torch, dtype)
-    model, processor = load(name, dtype=number_format, device=device)
+    held = None if precision == Precision.full else str(precision)
+    model, processor = load(name, dtype=number_format, device=device, precision=held)
     _choose_threads(model)
     return model, processor
 

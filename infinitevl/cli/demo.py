@@ -18,11 +18,18 @@ from infinitevl.evaluation.streaming import Answered, Event
 
 
 def run_demo(
-    num_frames: int, *, as_json: bool, report: str | None, model: str | None, device: str | None, dtype: str
+    num_frames: int,
+    *,
+    as_json: bool,
+    report: str | None,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    precision: str,
 ) -> None:
     """Stream, ask, mark, and write the page if one was asked for."""
     check_folder(report)
-    network, processor = load_model(model, device, dtype)
+    network, processor = load_model(model, device, dtype, precision)
     config = network.config.text_config
     exam = set_exam(num_frames)
     recorder = Recorder()

@@ -27,9 +27,10 @@ class Quantized:
 
     Attributes:
         data: "int8": int8 [outputs, inputs]. "fp8": float8_e4m3fn [outputs, inputs]. "int4": int32
-            [outputs, groups x J], eight values 0..15 a word, each standing for itself minus 8: bits 4p to
-            4p + 3 of word j of a group are column p J + j of that group of 8 J columns; the last group is
-            filled up.
+            [outputs, groups x J], eight values 0..15 a word, each standing for itself minus 8: in word j of
+            a group of 8 J columns, the four bits from 4p on (p = 0..3) are column 2 (p J + j), and those from
+            4p + 16 on the column after that, so that a shift and a mask bring neighbours into the two halves
+            of a word; the last group is filled up.
         scale: what the values are times. float32 [outputs, 1]; "int4": bfloat16 [outputs, groups].
         kind: one of `KINDS`. shape: (outputs, inputs). dtype: of activations, and of `dequantize()`.
     """
@@ -126,18 +127,19 @@ def _group(inputs: int) -> int:
 
 def _pack(values: Tensor) -> Tensor:
     """0..15 [outputs, groups, columns] -> int32 [outputs, groups x columns / 8]."""
-    parts = values.to(torch.int32).unflatten(2, (_PER_WORD, -1)).unbind(2)
-    words = torch.zeros_like(parts[0])
-    for place, part in enumerate(parts):
-        words |= part << 4 * place
+    parts = values.to(torch.int32).unflatten(2, (_PER_WORD // 2, -1, 2))
+    words = torch.zeros_like(parts[:, :, 0, :, 0])
+    for place in range(_PER_WORD // 2):
+        words |= parts[:, :, place, :, 0] << 4 * place
+        words |= parts[:, :, place, :, 1] << 4 * place + 16
     return words.flatten(1)
 
 
 def _unpack(words: Tensor, num_groups: int) -> Tensor:
     """The inverse, with 8 taken off: -8..7 [outputs, columns]."""
-    grouped = words.unflatten(1, (num_groups, 1, -1))
-    places = 4 * torch.arange(_PER_WORD, dtype=torch.int32, device=words.device)[:, None]
-    return ((grouped >> places & 15) - 8).flatten(1)
+    places = torch.tensor([[4 * place, 4 * place + 16] for place in range(4)], device=words.device)
+    shifted = words.unflatten(1, (num_groups, 1, -1, 1)) >> places[:, None, :].to(torch.int32)
+    return ((shifted & 15) - 8).flatten(1)  # [outputs, groups, 4, J, 2] before
 
 
 _KINDS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"int8": _int8, "int4": _int4, "fp8": _fp8}

@@ -168,6 +168,12 @@ def test_an_unknown_model_is_answered_with_the_nearest_name(clip):
     assert "hustvl/InfiniteVL" in message and "Did you mean" in message
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
+def test_a_model_in_lower_precision_answers(tiny_folder, precision):
+    words = ["--prompt", "hello", "--precision", precision, "--max-new-tokens", "3"]
+    assert len(objects(run("chat", *words, "--model", tiny_folder, "--json"))) == 1
+
+
 @pytest.mark.parametrize(("chosen", "threads"), [(None, 1), ("2", 2)])
 def test_a_small_model_on_a_cpu_takes_one_thread_unless_another_number_was_chosen(
     tiny_folder, monkeypatch, chosen, threads

@@ -6,13 +6,14 @@ from infinitevl.cli import app
 
 COMMON = {"--help", "--debug"}
 MODEL = {"--model", "--device", "--dtype"}
+LOADED = MODEL | {"--precision"}
 ANSWER = {"--max-new-tokens", "--temperature"}
 BENCH = COMMON | {"--size", "--device", "--dtype", "--out", "--commit"}
 FROZEN = {
-    "demo": COMMON | MODEL | {"--frames", "--json", "--report"},
-    "chat": COMMON | MODEL | ANSWER | {"--image", "--video", "--prompt", "--json"},
+    "demo": COMMON | LOADED | {"--frames", "--json", "--report"},
+    "chat": COMMON | LOADED | ANSWER | {"--image", "--video", "--prompt", "--json"},
     "watch": COMMON
-    | MODEL
+    | LOADED
     | ANSWER
     | {"--ask", "--fps", "--live", "--mode", "--keep-turns", "--save-state", "--resume-state", "--max-frames"}
     | {"--report", "--json"},
@@ -20,7 +21,7 @@ FROZEN = {
     "doctor": COMMON | MODEL | {"--json"},
     "bench": {"--help"},
     "bench stream": BENCH | {"--frames", "--mode", "--peer", "--repeats"},
-    "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats"},
+    "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats", "--precision"},
     "bench prefill": BENCH | {"--lengths", "--peer", "--repeats"},
     "bench streams": BENCH | {"--counts", "--mode", "--repeats"},
     "bench fork": BENCH | {"--repeats"},
