@@ -34,7 +34,7 @@ class Runner(Protocol):
 
 
 # Captured sizes of a chunk of text; longer texts are read in pieces of the last.
-CHUNK_SIZES = (16, 64, 128, 512)
+CHUNK_SIZES = (16, 32, 64, 128, 256, 512)
 
 
 class Eager:

@@ -73,7 +73,7 @@ def pick(logits: Tensor, temperature: Tensor, top_p: Tensor, draw: Tensor) -> Te
     heat = temperature.clamp(min=_COLDEST)[:, None]
     ordered, tokens = (logits.float() / heat).softmax(-1).sort(dim=-1, descending=True, stable=True)
     upto = ordered.cumsum(-1)
-    kept = (upto - ordered < top_p[:, None]).sum(-1, keepdim=True)  # the likeliest one always
+    kept = (upto - ordered < top_p[:, None]).sum(-1, keepdim=True).clamp(min=1)  # the likeliest one always
     target = draw[:, None] * upto.gather(-1, kept - 1)
     place = torch.minimum((upto <= target).sum(-1, keepdim=True), kept - 1)
     drawn = tokens.gather(-1, place)[:, 0]

@@ -1,19 +1,22 @@
 """The decoder: layers of three kinds in any order, and one way through them whoever holds the state."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl.config import LINEAR, SLIDING, InfiniteVLTextConfig
 from infinitevl.model.delta_net import GatedDeltaNet
+from infinitevl.model.fused import Fusable
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.model.window_attention import WindowAttention
-from infinitevl.ops.rotary import phase_steps, rotary_angles, section_axes
+from infinitevl.ops.rotary import phase_steps, section_axes
 from infinitevl.ops.rows import read_rows
 from infinitevl.state import LayerState, StreamState
 
 
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding(Fusable):
     """Angles of the three position axes for every attention layer."""
 
     steps: Tensor
@@ -34,7 +37,12 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [3, B, T] -> cos, sin: float32 [B, T, D]."""
-        return rotary_angles(position_ids, self.steps, self.axes)
+        fast = self._fast()
+        kernels = self.kernels if fast is None else fast.kernels
+        return kernels.rotary_angles(position_ids, self.steps, self.axes)
+
+    def _lay_out(self) -> dict[str, Any]:
+        return {}
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -106,7 +114,9 @@ class Decoder(nn.Module):
         Raises:
             StateError: a full-attention layer has no room left.
         """
-        x, length = inputs_embeds, None
+        # Without gradients a layer may put its result where its input was; the caller's stays as it is.
+        kept = (lambda tensor: tensor) if torch.is_grad_enabled() else torch.clone
+        x, length = kept(inputs_embeds), None
         if state is not None:
             if rows is None:
                 state.check_room(x.shape[1] if num_valid is None else num_valid)
@@ -114,7 +124,7 @@ class Decoder(nn.Module):
         cos, sin = self.rotary(position_ids)
         for index, layer in enumerate(self.layers):
             if hidden_states is not None:
-                hidden_states.append(x)
+                hidden_states.append(kept(x))
             layer_state = None if state is None else state.layers[index]
             x = layer(x, cos, sin, layer_state, length, num_valid, one_token, rows)
         if state is not None:

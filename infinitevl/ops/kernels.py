@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infinitevl.ops import delta_net, norm, products, vision, window
+from infinitevl.ops import delta_net, norm, products, rotary, vision, window
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Kernels:
     window_chunk_: Callable = window.window_chunk_
     window_step_: Callable = window.window_step_
     vision_attention: Callable = vision.vision_attention
+    rotary_angles: Callable = rotary.rotary_angles
     rms_norm: Callable = norm.rms_norm
     linear: Callable = products.linear
     norm_linear: Callable = products.norm_linear

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # 50 digits: pi in float64 would limit a step to 53 of its 64 bits.
 _PI = Fraction("3.14159265358979323846264338327950288419716939937510")
-_RADIANS_PER_STEP = float(2 * _PI / 2**64)
+RADIANS_PER_STEP = float(2 * _PI / 2**64)
 
 
 def phase_steps(head_dim: int, theta: float) -> Tensor:
@@ -45,7 +45,7 @@ def rotary_angles(position_ids: Tensor, steps: Tensor, axes: Tensor) -> tuple[Te
         cos, sin: float32 [B, T, D], the first half repeated in the second.
     """
     positions = position_ids.permute(1, 2, 0)[..., axes]  # [B, T, D / 2]
-    angles = (positions * steps).to(torch.float32) * _RADIANS_PER_STEP
+    angles = (positions * steps).to(torch.float32) * RADIANS_PER_STEP
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 

@@ -72,7 +72,8 @@ def prepare(
     )
     _prepare[(num_chunks, heads * (1 + triton.cdiv(value_width, block_v)), batch)](
         mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid, *chunks[:4],
-        length, *mixed.stride()[:2], *a.stride(), *b.stride(), tail.stride(0),
+        memory.new_empty(*place, SIZE, SIZE), length,
+        *mixed.stride()[:2], *a.stride(), *b.stride(), tail.stride(0),
         H=heads, K=key_width, V=value_width, W=taps.shape[1], BK=wide_k, WIDE_V=wide_v, SIZE=SIZE,
         PRECISION=chunks.precision, EARLY=early, BV=block_v, num_warps=num_warps, launch_pdl=early,
     )  # fmt: skip
@@ -81,8 +82,8 @@ def prepare(
 
 @triton.jit(do_not_specialize=["T"])
 def _prepare(
-    mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid, keys, values, squares, scales, T, mixed_row,
-    mixed_token, a_row, a_token, a_head, b_row, b_token, b_head, tail_row,
+    mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid, keys, values, squares, scales, work, T,
+    mixed_row, mixed_token, a_row, a_token, a_head, b_row, b_token, b_head, tail_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
     BV: tl.constexpr,
@@ -120,16 +121,15 @@ def _prepare(
         # computed once more.
         tl.debug_barrier()
         q, k = tl.load(q_place), tl.load(k_place)
-        _relate(q, k, log_decay, beta, squares, scales, place, K, SIZE, PRECISION)
+        _relate(q, k, log_decay, beta, squares, scales, work, place, K, SIZE, PRECISION)
     else:
         blocks: tl.constexpr = (V + BV - 1) // BV
         head, block = (part - H) // blocks, (part - H) % blocks
-        place = (batch.to(tl.int64) * H + head) * num_chunks + chunk
-        width = block * BV + tl.arange(0, BV)
-        channel = 2 * H * K + head * V + width
-        v = _conv_silu(mixed, tail, taps, channel, width < V, first, T, mixed_token, C, W, SIZE)
-        inside = tl.arange(0, SIZE)[:, None] * WIDE_V + width[None, :]
-        tl.store(values + place * SIZE * WIDE_V + inside, v)
+        values += ((batch.to(tl.int64) * H + head) * num_chunks + chunk) * SIZE * WIDE_V
+        column = block * BV + tl.arange(0, BV)
+        v_channel = 2 * H * K + head * V + column
+        v = _conv_silu(mixed, tail, taps, v_channel, column < V, first, T, mixed_token, C, W, SIZE)
+        tl.store(values + tl.arange(0, SIZE)[:, None] * WIDE_V + column[None, :], v)
 
 
 @triton.jit
@@ -152,7 +152,7 @@ def _conv_silu(
 
 @triton.jit
 def _relate(
-    q, k, log_decay, beta, squares, scales, place,
+    q, k, log_decay, beta, squares, scales, work, place,
     K: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Store how the tokens of a chunk meet each other and the memory before it; q, k [SIZE, K] not normed.
@@ -178,7 +178,12 @@ def _relate(
     _store_split(squares + parts * SIZE * SIZE + square, inner, SIZE * SIZE, PRECISION)
     met = product(k, tl.trans(k), zero, PRECISION) * decay * (norm_k * beta)[:, None] * norm_k[None, :]
     met = tl.where(token[:, None] > token[None, :], met, 0.0)
-    _store_split(squares + square, _inverse(met, SIZE, PRECISION) * beta[None, :], SIZE * SIZE, PRECISION)
+    work += place * SIZE * SIZE
+    tl.store(work + square, met)
+    tl.debug_barrier()
+    _invert_(work, SIZE, PRECISION)
+    solved = tl.load(work + square) * beta[None, :]
+    _store_split(squares + square, solved, SIZE * SIZE, PRECISION)
     scales += place * 4 * SIZE + token
     start = tl.exp(high)
     tl.store(scales, start * norm_q)
@@ -188,21 +193,37 @@ def _relate(
 
 
 @triton.jit
-def _inverse(strict, SIZE: tl.constexpr, PRECISION: tl.constexpr):
-    """Inverse of 1 + strict (strictly lower triangular [64, 64]), merged from blocks of 2, 4, .. 64.
+def _invert_(square, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """In place, [64, 64] float32 at `square`: of a strictly lower triangular A the inverse of 1 + A.
 
-    Every entry of every step is bounded by what one key may recall of another (at most 1), however alike the
-    keys are; powers of `strict` would not be.
+    Blocks of 16 on the diagonal by substitution, then merged in pairs. Every entry of every step is bounded
+    by what one key may recall of another (at most 1), however alike the keys are; powers of A would not be.
+    Blocks travel through memory: kept in registers, in products of 64 x 64, they came out wrong (triton 3.6).
     """
-    row, column = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
-    solved = tl.where(row == column, 1.0, 0.0) - tl.where(row // 2 == column // 2, strict, 0.0)
-    zero = tl.zeros((SIZE, SIZE), tl.float32)
-    for level in tl.static_range(1, 6):
-        block = 2**level
-        below = (row // block == column // block + 1) & (row // (2 * block) == column // (2 * block))
-        met = _wide_squares(tl.where(below, strict, 0.0), solved, zero, PRECISION)
-        solved = _wide_squares(-solved, met, solved, PRECISION)
-    return solved
+    BLOCK: tl.constexpr = 16
+    block = tl.arange(0, SIZE // BLOCK)[:, None, None] * BLOCK
+    row, column = tl.arange(0, BLOCK)[None, :, None], tl.arange(0, BLOCK)[None, None, :]
+    diagonal = square + (block + row) * SIZE + block + column
+    strict = tl.load(diagonal)  # [4, 16, 16]
+    solved = tl.where(row == column, 1.0, 0.0) + tl.zeros_like(strict)
+    for line in tl.static_range(1, BLOCK):
+        met = tl.sum(tl.where(row == line, strict, 0.0), 1)  # [4, 16]
+        recalled = tl.sum(met[:, :, None] * solved, 1)
+        solved = tl.where(row == line, solved - recalled[:, None, :], solved)
+    tl.store(diagonal, solved)
+    tl.debug_barrier()
+    for level in tl.static_range(2):
+        width: tl.constexpr = BLOCK * 2**level
+        part = tl.arange(0, width)[:, None] * SIZE + tl.arange(0, width)[None, :]
+        zero = tl.zeros((width, width), tl.float32)
+        for start in tl.static_range(0, SIZE, 2 * width):
+            upper = square + start * (SIZE + 1) + part
+            corner = upper + width * SIZE
+            met = _wide_squares(tl.load(corner), tl.load(upper), zero, PRECISION)
+            found = _wide_squares(tl.load(upper + width * (SIZE + 1)), met, zero, PRECISION)
+            tl.debug_barrier()
+            tl.store(corner, -found)
+        tl.debug_barrier()
 
 
 @triton.jit

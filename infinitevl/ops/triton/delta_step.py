@@ -18,7 +18,7 @@ class StepTuning:
     """How the work is cut: value columns of one program, and its warps."""
 
     block_v: int = 32
-    warps: int = 4
+    warps: int = 2
 
 
 def delta_net_step_(
@@ -38,7 +38,7 @@ def delta_net_step_(
     assert mixed.shape[1] == 1, "one token at a time"
     batch = mixed.shape[0]
     _, heads, key_width, value_width = memory.shape
-    tuning = tuning or StepTuning()
+    tuning = tuning or (StepTuning(16, 2) if batch < 4 else StepTuning())
     block_v = min(tuning.block_v, triton.next_power_of_2(value_width))
     num_blocks = triton.cdiv(value_width, block_v)
     out = memory.new_empty(batch, 1, heads, value_width)

@@ -85,11 +85,13 @@ class Product:
 
 def matvec_tile(product: Product) -> Tile:
     """Measured on an H200: a full row of 2048 at once, and enough programs for every multiprocessor."""
-    block_k = min(triton.next_power_of_2(product.inputs), 1024 if product.inputs > 4096 else 2048)
+    block_k = min(triton.next_power_of_2(product.inputs), 2048)
     if product.gate is not None:
         block_k = max(block_k, triton.next_power_of_2(product.x.shape[-1]))
-    block_n = 2 if product.swiglu or product.num_rows > 1 else 4
-    return Tile(block_n, block_k, 4)
+        return Tile(8, block_k, 8) if product.num_rows == 1 else Tile(2, block_k, 4)
+    if product.inputs > 4096:
+        return Tile(1, block_k, 4) if product.num_rows == 1 else Tile(4, block_k // 2, 4, max_registers=128)
+    return Tile(2 if product.swiglu or product.num_rows > 1 else 4, block_k, 4)
 
 
 def matvec(product: Product) -> Tensor:

@@ -43,6 +43,15 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return y
 
 
+def add_bias_(x: Tensor, bias: Tensor) -> None:
+    """Add bias [width] to each row of x [rows, width], in place."""
+    rows, width = x.shape
+    block, early = min(triton.next_power_of_2(width), _SWIGLU_BLOCK), launches_early(x)
+    _add_bias_kernel[(rows, triton.cdiv(width, block))](
+        x, bias, x.stride(0), width, block, early, num_warps=_num_warps(block), launch_pdl=early
+    )
+
+
 def gated_rms_norm(out: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     """rms_norm(out) * SiLU(gate), normalised head by head.
 
@@ -101,6 +110,22 @@ def _swiglu_kernel(
     up = tl.load(x_ptr + row * x_stride + WIDTH + i, mask=i < WIDTH, other=0).to(tl.float32)
     y = gate * tl.sigmoid(gate) * up
     tl.store(y_ptr + row * WIDTH + i, y.to(y_ptr.dtype.element_ty), mask=i < WIDTH)
+
+
+@triton.jit
+def _add_bias_kernel(
+    x_ptr, bias_ptr, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
+    """A block of one row a program."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    bias = tl.load(bias_ptr + i, mask=i < WIDTH, other=0).to(tl.float32)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    x_ptr += row * x_stride + i
+    x = tl.load(x_ptr, mask=i < WIDTH, other=0).to(tl.float32)
+    tl.store(x_ptr, (x + bias).to(x_ptr.dtype.element_ty), mask=i < WIDTH)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """The Triton kernels as a table; importing it imports triton."""
 
 from infinitevl.ops.kernels import Kernels
-from infinitevl.ops.triton import delta_net, pointwise, products, vision, window
+from infinitevl.ops.triton import delta_net, pointwise, products, rotary, vision, window
 
 TRITON = Kernels(
     "triton",
@@ -10,6 +10,7 @@ TRITON = Kernels(
     window_chunk_=window.window_chunk_,
     window_step_=window.window_step_,
     vision_attention=vision.vision_attention,
+    rotary_angles=rotary.rotary_angles,
     rms_norm=pointwise.rms_norm,
     linear=products.linear,
     norm_linear=products.norm_linear,

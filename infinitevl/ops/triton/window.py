@@ -159,10 +159,10 @@ def chunk_tiles(q: Tensor, k: Tensor, keys: Tensor) -> Tiles:
 
 
 def step_tiles(q: Tensor, keys: Tensor) -> Tiles:
-    """How `window_step_` divides its work: about four programs a multiprocessor, none below 128 keys."""
+    """How `window_step_` divides its work: about two programs a multiprocessor, none below 128 keys."""
     kv_heads, slots, dim = keys.shape[1:]
     block = 64 if q.element_size() == 2 and dim <= 128 else 32
-    splits = min(4 * num_programs(q) // (q.shape[0] * kv_heads), triton.cdiv(slots, 128))
+    splits = min(2 * num_programs(q) // (q.shape[0] * kv_heads), triton.cdiv(slots, 128))
     return Tiles(1, block, max(1, splits), 4, 3)
 
 

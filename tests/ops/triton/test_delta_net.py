@@ -242,3 +242,24 @@ def test_a_replayed_graph_continues_bit_for_bit(length, dtype, monkeypatch):
         states += [(out, eager.memory, eager.tail), (again, replayed.memory, replayed.tail)]
     for other in states[1:]:
         assert all(torch.equal(x, y) for x, y in zip(states[0], other, strict=True))
+
+
+def test_alike_keys_and_slow_decay_do_not_let_the_memory_grow(device):
+    """A stream of similar frames: an inverse that is off by a little would feed the memory with itself."""
+    torch.manual_seed(0)
+    heads, key, value, length = 2, 128, 32, 256
+    channels = heads * (2 * key + value)
+    mixed = (torch.rand(1, 1, channels) * 2 + 0.5 * torch.randn(1, length, channels)).bfloat16()
+    a, b = torch.randn(1, length, heads).bfloat16(), torch.randn(1, length, heads).bfloat16()
+    taps = torch.zeros(channels, 4)
+    taps[:, -1] = 1
+    rest = taps.bfloat16(), torch.zeros(heads).bfloat16(), torch.full((heads,), -6.9).bfloat16()
+    inputs = [x.to(device) for x in (mixed, a, b, *rest)]
+    wide = [x.double() for x in inputs]
+    memory = torch.zeros(1, heads, key, value, device=device)
+    tail = torch.zeros(1, 3, channels, dtype=torch.bfloat16, device=device)
+    wanted, wide_tail = memory.double(), tail.double()
+    for _ in range(3):
+        delta_net_chunk_(*inputs, memory, tail)
+        definition.delta_net_chunk_(*wide, wanted, wide_tail)
+    assert relative_error(memory, wanted) < 0.02

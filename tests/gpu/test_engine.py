@@ -1,0 +1,162 @@
+"""The captured engine: replay equals eager, bit for bit, and streams do not feel each other."""
+
+import pytest
+import torch
+from PIL import Image
+
+from infinitevl.engine.engine import Engine
+from infinitevl.engine.running import Captured
+from infinitevl.engine.session import StreamSession, observe_together
+from tests.engine.streams import snapshot, unchanged
+from tests.engine.test_engine import *  # noqa: F403 (the same tests, with the model on the GPU)
+from tests.support import random_frame, relative_error, small_model, tiny_model, tiny_processor
+
+pytestmark = pytest.mark.gpu
+
+MODES = ("image", "video")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_model().cuda()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 499
+    return model
+
+
+@pytest.fixture
+def processor():
+    return tiny_processor()
+
+
+def pair(model, processor, **kwargs):
+    """Two sessions that have seen nothing: one replays, one runs every step anew."""
+    return [
+        StreamSession.on(Engine(model, processor, num_slots=2, replay=replay, **kwargs))
+        for replay in (True, False)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES)
+def test_replay_equals_eager_before_the_window_fills_at_the_wrap_and_two_windows_later(
+    processor, mode, dtype
+):
+    model = small_model().to("cuda", dtype)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 399
+    window = model.config.text_config.sliding_window
+    replayed, rerun = pair(model, processor, mode=mode)
+    per_frame = replayed.engine.steps.num_tokens / (2 if mode == "video" else 1)
+    for index in range(int(3 * window / per_frame) + 3):
+        for session in (replayed, rerun):
+            session.observe(random_frame(index), at=index / 3)
+        if index % 5 == 0:
+            assert unchanged(replayed, snapshot(rerun)), f"after frame {index}"
+            assert replayed.ask("what?", max_new_tokens=5) == rerun.ask("what?", max_new_tokens=5)
+    assert int(replayed.state.length) > 2.5 * window and unchanged(replayed, snapshot(rerun))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_captured_stream_equals_the_cpus(processor, mode):
+    here, there = (StreamSession(tiny_model().to(device), processor, mode=mode) for device in ("cuda", "cpu"))
+    for index in range(9):
+        for session in (here, there):
+            session.observe(random_frame(index), at=0.7 * index)
+    wanted = there.state.tensors()
+    for name, tensor in here.state.tensors().items():
+        assert relative_error(tensor.cpu(), wanted[name]) < 1e-5, name
+    assert here.ask("what?", max_new_tokens=6) == there.ask("what?", max_new_tokens=6)
+
+
+def test_the_frame_at_which_a_step_is_captured_is_read_once(model, processor):
+    session = StreamSession(model, processor)
+    tokens = session.engine.steps.num_tokens
+    for count in (1, 2, 3):
+        session.observe(random_frame(count))
+        assert int(session.state.length) == 1 + count * tokens and session.stats().frames == count
+    text = session.ask("what?", max_new_tokens=3)
+    assert int(session.state.length) == 1 + 3 * tokens
+    assert session.ask("what?", max_new_tokens=3) == text
+
+
+def test_a_step_is_captured_once(model, processor):
+    session = StreamSession(model, processor)
+    for index in range(6):
+        session.observe(random_frame(index))
+        session.ask("what?", max_new_tokens=6)
+    runner = session.engine.runner
+    assert isinstance(runner, Captured)
+    before = dict(runner._replays)
+    for index in range(6, 20):
+        session.observe(random_frame(index))
+        session.ask("what?", max_new_tokens=6)
+    assert runner._replays == before
+
+
+def test_frames_of_every_kind_and_size_are_scaled_as_on_the_cpu(model, processor):
+    array = torch.randint(0, 256, (61, 97, 3), dtype=torch.uint8)
+    big = Image.fromarray(array.numpy())
+    sessions = [StreamSession(model, processor) for _ in range(3)]
+    for session, frame in zip(sessions, (big, array.numpy(), array.permute(2, 0, 1).cuda()), strict=True):
+        session.observe(frame)
+    assert unchanged(sessions[1], snapshot(sessions[0])) and unchanged(sessions[2], snapshot(sessions[0]))
+    on_cpu = StreamSession(tiny_model(), processor)
+    on_cpu.observe(big)
+    wanted = on_cpu.state.tensors()
+    for name, tensor in sessions[0].state.tensors().items():
+        assert relative_error(tensor.cpu(), wanted[name]) < 1e-5, name
+
+
+def test_more_frames_need_no_more_memory(model, processor):
+    session = StreamSession(model, processor)
+
+    def watch(count):
+        for index in range(count):
+            session.observe(random_frame(index % 8))
+        session.ask("what?", max_new_tokens=4)
+        session.engine.settle()
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    watch(50)
+    assert watch(50) == watch(400)
+
+
+def test_many_frames_asked_for_at_once_come_in_order(model, processor):
+    """The host runs ahead of the device; buffers that are still in use are not written."""
+    fast, slow = StreamSession(model, processor), StreamSession(model, processor)
+    frames = [random_frame(index) for index in range(60)]
+    for index, frame in enumerate(frames):
+        fast.observe(frame, at=index / 3)
+    for index, frame in enumerate(frames):
+        slow.observe(frame, at=index / 3)
+        torch.cuda.synchronize()
+    assert unchanged(fast, snapshot(slow))
+
+
+def test_the_error_in_bfloat16_does_not_grow_with_the_stream(processor):
+    errors = []
+    exact, rounded = (
+        StreamSession(small_model().to("cuda", dtype), processor) for dtype in (torch.float32, torch.bfloat16)
+    )
+    for index in range(400):
+        for session in (exact, rounded):
+            session.observe(random_frame(index % 16), at=index / 2)
+        if index + 1 in (40, 400):
+            states = [session.state.tensors() for session in (exact, rounded)]
+            names = [name for name in states[0] if name.endswith("memory")]
+            errors.append(max(relative_error(states[1][name], states[0][name]) for name in names))
+    assert errors[1] < 1.5 * errors[0] + 1e-3, errors
+
+
+def test_streams_out_of_order_in_a_batch_keep_their_own_state(model, processor):
+    engine = Engine(model, processor, num_slots=5)
+    sessions = [StreamSession.on(engine) for _ in range(3)]
+    alone = [StreamSession(model, processor) for _ in range(3)]
+    for index in range(20):
+        order = [(index + n) % 3 for n in range(1 + index % 3)]
+        observe_together([(sessions[n], random_frame(index + 100 * n), None) for n in order])
+        for n in order:
+            alone[n].observe(random_frame(index + 100 * n))
+    for ours, theirs in zip(sessions, alone, strict=True):
+        wanted = theirs.state.tensors()
+        for name, tensor in ours.state.tensors().items():
+            assert relative_error(tensor, wanted[name]) < 1e-5, name
