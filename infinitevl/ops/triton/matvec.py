@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from infinitevl.ops.quantized import Quantized, Weight
 from infinitevl.ops.triton.early import launches_early
 from infinitevl.ops.triton.pointwise import as_rows
 
@@ -35,19 +36,25 @@ class Product:
 
     Attributes:
         x: [..., inputs]; with `gate`, the heads [..., H, V] that are to be normalised and gated.
-        weight: [outputs, inputs], rows of any stride; with `swiglu`, the rows of the gate, then those of up.
+        weight: [outputs, inputs], rows of any stride, or in few bits; with `swiglu`, the rows of the gate,
+            then those of up.
         norm_weight: [inputs] of an RMS norm over x; with `gate`, [V] of one over each head.
         residual: [..., outputs], added.
     """
 
     x: Tensor
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None = None
     residual: Tensor | None = None
     norm_weight: Tensor | None = None
     eps: float = 0.0
     gate: Tensor | None = None
     swiglu: bool = False
+
+    @property
+    def stored(self) -> Tensor:
+        """What holds the values of the weight."""
+        return self.weight.data if isinstance(self.weight, Quantized) else self.weight
 
     @property
     def inputs(self) -> int:
@@ -75,7 +82,7 @@ class Product:
             "x_ptr": x, "x_stride": x.stride(0),
             "norm_ptr": self.norm_weight, "eps": self.eps,
             "gate_ptr": gate, "gate_stride": 0 if gate is None else gate.stride(0),
-            "weight_ptr": self.weight, "weight_stride": self.weight.stride(0),
+            "weight_ptr": self.stored, "weight_stride": self.stored.stride(0),
             "bias_ptr": self.bias,
             "residual_ptr": residual, "residual_stride": 0 if residual is None else residual.stride(0),
             "outputs": self.outputs, "INPUTS": self.inputs,
@@ -96,7 +103,7 @@ def matvec_tile(product: Product) -> Tile:
 
 def matvec(product: Product) -> Tensor:
     """The product for one to four rows, on the ordinary cores."""
-    y, tile, early = product.empty(), matvec_tile(product), launches_early(product.weight)
+    y, tile, early = product.empty(), matvec_tile(product), launches_early(product.stored)
     head = 0 if product.gate is None else product.x.shape[-1]
     _matvec_kernel[(triton.cdiv(product.outputs, tile.block_n),)](
         y_ptr=y, **product.pointers(), ROWS=product.num_rows, HEAD=head,
@@ -120,7 +127,7 @@ def few_rows_tile(product: Product) -> Tile:
 def few_rows(product: Product) -> Tensor:
     """The product for up to 64 rows, on the tensor cores; no gate."""
     assert product.gate is None, "gates are applied before"
-    y, tile, early = product.empty(), few_rows_tile(product), launches_early(product.weight)
+    y, tile, early = product.empty(), few_rows_tile(product), launches_early(product.stored)
     _few_rows_kernel[(triton.cdiv(product.outputs, tile.block_n),)](
         y_ptr=y, **product.pointers(), rows=product.num_rows,
         BLOCK_M=max(16, triton.next_power_of_2(product.num_rows)), BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,

@@ -1,5 +1,7 @@
 """The operations of ops.products on a GPU: one kernel for few rows, point-wise kernels and cuBLAS for many.
 
+Weights in few bits go ways of their own (`quantized.py`).
+
 Measured on an H200 with the products of the 4B decoder; the bounds below are where the ways cross.
 """
 
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinitevl.ops.quantized import Quantized, Weight
 from infinitevl.ops.triton.matvec import Product, few_rows, gates_fit, matvec
 from infinitevl.ops.triton.pointwise import add_bias_, as_rows, gated_rms_norm, rms_norm, swiglu
+from infinitevl.ops.triton.quantized import few_bits, fp8_product, multiplies_fp8, reads_bits, whole
 
 # Most rows that `matvec` and `few_rows` take; beyond, cuBLAS (8 tokens: 2.80 ms, few_rows 3.3).
 MATVEC_ROWS = 2
@@ -21,39 +25,40 @@ GATED_ROWS = 1
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """The product alone: [..., inputs] -> [..., outputs]."""
     return _run(Product(x, weight, bias))
 
 
 def norm_linear(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> Tensor:
     """The product of rms_norm(x)."""
     return _run(Product(x, weight, bias, norm_weight=norm_weight, eps=eps))
 
 
 def norm_swiglu(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> Tensor:
     """SiLU(gate) * up of rms_norm(x); weight holds the rows of the gate, then as many of up."""
     return _run(Product(x, weight, bias, norm_weight=norm_weight, eps=eps, swiglu=True))
 
 
-def linear_add(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_add(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
     """residual + the product, a new tensor."""
     return _run(Product(x, weight, bias, residual))
 
 
 def gated_norm_linear_add(
-    out: Tensor, gate: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, residual: Tensor
+    out: Tensor, gate: Tensor, norm_weight: Tensor, eps: float, weight: Weight, residual: Tensor
 ) -> Tensor:
     """residual + the product of rms_norm(out) * SiLU(gate), normalised head by head.
 
     Args:
         out: [B, T, H, V]. gate: [B, T, H V]. norm_weight: [V]. residual: [B, T, outputs].
     """
-    if gate.shape[:-1].numel() <= GATED_ROWS and gates_fit(out.shape[-1]):
+    is_one = gate.shape[:-1].numel() <= GATED_ROWS and not isinstance(weight, Quantized)
+    if is_one and gates_fit(out.shape[-1]):
         return _run(Product(out, weight, None, residual, norm_weight, eps, gate))
     return linear_add(gated_rms_norm(out, gate, norm_weight, eps), weight, residual)
 
@@ -61,6 +66,8 @@ def gated_norm_linear_add(
 def _run(product: Product) -> Tensor:
     """By the number of rows; float32 has no tensor cores that are exact enough."""
     _check(product)
+    if isinstance(product.weight, Quantized):
+        return _run_few_bits(product)
     rows = product.num_rows
     if 0 < rows <= MATVEC_ROWS:
         return matvec(product)
@@ -69,23 +76,30 @@ def _run(product: Product) -> Tensor:
     return _many_rows(product)
 
 
+def _run_few_bits(product: Product) -> Tensor:
+    """By the number of rows, and by what the device can multiply."""
+    if reads_bits(product):
+        return few_bits(product)
+    return fp8_product(product) if multiplies_fp8(product) else _many_rows(whole(product))
+
+
 def _check(product: Product) -> None:
     dtype, weight = product.weight.dtype, product.weight
     given = product.x.dtype if product.gate is None else product.gate.dtype
     if dtype not in DTYPES or given != dtype:
         raise TypeError(f"products run in float32 or bfloat16 throughout, not x {given} and weight {dtype}")
-    if weight.stride(1) != 1 and weight.shape[1] > 1:
+    if isinstance(weight, Tensor) and weight.stride(1) != 1 and weight.shape[1] > 1:
         raise ValueError(f"a weight's rows must lie contiguous in memory, not with strides {weight.stride()}")
 
 
 def _many_rows(product: Product) -> Tensor:
     """Point-wise kernels around cuBLAS."""
-    x, weight = product.x, product.weight
+    x = product.x
     if product.norm_weight is not None:
         x = rms_norm(x, product.norm_weight, product.eps)
     if product.residual is not None:
         return _add(replace(product, x=x))
-    y = F.linear(x, weight, product.bias)
+    y = F.linear(x, product.stored, product.bias)
     return swiglu(y) if product.swiglu else y
 
 
@@ -95,5 +109,5 @@ def _add(product: Product) -> Tensor:
     y = as_rows(product.residual, product.outputs)
     if product.bias is not None:
         add_bias_(y, product.bias)
-    y.addmm_(as_rows(product.x, product.inputs), product.weight.t())
+    y.addmm_(as_rows(product.x, product.inputs), product.stored.t())
     return y.view(product.residual.shape)
