@@ -1,0 +1,99 @@
+"""Rows in LLaMA-Factory's `sharegpt` form, turned into messages."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from infinitevl.errors import InputError
+from infinitevl.training.data.messages import field
+
+_PLACE = re.compile("(<image>|<video>)")
+
+
+@dataclass(frozen=True)
+class ShareGPT:
+    """The names that a row's columns and roles have (LLaMA-Factory's `columns` and `tags`)."""
+
+    messages: str = "conversations"
+    system: str = "system"
+    tools: str = "tools"
+    images: str = "images"
+    videos: str = "videos"
+    role_tag: str = "from"
+    content_tag: str = "value"
+    user_tag: str = "human"
+    assistant_tag: str = "gpt"
+    observation_tag: str = "observation"
+    function_tag: str = "function_call"
+    system_tag: str = "system"
+
+    @classmethod
+    def from_info(cls, info: Mapping[str, Any]) -> "ShareGPT":
+        """The names of one entry of a dataset_info.json; InputError for names that are not known."""
+        if info.get("formatting", "sharegpt") != "sharegpt":
+            raise InputError(f"formatting is {info['formatting']!r}; only 'sharegpt' is read.")
+        given = {**info.get("columns", {}), **info.get("tags", {})}
+        known = {each.name for each in fields(cls)}
+        if unknown := sorted(set(given) - known):
+            raise InputError(f"columns and tags have {unknown}; valid are {sorted(known)}.")
+        return cls(**given)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with messages; each <image> and <video> of a question is the next of images and videos.
+
+        Answers are text, whatever is in them. Raises InputError that names the field.
+        """
+        if row.get(self.tools):
+            raise InputError(f"field {self.tools}: descriptions of tools are not read. Leave such rows out.")
+        turns = field(row, self.messages, list, "")
+        messages = [self._message(turn, f"{self.messages}[{i}]") for i, turn in enumerate(turns)]
+        if row.get(self.system):
+            if messages and messages[0]["role"] == "system":
+                raise InputError(f"field {self.system}: the first of {self.messages} is a system turn too.")
+            messages.insert(0, {"role": "system", "content": field(row, self.system, str, "")})
+        media = {"images": _listed(row.get(self.images)), "videos": _listed(row.get(self.videos))}
+        self._check_places(messages, media)
+        return {"messages": messages, **media}
+
+    def _message(self, turn: Any, path: str) -> dict[str, Any]:
+        tag = field(turn, self.role_tag, str, f"{path}.")
+        text = field(turn, self.content_tag, str, f"{path}.")
+        if tag == self.user_tag:
+            return {"role": "user", "content": split_places(text)}
+        if tag == self.observation_tag:
+            content = split_places(f"<tool_response>\n{text}\n</tool_response>")
+            return {"role": "user", "content": content}
+        if tag == self.assistant_tag:
+            return {"role": "assistant", "content": text}
+        if tag == self.function_tag:
+            return {"role": "assistant", "content": f"<tool_call>\n{text}\n</tool_call>"}
+        if tag == self.system_tag:
+            return {"role": "system", "content": text}
+        valid = (self.user_tag, self.assistant_tag, self.observation_tag, self.function_tag, self.system_tag)
+        raise InputError(f"field {path}.{self.role_tag}: is {tag!r}; valid are {', '.join(valid)}.")
+
+    def _check_places(self, messages: list[dict[str, Any]], media: dict[str, list[Any]]) -> None:
+        parts = [part for each in messages if isinstance(each["content"], list) for part in each["content"]]
+        for kind, column in (("image", self.images), ("video", self.videos)):
+            places, given = sum(part["type"] == kind for part in parts), len(media[f"{kind}s"])
+            if places != given:
+                raise InputError(
+                    f"field {column}: {given} for {places} <{kind}> in the questions. Give one for each."
+                )
+
+
+def split_places(text: str) -> list[dict[str, Any]]:
+    """Text with <image> and <video> in it as parts of a message."""
+    pieces = [piece for piece in _PLACE.split(text) if piece]
+    return [
+        {"type": piece[1:-1]} if _PLACE.fullmatch(piece) else {"type": "text", "text": piece}
+        for piece in pieces
+    ]
+
+
+def _listed(value: Any) -> list[Any]:
+    """A column that holds nothing, one medium, or a list of them."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

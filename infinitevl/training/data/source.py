@@ -1,0 +1,113 @@
+"""Rows by number, from JSON lines, a JSON list, or a dataset: so many that they stay on the disk."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from infinitevl.errors import InputError
+from infinitevl.training.data.messages import Sample, read_messages
+from infinitevl.training.data.sharegpt import ShareGPT
+
+Convert = Callable[[dict[str, Any]], dict[str, Any]]
+FORMATS: dict[str, Convert] = {"messages": lambda row: row, "sharegpt": ShareGPT()}
+
+
+class Rows(Protocol):
+    """What a list, `JsonLines` and a dataset have in common."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples by number. `convert` brings a row into the form of `read_messages`; paths start at `root`."""
+
+    name: str
+    rows: Rows
+    convert: Convert
+    root: Path
+    unit: str = "row"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        """What people call a row; numbers start at 1."""
+        return f"{self.name}, {self.unit} {index + 1}"
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises InputError that names file, line and field."""
+        try:
+            messages = read_messages(self.convert(self.rows[index]), self.root)
+        except (OSError, SyntaxError, ValueError) as error:  # a dataset decodes pictures when a row is read
+            raise InputError(f"{self.where(index)}, {error}") from error
+        return Sample(messages, self.where(index))
+
+
+class JsonLines:
+    """The objects of a file of JSON lines, by number; empty lines count and are refused."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.starts = _line_starts(path)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        with self.path.open("rb") as file:
+            file.seek(self.starts[index])
+            line = file.read(self.starts[index + 1] - self.starts[index])
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise InputError(f"field row: is no JSON: {error}. Give one object on each line.") from error
+
+
+def _line_starts(path: Path) -> np.ndarray:
+    """Where each line starts, and where the last one ends: int64 [lines + 1]."""
+    with path.open("rb") as file:
+        lengths = np.fromiter((len(line) for line in file), dtype=np.int64)
+    return np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()])
+
+
+def open_source(path: str | Path, form: str | Convert = "messages") -> Source:
+    """The samples of a .jsonl or .json file, or of a folder that `datasets` wrote with save_to_disk.
+
+    form: "messages", "sharegpt", or a function that brings a row into the form of messages.
+    """
+    if isinstance(form, str) and form not in FORMATS:
+        raise InputError(f"The form of a data file is {form!r}; valid are {', '.join(FORMATS)}.")
+    convert = FORMATS[form] if isinstance(form, str) else form
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"{file} does not exist. Give a .jsonl or .json file, or a saved dataset.")
+    if file.is_dir():
+        return Source(str(file), _saved_dataset(file), convert, file)
+    rows: Rows = JsonLines(file) if file.suffix != ".json" else _json_list(file)
+    return Source(str(file), rows, convert, file.parent, "line" if file.suffix != ".json" else "entry")
+
+
+def _saved_dataset(folder: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no saved dataset: {error}") from error
+
+
+def _json_list(file: Path) -> Sequence[Any]:
+    try:
+        rows = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{file} is no JSON: {error}.") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{file} holds {type(rows).__name__}; give a list of objects, or JSON lines.")
+    return rows
