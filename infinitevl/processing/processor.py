@@ -91,7 +91,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         `content`: text or parts with the keys of process_vision_info. Text stays text, whatever is in it.
         """
         ids = prompt.turn_ids(self.tokenizer, content, system)
-        return self._assemble_chat([ids], [{"content": content}], CallOptions(return_tensors="pt"))
+        return self.assemble_chat([ids], [{"content": content}], CallOptions(return_tensors="pt"))
 
     def video(self, frames: Any, fps: float | None = None) -> BatchFeature:
         """pixel_values_videos [n, 1176], video_grid_thw [1, 3], second_per_grid_ts [1] of one video."""
@@ -134,10 +134,10 @@ class InfiniteVLProcessor(ProcessorMixin):
         ids = [prompt.encode_chat(self.tokenizer, text, mark) for text in texts]
         call = {"return_tensors": return_tensors, "padding": is_batch, **call, "do_sample_frames": False}
         messages = [message for messages in batch for message in messages]
-        inputs = self._assemble_chat(ids, messages, CallOptions.from_kwargs(call))
+        inputs = self.assemble_chat(ids, messages, CallOptions.from_kwargs(call))
         return inputs if return_dict else inputs["input_ids"]
 
-    def _assemble_chat(
+    def assemble_chat(
         self, ids: list[list[int]], messages: Sequence[dict[str, Any]], options: CallOptions
     ) -> BatchFeature:
         """Tensors of rendered messages: their media are scaled once, as the image processor would."""

@@ -97,7 +97,7 @@ def turn_ids(
     if system is not None:
         system = break_specials(system, special_strings(tokenizer), mark)
         messages.insert(0, {"role": "system", "content": system})
-    turns = [f"{START}{each['role']}\n{_render(each['content'])}{END}\n" for each in messages]
+    turns = [f"{START}{each['role']}\n{render(each['content'])}{END}\n" for each in messages]
     return encode_chat(tokenizer, "".join(turns) + f"{START}assistant\n", mark)
 
 
@@ -106,7 +106,7 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token_id(tokenizer, END), *encode_text(tokenizer, "\n")]
 
 
-def _render(content: str | Sequence[dict[str, Any]]) -> str:
+def render(content: str | Sequence[dict[str, Any]]) -> str:
     """Content as the chat template shows it."""
     return content if isinstance(content, str) else "".join(_render_part(part) for part in content)
 
