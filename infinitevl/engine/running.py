@@ -33,7 +33,9 @@ class Runner(Protocol):
     def settle(self) -> None: ...
 
 
-# Captured sizes of a chunk of text; longer texts are read in pieces of the last.
+# Captured sizes of a chunk of text. What is longer than the last is read as it is, in pieces of LONG_CHUNK:
+# so much work hides its launches, and a graph of it would hold on to gigabytes.
+LONG_CHUNK = 8192
 CHUNK_SIZES = (16, 32, 64, 128, 256, 512)
 
 
@@ -164,14 +166,19 @@ class Captured:
 
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
         """Read text: the last hidden state [1, C], which stands until the next reading."""
-        hidden = None
-        for start in range(0, len(token_ids), CHUNK_SIZES[-1]):
-            piece = token_ids[start : start + CHUNK_SIZES[-1]]
-            size = next(size for size in CHUNK_SIZES if size >= len(piece))
-            ids = torch.tensor([piece + [0] * (size - len(piece))])
-            hidden = self._text(size)(self._indices([slot], 1), ids, torch.tensor([len(piece)]))
-        assert hidden is not None, "there is text to read"
+        assert token_ids, "there is text to read"
+        for start in range(0, len(token_ids), LONG_CHUNK):
+            hidden = self._read_piece(slot, token_ids[start : start + LONG_CHUNK])
         return hidden
+
+    def _read_piece(self, slot: Slot, token_ids: list[int]) -> Tensor:
+        rows, count = self._indices([slot], 1), len(token_ids)
+        size = next((size for size in CHUNK_SIZES if size >= count), None)
+        if size is None:
+            ids = torch.tensor([token_ids]).to(self.device)
+            return self.steps.read(self.pool.state, rows.to(self.device), ids, None)
+        ids = torch.tensor([token_ids + [0] * (size - count)])
+        return self._text(size)(rows, ids, torch.tensor([count]))
 
     def _text(self, size: int) -> Replay | Rerun:
         def make() -> Replay | Rerun:

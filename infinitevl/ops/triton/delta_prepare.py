@@ -212,18 +212,23 @@ def _invert_(square, SIZE: tl.constexpr, PRECISION: tl.constexpr):
         solved = tl.where(row == line, solved - recalled[:, None, :], solved)
     tl.store(diagonal, solved)
     tl.debug_barrier()
-    for level in tl.static_range(2):
-        width: tl.constexpr = BLOCK * 2**level
-        part = tl.arange(0, width)[:, None] * SIZE + tl.arange(0, width)[None, :]
-        zero = tl.zeros((width, width), tl.float32)
-        for start in tl.static_range(0, SIZE, 2 * width):
-            upper = square + start * (SIZE + 1) + part
-            corner = upper + width * SIZE
-            met = _wide_squares(tl.load(corner), tl.load(upper), zero, PRECISION)
-            found = _wide_squares(tl.load(upper + width * (SIZE + 1)), met, zero, PRECISION)
-            tl.debug_barrier()
-            tl.store(corner, -found)
+    _merge_(square, BLOCK, SIZE, PRECISION)
+    _merge_(square, 2 * BLOCK, SIZE, PRECISION)
+
+
+@triton.jit
+def _merge_(square, WIDTH: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """From inverses of blocks [WIDTH, WIDTH] on the diagonal to those of blocks twice as wide, in place."""
+    part = tl.arange(0, WIDTH)[:, None] * SIZE + tl.arange(0, WIDTH)[None, :]
+    zero = tl.zeros((WIDTH, WIDTH), tl.float32)
+    for start in tl.static_range(0, SIZE, 2 * WIDTH):
+        upper = square + start * (SIZE + 1) + part
+        corner = upper + WIDTH * SIZE
+        met = _wide_squares(tl.load(corner), tl.load(upper), zero, PRECISION)
+        found = _wide_squares(tl.load(upper + WIDTH * (SIZE + 1)), met, zero, PRECISION)
         tl.debug_barrier()
+        tl.store(corner, -found)
+    tl.debug_barrier()
 
 
 @triton.jit
