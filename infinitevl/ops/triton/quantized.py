@@ -27,7 +27,8 @@ def reads_bits(product: Product) -> bool:
     weight = product.weight
     assert isinstance(weight, Quantized)
     is_wide = weight.kind != "int4" or weight.group >= 64
-    return 0 < product.num_rows <= SPLIT_ROWS and weight.dtype == torch.bfloat16 and is_wide
+    is_few = 0 < product.num_rows <= SPLIT_ROWS
+    return is_few and weight.dtype == torch.bfloat16 and is_wide and _loads(weight)
 
 
 def few_bits(product: Product) -> Tensor:
@@ -40,8 +41,9 @@ def few_bits(product: Product) -> Tensor:
 
 def whole(product: Product) -> Product:
     """The same product with the weight in full, for its time."""
-    assert isinstance(product.weight, Quantized)
-    return replace(product, weight=dequantize(product.weight))
+    weight = product.weight
+    assert isinstance(weight, Quantized)
+    return replace(product, weight=dequantize(weight) if _loads(weight) else weight.dequantize())
 
 
 def multiplies_fp8(product: Product) -> bool:
@@ -54,10 +56,15 @@ def multiplies_fp8(product: Product) -> bool:
     )
 
 
+def _loads(weight: Quantized) -> bool:
+    """Whether kernels can load the bits of this weight: not every device knows fp8."""
+    device = weight.data.device
+    return weight.kind != "fp8" or device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def _has_fp8(device: torch.device) -> bool:
-    return (
-        device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
-    )
+    is_nvidia = device.type == "cuda" and not torch.version.hip
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def fp8_product(product: Product) -> Tensor:

@@ -36,16 +36,21 @@ class SplitTile:
 
 
 def split_tile(product: Product) -> SplitTile:
-    """Outputs enough for every multiprocessor; of 4-bit weights a group for each part of the inputs."""
+    """Outputs enough for every multiprocessor; of 4-bit weights a group for each part of the inputs.
+
+    Tiles on their way, of x too, fit into 100 KB of shared memory, which smaller GPUs have.
+    """
+    weight, rows = product.weight, product.num_rows
     block_n = 16 if product.outputs <= 4096 else 32
-    weight = product.weight
+    num_stages = 4 if rows <= 4 else 3 if rows <= 16 else 2
     if isinstance(weight, Quantized) and weight.kind == "int4":
-        return SplitTile(block_n, weight.group // 8)
-    return SplitTile(block_n, max(16, min(64, triton.next_power_of_2(product.inputs) // 4)))
+        return SplitTile(block_n, weight.group // 8, num_stages=num_stages)
+    block_k = max(16, min(64, triton.next_power_of_2(product.inputs) // 4))
+    return SplitTile(block_n, block_k, num_stages=num_stages)
 
 
 def split_dot(product: Product) -> Tensor:
-    """The product for up to 64 rows; no gate."""
+    """The product for a few rows, up to 64; no gate."""
     assert product.gate is None, "gates are applied before"
     y, tile, weight, stored = product.empty(), split_tile(product), product.weight, product.stored
     scale = weight.scale if isinstance(weight, Quantized) else None
