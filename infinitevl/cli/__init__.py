@@ -20,6 +20,7 @@ from infinitevl.cli.command import (
     TemperatureOption,
     command,
 )
+from infinitevl.cli.train import app as train_app
 
 app = typer.Typer(
     name="infinitevl",
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(train_app, name="train")
 
 
 def main() -> None:

@@ -27,6 +27,10 @@ FROZEN = {
     "bench fork": BENCH | {"--repeats"},
     "bench memory": BENCH | {"--tokens", "--mode"},
     "bench draw": COMMON | {"--folder"},
+    "train": {"--help"},
+    "train init": COMMON
+    | {"--teacher", "--out", "--layer-types", "--period", "--window", "--linear-heads", "--linear-head-dim"}
+    | {"--expand", "--initializer-range", "--seed"},
 }
 
 

@@ -1,0 +1,101 @@
+"""`infinitevl train`: a student from a teacher, and the stages that teach it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infinitevl.cli.command import command
+
+if TYPE_CHECKING:
+    from infinitevl.training.surgery import Row
+
+app = typer.Typer(
+    help="Turn a Transformer into a student with a state of fixed size, and teach it, stage by stage.",
+    no_args_is_help=True,
+)
+
+
+@command(app)
+def init(
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher",
+            metavar="FOLDER_OR_NAME",
+            help="A Qwen2.5-VL, or a model of ours with attention alone.",
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="A new folder for the student.")],
+    layer_types: Annotated[
+        str | None,
+        typer.Option(
+            "--layer-types",
+            metavar="TYPE,TYPE,...",
+            help="Of every layer: sliding, linear or full; overrides --period.",
+        ),
+    ] = None,
+    period: Annotated[
+        int, typer.Option("--period", min=1, help="One window layer, then period - 1 Gated DeltaNets.")
+    ] = 4,
+    window: Annotated[int, typer.Option("--window", min=1, help="Keys that a window layer sees.")] = 8192,
+    linear_heads: Annotated[
+        int | None, typer.Option("--linear-heads", min=1, help="Heads of a new mixer; default: as attention.")
+    ] = None,
+    linear_head_dim: Annotated[
+        int | None,
+        typer.Option("--linear-head-dim", min=1, help="Key width of a head; default: as attention."),
+    ] = None,
+    expand: Annotated[
+        float, typer.Option("--expand", help="Value width of a head over its key width.")
+    ] = 2.0,
+    initializer_range: Annotated[
+        float | None,
+        typer.Option(
+            "--initializer-range",
+            help="Deviation of fresh projections; default: the teacher's. Small models: hidden_size^-0.5.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the fresh projections.")] = 0,
+) -> None:
+    """Make a student: chosen layers get new Gated DeltaNets, all else is inherited bit for bit."""
+    from pathlib import Path
+
+    from infinitevl.training import surgery
+
+    plan = surgery.StudentPlan(
+        layer_types=_full_names(layer_types),
+        period=period,
+        window=window,
+        num_linear_heads=linear_heads,
+        linear_head_dim=linear_head_dim,
+        expand=expand,
+        initializer_range=initializer_range,
+        seed=seed,
+    )
+    surgery.check_new(Path(out))
+    student = surgery.make_student(teacher, plan)
+    rows = surgery.weight_table(student)
+    _print_table(rows)
+    missing = surgery.save_student(student, teacher, Path(out))
+    print(f"\n{out}: {len(rows)} weights; every one by name in {surgery.TABLE_FILE}")
+    if missing:
+        print(f"No processor was written, so that the folder only takes token ids: {missing}.")
+
+
+def _full_names(text: str | None) -> list[str] | None:
+    """`sliding,linear` -> the configuration's names; names that are not known are told later."""
+    if text is None:
+        return None
+    kinds = [kind.strip() for kind in text.split(",")]
+    return [kind if kind.endswith("_attention") else f"{kind}_attention" for kind in kinds]
+
+
+def _print_table(rows: "list[Row]") -> None:
+    from infinitevl.training.parts import STAGES
+    from infinitevl.training.surgery import folded
+
+    lines: list[tuple[str, ...]] = [("weight", "how many", "origin", *STAGES)]
+    lines += [(name, str(count), row.origin, *row.fates) for name, row, count in folded(rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

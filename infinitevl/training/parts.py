@@ -1,0 +1,80 @@
+"""Which weights train in which stage: the one place that says so (spec: "Training, three stages").
+
+A layer's two norms go with what they stand before; the last norm goes with the LM head.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+
+from torch import nn
+
+from infinitevl.config import LINEAR
+
+DISTILL_LAYERS, DISTILL_LOGITS, SFT, LONG_SFT = "distill-layers", "distill-logits", "sft", "long-sft"
+STAGES = (DISTILL_LAYERS, DISTILL_LOGITS, SFT, LONG_SFT)
+
+
+class Part(StrEnum):
+    """What a weight belongs to."""
+
+    VISION = "vision encoder and projector"
+    EMBEDDING = "embedding, last norm and LM head"
+    DELTA_NET = "Gated DeltaNet"
+    ATTENTION = "window attention"
+    FEED_FORWARD = "feed-forward"
+    NORM = "norms of a layer"
+
+
+TRAINED: dict[str, frozenset[Part]] = {
+    DISTILL_LAYERS: frozenset({Part.DELTA_NET}),
+    DISTILL_LOGITS: frozenset({Part.DELTA_NET}),
+    SFT: frozenset({Part.DELTA_NET, Part.ATTENTION, Part.FEED_FORWARD, Part.NORM}),
+    LONG_SFT: frozenset(),
+}
+# Parts whose projections get a LoRA adapter beside them.
+ADAPTED: dict[str, frozenset[Part]] = {
+    DISTILL_LAYERS: frozenset(),
+    DISTILL_LOGITS: frozenset(),
+    SFT: frozenset(),
+    LONG_SFT: frozenset({Part.DELTA_NET, Part.ATTENTION, Part.FEED_FORWARD}),
+}
+
+_LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.(self_attn|mlp|.*norm)\.")
+_PROJECTION = re.compile(r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj")
+
+
+def part_of(name: str, layer_types: Sequence[str]) -> Part:
+    """The part that the weight `name` of an InfiniteVL belongs to."""
+    layer = _LAYER.match(name)
+    if layer is None:
+        return Part.VISION if name.startswith("model.visual.") else Part.EMBEDDING
+    number, room = int(layer[1]), layer[2]
+    if room == "self_attn":
+        return Part.DELTA_NET if layer_types[number] == LINEAR else Part.ATTENTION
+    return Part.FEED_FORWARD if room == "mlp" else Part.NORM
+
+
+def fate(name: str, layer_types: Sequence[str], stage: str) -> str:
+    """What happens to a weight in a stage: "trains", "LoRA" beside it, or "frozen"."""
+    part = part_of(name, layer_types)
+    if part in TRAINED[stage]:
+        return "trains"
+    is_projection = _PROJECTION.fullmatch(name.removesuffix(".weight")) is not None
+    return "LoRA" if part in ADAPTED[stage] and is_projection else "frozen"
+
+
+def freeze_(model: nn.Module, layer_types: Sequence[str], stage: str) -> list[str]:
+    """Let exactly the weights of `stage` receive gradients; returns their names."""
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(fate(name, layer_types, stage) == "trains")
+        trained += [name] if parameter.requires_grad else []
+    return trained
+
+
+def projections(model: nn.Module, layer_types: Sequence[str], stage: str) -> Iterator[str]:
+    """Names of the linear modules beside which `stage` puts an adapter."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and fate(f"{name}.weight", layer_types, stage) == "LoRA":
+            yield name

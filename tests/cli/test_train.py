@@ -1,0 +1,35 @@
+from typer.testing import CliRunner
+
+from infinitevl.cli import app
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from tests.training.teachers import write_qwen
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+def test_init_writes_a_student_and_prints_where_each_weight_comes_from(tmp_path):
+    write_qwen(tmp_path / "teacher")
+    types = "linear,sliding,linear,full"
+    made = run(
+        "init", "--teacher", tmp_path / "teacher", "--out", tmp_path / "student", "--layer-types", types
+    )
+    assert made.exit_code == 0, made.stderr or made.exception
+    lines = [line.split() for line in made.stdout.splitlines()]
+    assert ["model.language_model.layers.*.self_attn.b_proj.weight", "2", "new"] in [x[:3] for x in lines]
+    student = InfiniteVLForConditionalGeneration.from_pretrained(tmp_path / "student")
+    assert ",".join(kind.split("_")[0] for kind in student.config.text_config.layer_types) == types
+
+
+def test_init_refuses_a_full_folder_before_it_reads_a_teacher(tmp_path):
+    (tmp_path / "something").touch()
+    refused = run("init", "--teacher", "nowhere", "--out", tmp_path)
+    assert refused.exit_code == 2 and "not empty" in refused.stderr
+
+
+def test_init_names_a_layer_type_that_does_not_exist(tmp_path):
+    write_qwen(tmp_path / "teacher")
+    wrong = ["--layer-types", "linear,slidding,linear,full"]
+    refused = run("init", "--teacher", tmp_path / "teacher", "--out", tmp_path / "student", *wrong)
+    assert refused.exit_code == 2 and "slidding_attention" in refused.stderr
