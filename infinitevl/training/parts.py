@@ -41,7 +41,8 @@ ADAPTED: dict[str, frozenset[Part]] = {
 }
 
 _LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.(self_attn|mlp|.*norm)\.")
-_PROJECTION = re.compile(r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj")
+# Full names of the modules beside which an adapter can stand: the projections of every layer.
+PROJECTIONS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
 def part_of(name: str, layer_types: Sequence[str]) -> Part:
@@ -60,7 +61,7 @@ def fate(name: str, layer_types: Sequence[str], stage: str) -> str:
     part = part_of(name, layer_types)
     if part in TRAINED[stage]:
         return "trains"
-    is_projection = _PROJECTION.fullmatch(name.removesuffix(".weight")) is not None
+    is_projection = re.fullmatch(PROJECTIONS, name.removesuffix(".weight")) is not None
     return "LoRA" if part in ADAPTED[stage] and is_projection else "frozen"
 
 

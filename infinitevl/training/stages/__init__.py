@@ -1,0 +1,1 @@
+"""The stages of training, each as one loss over a batch."""

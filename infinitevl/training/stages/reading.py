@@ -1,0 +1,87 @@
+"""What every stage does first: a batch up to the first layer, which is frozen in all of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.positions import IMAGE, VIDEO, token_kinds
+from infinitevl.training.losses import supervised
+
+Batch = dict[str, Any]
+_MEDIA = ((IMAGE, "pixel_values", "image_grid_thw"), (VIDEO, "pixel_values_videos", "video_grid_thw"))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A batch before the first layer; teacher and student read the same.
+
+    embeds: [B, T, C]. position_ids: int64 [3, B, T]. packed: sequences that share the row, or None.
+    """
+
+    embeds: Tensor
+    position_ids: Tensor
+    packed: Any
+
+    def through(self, model: InfiniteVLForConditionalGeneration) -> Tensor:
+        """The whole decoder, last norm included: [B, T, C]."""
+        return model.model.language_model(self.embeds, self.position_ids, **_packed(self.packed))
+
+    def layers(self, model: InfiniteVLForConditionalGeneration) -> Iterator["Layer"]:
+        """The decoder's layers, each as a function of the stream alone."""
+        decoder = model.model.language_model
+        cos, sin = decoder.rotary(self.position_ids)
+        for layer in decoder.layers:
+            yield Layer(layer, cos, sin, self.packed)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer and what it needs besides the stream."""
+
+    module: nn.Module
+    cos: Tensor
+    sin: Tensor
+    packed: Any
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        return self.module(x, self.cos, self.sin, **_packed(self.packed))
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its weights receives a gradient."""
+        return any(parameter.requires_grad for parameter in self.module.parameters())
+
+
+@torch.no_grad()
+def read(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Reading:
+    """Embeddings with pictures in their places, and angles, for a batch as `training.data` packs it."""
+    ids = batch["input_ids"]
+    inner = model.model
+    embeds, kinds = inner.embed(ids), token_kinds(ids, model.config)
+    for kind, pixels, grids in _MEDIA:
+        if pixels in batch:
+            embeds = inner.place_features(embeds, kinds, kind, batch[pixels], batch[grids])
+    lengths = batch.get("sequence_lengths")
+    packed = None if lengths is None else inner.language_model.pack(lengths)
+    return Reading(embeds, batch["position_ids"], packed)
+
+
+def real_tokens(batch: Batch) -> Tensor:
+    """Which tokens are no padding: bool [B, T]."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def answers(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which tokens come before one that is learned, bool [B, T], and what comes after them, int64 [N]."""
+    asked = supervised(batch["labels"])
+    return asked, batch["labels"][:, 1:][asked[:, :-1]]
+
+
+def _packed(packed: Any) -> dict[str, Any]:
+    return {} if packed is None else {"packed": packed}
