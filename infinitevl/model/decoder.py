@@ -1,5 +1,6 @@
 """The decoder: layers of three kinds in any order, and one way through them whoever holds the state."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.fused import Fusable
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.model.window_attention import WindowAttention
+from infinitevl.ops.packed import Packed, pack
 from infinitevl.ops.rotary import phase_steps, section_axes
 from infinitevl.ops.rows import read_rows
 from infinitevl.state import LayerState, StreamState
@@ -69,9 +71,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         num_valid: Tensor | None = None,
         one_token: bool = False,
         rows: Tensor | None = None,
+        packed: Packed | None = None,
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; arguments as in `Decoder.forward`."""
-        x = self.self_attn(x, cos, sin, state, length, num_valid, one_token, rows, norm=self.input_layernorm)
+        given = (cos, sin, state, length, num_valid, one_token, rows, packed)
+        x = self.self_attn(x, *given, norm=self.input_layernorm)
         return self.mlp(x, norm=self.post_attention_layernorm)
 
 
@@ -86,6 +90,10 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
 
+    def pack(self, lengths: Sequence[int]) -> Packed:
+        """Sequences of these lengths, which share one row and know nothing of each other."""
+        return pack(lengths, self.config.conv_size - 1, self.embed_tokens.weight.device)
+
     def forward(
         self,
         inputs_embeds: Tensor,
@@ -95,6 +103,7 @@ class Decoder(nn.Module):
         one_token: bool = False,
         hidden_states: list[Tensor] | None = None,
         rows: Tensor | None = None,
+        packed: Packed | None = None,
     ) -> Tensor:
         """Read tokens after all that the state holds, and take them into it.
 
@@ -107,6 +116,7 @@ class Decoder(nn.Module):
             hidden_states: a list that receives the stream before each layer and after the norm.
             rows: int64 [B], the rows of a larger state that read; None for all. Distinct, and room in
                 full-attention layers is the caller's to check.
+            packed: without a state, the sequences that share the one row (`pack`); None for one a row.
 
         Returns:
             [B, T, C] after the final norm; rows beyond num_valid hold nothing of use.
@@ -126,7 +136,7 @@ class Decoder(nn.Module):
             if hidden_states is not None:
                 hidden_states.append(kept(x))
             layer_state = None if state is None else state.layers[index]
-            x = layer(x, cos, sin, layer_state, length, num_valid, one_token, rows)
+            x = layer(x, cos, sin, layer_state, length, num_valid, one_token, rows, packed)
         if state is not None:
             _advance(state, x.shape[1], num_valid, position_ids, rows)
         x = self.norm(x)

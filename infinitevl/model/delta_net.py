@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from infinitevl.config import InfiniteVLTextConfig
 from infinitevl.model.fused import Fusable, stack_
 from infinitevl.model.layers import GatedRMSNorm, RMSNorm
+from infinitevl.ops.packed import Packed
 from infinitevl.state import DeltaState
 
 
@@ -62,6 +63,7 @@ class GatedDeltaNet(Fusable):
         num_valid: Tensor | None = None,
         one_token: bool = False,
         rows: Tensor | None = None,
+        packed: Packed | None = None,
         *,
         norm: RMSNorm,
     ) -> Tensor:
@@ -72,9 +74,10 @@ class GatedDeltaNet(Fusable):
             num_valid: int64 [B], how many of each row's first tokens count; None for all.
             one_token: T is 1 and every row counts.
             rows: int64 [B], which rows of the state go on; None for all.
+            packed: without a state, the sequences that share the one row; None for one a row.
         """
         mixed, gate, a, b = self._project(x, norm)
-        out = self._remember(mixed, a, b, state, num_valid, one_token, rows)
+        out = self._remember(mixed, a, b, state, num_valid, one_token, rows, packed)
         return self._output(out, gate, x)
 
     def _project(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,13 +101,14 @@ class GatedDeltaNet(Fusable):
         num_valid: Tensor | None,
         one_token: bool,
         rows: Tensor | None,
+        packed: Packed | None,
     ) -> Tensor:
         """What the memory answers, [B, T, H, V]."""
         fast = self._fast()
         kernels = self.kernels if fast is None else fast.kernels
         inputs = (mixed, a, b, self._taps(), self.A_log, self.dt_bias)
         if state is None:
-            return kernels.delta_net_chunk(*inputs, *self._empty(mixed), num_valid)[0]
+            return kernels.delta_net_chunk(*inputs, *self._empty(mixed), num_valid, packed)[0]
         if one_token:
             return kernels.delta_net_step_(*inputs, state.memory, state.tail, rows)
         return kernels.delta_net_chunk_(*inputs, state.memory, state.tail, rows, num_valid)

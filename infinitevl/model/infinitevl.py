@@ -26,10 +26,13 @@ from infinitevl.model.inputs import (
     check_no_gradients,
     new_columns,
     new_kinds,
+    packed_lengths,
+    without_starts,
 )
 from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
 from infinitevl.model.pretrained import InfiniteVLPreTrainedModel
 from infinitevl.model.vision import VisionEncoder
+from infinitevl.ops.packed import Packed
 from infinitevl.state import StreamState
 
 
@@ -111,6 +114,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         mm_token_type_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        sequence_lengths: Sequence[int] | Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """Read a batch of prompts, or continue one.
 
@@ -124,6 +128,8 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
             pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts,
                 mm_token_type_ids: as the processor returns them, for the new tokens alone.
             output_hidden_states: return the stream before each layer and after the last norm.
+            sequence_lengths: tokens of each sequence where several share the one row; none sees another.
+                Needs position_ids, which start anew in each, and keeps no cache.
 
         Raises:
             InputError: the arguments do not fit each other.
@@ -138,6 +144,10 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
             embeds = self.place_features(embeds, kinds, IMAGE, pixel_values, image_grid_thw)
         if pixel_values_videos is not None:
             embeds = self.place_features(embeds, kinds, VIDEO, pixel_values_videos, video_grid_thw)
+        packed = None
+        if sequence_lengths is not None:
+            lengths = packed_lengths(sequence_lengths, embeds, position_ids, counts, past_key_values)
+            packed, use_cache = self.language_model.pack(lengths), False
         cache = self._cache(past_key_values, use_cache, embeds)
         state = None if cache is None else cache.state
         if position_ids is None:
@@ -150,7 +160,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         position_ids = axis_positions(position_ids, embeds)
         wants_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states: list[Tensor] | None = [] if wants_hidden else None
-        out = self._decode(embeds, position_ids, state, counts, hidden_states)
+        out = self._decode(embeds, position_ids, state, counts, hidden_states, packed)
         if cache is not None:
             cache.num_seen += embeds.shape[1]
         return BaseModelOutputWithPast(
@@ -185,11 +195,13 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         state: StreamState | None,
         counts: Tensor | None,
         hidden_states: list[Tensor] | None,
+        packed: Packed | None,
     ) -> Tensor:
         """Padding moves to the end of each row, where a causal model cannot see it, and back afterwards."""
         if counts is None:
             one_token = state is not None and embeds.shape[1] == 1
-            return self.language_model(embeds, position_ids, state, None, one_token, hidden_states)
+            given = (state, None, one_token, hidden_states, None, packed)
+            return self.language_model(embeds, position_ids, *given)
         order = torch.argsort(~counts, dim=1, stable=True)
         embeds = _take(embeds, order)
         position_ids = position_ids.gather(2, order.expand(3, -1, -1))
@@ -258,6 +270,7 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        sequence_lengths: Sequence[int] | Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token; arguments as in `InfiniteVLModel.forward`.
 
@@ -284,12 +297,15 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
             mm_token_type_ids,
             output_hidden_states,
             output_attentions,
+            sequence_lengths,
             return_dict=True,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
+            if sequence_lengths is not None:
+                labels = without_starts(labels, sequence_lengths)
             loss = self.loss_function(
                 logits,
                 labels,

@@ -1,6 +1,6 @@
 """What a caller passes to `forward`, checked and brought into one form."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -82,6 +82,37 @@ def axis_positions(position_ids: Tensor, embeds: Tensor) -> Tensor:
             f"{(3, batch, tokens)} or {(4, batch, tokens)}. Or leave it out: it is worked out then."
         )
     return position_ids[-3:].to(embeds.device, torch.int64)
+
+
+def packed_lengths(
+    sequence_lengths: Sequence[int] | Tensor,
+    embeds: Tensor,
+    position_ids: Tensor | None,
+    counts: Tensor | None,
+    past: object,
+) -> list[int]:
+    """The lengths of sequences that share the one row of embeds [1, T, C].
+
+    Raises:
+        InputError: they do not fill the row, or come with what a packed row cannot have.
+    """
+    lengths = [int(length) for length in sequence_lengths]
+    if embeds.shape[0] != 1 or sum(lengths) != embeds.shape[1] or min(lengths, default=0) < 1:
+        raise InputError(
+            f"sequence_lengths is {lengths} for tokens of shape {tuple(embeds.shape[:2])}. Give one row, and "
+            "the positive lengths that fill it."
+        )
+    if position_ids is None:
+        raise InputError("sequence_lengths needs position_ids that start anew in each sequence.")
+    if counts is not None or past is not None:
+        raise InputError("sequence_lengths allows no padding (attention_mask) and no past_key_values.")
+    return lengths
+
+
+def without_starts(labels: Tensor, sequence_lengths: Sequence[int] | Tensor) -> Tensor:
+    """Labels [1, T] without those of first tokens, which a sequence before would have to guess."""
+    lengths = torch.as_tensor(sequence_lengths, device=labels.device)
+    return labels.index_fill(1, lengths.cumsum(0) - lengths, -100)
 
 
 def check_no_gradients(tensors: Iterable[Tensor]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from infinitevl.config import InfiniteVLTextConfig
 from infinitevl.model.fused import Fusable, stack_
 from infinitevl.model.layers import RMSNorm
+from infinitevl.ops.packed import Packed
 from infinitevl.state import WindowState
 
 
@@ -40,6 +41,7 @@ class WindowAttention(Fusable):
         num_valid: Tensor | None = None,
         one_token: bool = False,
         rows: Tensor | None = None,
+        packed: Packed | None = None,
         *,
         norm: RMSNorm,
     ) -> Tensor:
@@ -51,12 +53,13 @@ class WindowAttention(Fusable):
             num_valid: int64 [B], how many of each row's first tokens count; None for all.
             one_token: T is 1 and every row counts.
             rows: int64 [B], which rows of the state go on; None for all.
+            packed: without a state, the sequences that share the one row; None for one a row.
         """
         fast = self._fast()
         kernels = self.kernels if fast is None else fast.kernels
         inputs = (*self._project(x, norm), cos, sin)
         if state is None:
-            out = kernels.window_chunk(*inputs, self.window)
+            out = kernels.window_chunk(*inputs, self.window, packed)
         elif one_token:
             out = kernels.window_step_(*inputs, state.keys, state.values, length, rows)
         else:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from infinitevl.ops.causal_conv import causal_conv_chunk, causal_conv_step
 from infinitevl.ops.delta_rule import delta_rule_chunk, delta_rule_step
 from infinitevl.ops.norm import l2_norm
+from infinitevl.ops.packed import Packed, gather, spread
 from infinitevl.ops.rows import read_rows, write_rows_
 
 
@@ -26,6 +27,7 @@ def delta_net_chunk(
     memory: Tensor,
     tail: Tensor,
     num_valid: Tensor | None = None,
+    packed: Packed | None = None,
     *,
     conv: Callable[..., tuple[Tensor, Tensor]] = causal_conv_chunk,
     rule: Callable[..., tuple[Tensor, Tensor]] = delta_rule_chunk,
@@ -38,12 +40,19 @@ def delta_net_chunk(
         memory: [B, H, K, V]. tail: [B, W - 1, C].
         num_valid: int64 [B], how many of each row's first tokens count; None for all. The others neither
             decay the memory nor write to it.
+        packed: the sequences that share the one row, each of which starts empty; None for one a row.
 
     Returns:
-        [B, T, H, V] in memory's dtype, the memory and the tail after the last token that counts.
+        [B, T, H, V] in memory's dtype, the memory and the tail after the last token that counts; of packed
+        sequences the memory is the last one's, and the tail nobody's.
     """
-    qkv, tail = conv(mixed, taps, tail, num_valid)
     log_decay, beta = _gates(a, b, A_log, dt_bias)
+    if packed is not None:
+        mixed, log_decay, beta = (spread(x, packed) for x in (mixed, log_decay, beta))
+        qkv, tail = conv(mixed, taps, tail)
+        out, memory = rule(*_heads(qkv, memory), log_decay, beta, memory, ends=packed.ends)
+        return gather(out, packed), memory, tail
+    qkv, tail = conv(mixed, taps, tail, num_valid)
     if num_valid is not None:
         counts = (torch.arange(mixed.shape[1], device=mixed.device) < num_valid[:, None])[..., None]
         log_decay, beta = log_decay * counts, beta * counts

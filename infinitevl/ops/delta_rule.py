@@ -14,30 +14,37 @@ from torch.nn import functional as F
 from infinitevl.ops.reference import segment_decay
 
 CHUNK_SIZE = 64
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _in_memory_dtype(rule: Rule) -> Rule:
     """The rule with autocast switched off within it."""
 
     @functools.wraps(rule)
-    def exact(
-        q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def exact(q: Tensor, *others: Tensor, **options: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.autocast(q.device.type, enabled=False):
-            return rule(q, k, v, log_decay, beta, memory)
+            return rule(q, *others, **options)
 
     return exact
 
 
 @_in_memory_dtype
 def delta_rule_chunk(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Many tokens: all that stays within a chunk is done for every chunk at once, then a short scan.
 
     The solve of a chunk is linear in the memory before it, so it is applied to values and keys beforehand
     and the scan over chunks needs only products.
+
+    Args:
+        ends: bool [T / CHUNK_SIZE], after which chunks the memory is emptied; None: after none.
     """
     length = q.shape[1]
     size = min(CHUNK_SIZE, length)
@@ -58,6 +65,8 @@ def delta_rule_chunk(
         written = values[:, :, n] - keys[:, :, n] @ memory
         outputs.append((since_start[:, :, n] * q[:, :, n]) @ memory + inner[:, :, n] @ written)
         memory = since_start[:, :, n, -1:] * memory + (k[:, :, n] * to_end[:, :, n]).mT @ written
+        if ends is not None:
+            memory = memory.masked_fill(ends[n], 0.0)
     output = torch.cat(outputs, dim=2)[:, :, :length]
     return output.transpose(1, 2), memory
 

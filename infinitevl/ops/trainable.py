@@ -63,13 +63,21 @@ def attend_chunk(
 
 
 def delta_rule_chunk(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, dtype: torch.dtype
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    dtype: torch.dtype,
+    ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `ops.delta_rule` (paper, section 3, WY form): products in `dtype`, decays, solve and memory in
     memory's dtype.
 
     Args:
         q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
+        ends: bool [T / CHUNK], after which chunks the memory is emptied; None: after none.
     """
     q, k, v = (_split(x).to(memory.dtype) for x in (q, k, v))  # [B, H, N, C, D]
     log_decay, beta = (_split(x[..., None])[..., 0].to(memory.dtype) for x in (log_decay, beta))
@@ -83,7 +91,10 @@ def delta_rule_chunk(
     values = solve @ (beta[..., None] * v).to(dtype)
     erased = solve @ (beta[..., None] * grown * k).to(dtype)
     to_end = (k * (since[..., -1:] - since).exp()[..., None]).to(dtype)
-    before, written, last = scan_chunks(values, erased, to_end, since[..., -1].exp(), memory)
+    kept = since[..., -1].exp()  # [B, H, N]
+    if ends is not None:
+        kept, to_end = kept.masked_fill(ends, 0.0), to_end.masked_fill(ends[:, None, None], 0.0)
+    before, written, last = scan_chunks(values, erased, to_end, kept, memory)
     inner = ((q.to(dtype) @ keys.mT).to(memory.dtype) * decay).to(dtype)
     out = (q * grown).to(dtype) @ before.to(dtype) + inner @ written
     return out.flatten(2, 3).transpose(1, 2), last

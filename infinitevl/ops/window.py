@@ -3,26 +3,43 @@
 A ring is a pair of keys and values [N, H_kv, S, D]; token i of a row lives in slot i mod S.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from infinitevl.ops.attention import attend_chunk, attend_step, store_chunk_, store_step_
+from infinitevl.ops.packed import Packed
 from infinitevl.ops.rotary import rotate
 from infinitevl.ops.rows import read_rows, write_rows_
 
 
 def window_chunk(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, window: int | None, *, attend=attend_chunk
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    window: int | None,
+    packed: Packed | None = None,
+    *,
+    attend: Callable[..., Tensor] = attend_chunk,
 ) -> Tensor:
     """A sequence from its start, nothing kept.
 
     Args:
         q: [B, T, H, D], k, v: [B, T, H_kv, D], not yet rotated. cos, sin: float32 [B, T, D].
         window: keys that a query sees, its own among them; None for all.
+        packed: the sequences that share the one row, which do not see each other; None for one a row.
 
     Returns:
         [B, T, H, D].
     """
-    return attend(rotate(q, cos, sin), rotate(k, cos, sin), v, None, None, window)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if packed is None:
+        return attend(q, k, v, None, None, window)
+    sequences = zip(*(x.split(packed.lengths, dim=1) for x in (q, k, v)), strict=True)
+    return torch.cat([attend(*each, None, None, window) for each in sequences], dim=1)
 
 
 def window_chunk_(
