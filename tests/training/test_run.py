@@ -1,0 +1,193 @@
+"""The loop: exact sums, a resume that nobody notices, and clear stops."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from infinitevl.errors import InfiniteVLError
+from infinitevl.training.data.packing import pack_samples, pad_samples
+from infinitevl.training.journal import draw_loss, losses
+from infinitevl.training.lora import add_adapters
+from infinitevl.training.parts import SFT, freeze_
+from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching, learning_rate
+from infinitevl.training.stages.reading import answers
+from infinitevl.training.stages.sft import sft
+from tests.support import relative_error, tiny_model
+from tests.training.test_stages import KINDS, sample
+
+STEPS = 5
+
+
+def teaching(batches, student=None):
+    if student is None:
+        student = tiny_model()
+        freeze_(student, KINDS, SFT)
+    lesson = Lesson(student, lambda batch: sft(student, batch))
+    return Teaching(lesson, batches, lambda batch: len(answers(batch)[1]))
+
+
+def two_batches(step):
+    rng = random.Random(step)
+    lengths = [rng.randint(5, 40) for _ in range(3)]
+    samples = [sample(length, 10 * step + i) for i, length in enumerate(lengths)]
+    return [pack_samples(samples[:2]), pad_samples(samples[2:])]
+
+
+def settings(**changes):
+    return Settings(**{"num_steps": STEPS, "learning_rate": 1e-3, "save_every": 2, **changes})
+
+
+def new_run(folder, batches=two_batches, student=None, **changes):
+    return Run(teaching(batches, student), settings(**changes), folder, Accelerator(cpu=True))
+
+
+def weights(run):
+    return {name: weight.detach().clone() for name, weight in run.trained.items()}
+
+
+def test_accumulated_is_one_big_batch(tmp_path):
+    samples = [sample(length, i) for i, length in enumerate((30, 8, 17))]
+    ways = [
+        lambda step: [pad_samples([each]) for each in samples],
+        lambda step: [pack_samples(samples)],
+        lambda step: [pad_samples(samples[:2]), pack_samples(samples[2:])],
+    ]
+    runs = [new_run(tmp_path / str(i), way, num_steps=1, clip=1e9) for i, way in enumerate(ways)]
+    gradients = []
+    for run in runs:
+        run._backward(run.batches(0), 1 / sum(run.count(batch) for batch in run.batches(0)))
+        gradients.append({name: weight.grad for name, weight in run.trained.items()})
+    for other in gradients[1:]:
+        assert all(relative_error(other[name], wanted) < 1e-4 for name, wanted in gradients[0].items())
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    def batches(number):
+        if number == step:
+            raise Killed
+        return two_batches(number)
+
+    return batches
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = new_run(tmp_path_factory.mktemp("whole"))
+    assert run.go()
+    return weights(run), losses(run.folder / LOG)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_killed_at_any_step_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, uninterrupted, step):
+    with pytest.raises(Killed):
+        new_run(tmp_path, killed_at(step)).go()
+    again = new_run(tmp_path)
+    if step >= 2:
+        again.resume()
+        assert again.step == step // 2 * 2
+    assert again.go()
+    wanted, lines = uninterrupted
+    assert all(torch.equal(weight, wanted[name]) for name, weight in weights(again).items())
+    assert losses(tmp_path / LOG) == lines
+
+
+def adapted():
+    torch.manual_seed(4)
+    student = tiny_model()
+    add_adapters(student, rank=4, alpha=8, dropout=0.2)
+    return student
+
+
+def test_dropout_resumes_bit_for_bit_too(tmp_path):
+    whole = new_run(tmp_path / "whole", student=adapted())
+    whole.go()
+    part = new_run(tmp_path / "part", student=adapted())
+    part.go(stop_after=3)
+    part.save()
+    torch.rand(7)
+    rest = new_run(tmp_path / "part", student=adapted())
+    rest.resume()
+    rest.go()
+    assert all(torch.equal(weight, weights(whole)[name]) for name, weight in weights(rest).items())
+
+
+def test_the_loss_falls(tmp_path):
+    run = new_run(tmp_path, lambda step: two_batches(0), num_steps=12, learning_rate=5e-3)
+    run.go()
+    curve = [loss for _, loss in losses(tmp_path / LOG)]
+    assert curve[-1] < 0.8 * curve[0]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
+    run = new_run(tmp_path, learning_rate=1e-3)
+    original = run.lesson.loss
+    run.lesson.loss = lambda batch: original(batch) * (math.nan if run.step == 3 else 1)
+    with pytest.raises(InfiniteVLError, match=r"step 4: the loss is nan.*last good step"):
+        run.go()
+    assert all(torch.isfinite(weight).all() for weight in run.trained.values())
+    assert torch.load(tmp_path / CHECKPOINT)["step"] == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    run = new_run(tmp_path)
+    run.go(stop_after=2)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InfiniteVLError, match="No space left"):
+        run.go()
+    assert torch.load(tmp_path / CHECKPOINT)["step"] == 2
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path):
+    new_run(tmp_path, identity={"learning_rate": 1e-3}).go()
+    with pytest.raises(InfiniteVLError, match=r"learning_rate: 0\.001 then, 0\.01 now"):
+        new_run(tmp_path, identity={"learning_rate": 1e-2}).resume()
+
+
+def test_resuming_without_a_checkpoint_says_so(tmp_path):
+    with pytest.raises(InfiniteVLError, match=r"no .*checkpoint\.pt to resume from"):
+        new_run(tmp_path).resume()
+
+
+def test_a_damaged_checkpoint_says_so(tmp_path):
+    (tmp_path / CHECKPOINT).write_bytes(b"PK\x03\x04 not one")
+    with pytest.raises(InfiniteVLError, match="damaged"):
+        new_run(tmp_path).resume()
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_zero():
+    given = Settings(num_steps=100, learning_rate=2e-4, warm_up=0.05)
+    rates = [learning_rate(given, step) for step in range(100)]
+    assert rates[0] == pytest.approx(4e-5) and rates[4] == rates[5] == 2e-4
+    assert rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] < 1e-7
+    assert rates[52] == pytest.approx(1e-4, rel=0.03)
+
+
+def test_matrices_decay_and_nothing_else(tmp_path):
+    groups = new_run(tmp_path).optimizer.param_groups
+    decays = [(group["weight_decay"], {p.dim() for p in group["params"]}) for group in groups]
+    assert decays == [(0.01, {2}), (0.0, {1, 3})]
+
+
+def test_the_log_says_how_fast_and_how_long(tmp_path):
+    new_run(tmp_path, num_steps=2).go()
+    line = json.loads((tmp_path / LOG).read_text().splitlines()[-1])
+    assert line["step"] == 2 and line["tokens_per_second"] > 0 and line["seconds_left"] == 0
+
+
+def test_the_loss_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    new_run(tmp_path, num_steps=2).go()
+    draw_loss(tmp_path / LOG, tmp_path / "loss.png", "sft")
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
