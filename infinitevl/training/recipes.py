@@ -1,0 +1,173 @@
+"""Recipes: every setting of a stage, from YAML, each with its meaning; unknown ones are refused by name."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
+from infinitevl.errors import InputError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, and with the named fields alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSettings(Strict):
+    """One file of samples."""
+
+    path: str = Field(description="A .jsonl or .json file, or a saved dataset.")
+    form: Literal["messages", "sharegpt"] = Field("messages", description="How its rows are written.")
+    weight: PositiveFloat | None = Field(
+        None, description="Its part of an epoch beside the others' weights; its number of rows if none says."
+    )
+
+
+class DataSettings(Strict):
+    """What a stage reads."""
+
+    sources: list[SourceSettings] = Field(min_length=1, description="Files that are mixed.")
+    samples_per_epoch: PositiveInt | None = Field(
+        None, description="How many samples an epoch has; default: all rows once."
+    )
+    sample_tokens: PositiveInt | None = Field(
+        None, description="Longest sample; longer ones are skipped and named. Default: row_tokens."
+    )
+    row_tokens: PositiveInt = Field(8192, description="Tokens of a packed row, which samples share.")
+    rows_per_step: PositiveInt = Field(64, description="Packed rows of one step, over all processes.")
+    min_pixels: PositiveInt | None = Field(None, description="Fewest pixels of a picture.")
+    max_pixels: PositiveInt | None = Field(None, description="Most pixels of a picture.")
+    fps: PositiveFloat | None = Field(None, description="Frames taken of a second of video.")
+    max_frames: PositiveInt | None = Field(None, description="Most frames of a video.")
+    max_frame_pixels: PositiveInt | None = Field(None, description="Most pixels of a frame of a video.")
+    max_skipped: int = Field(100, ge=0, description="Bad samples after which the run stops.")
+    workers: int = Field(0, ge=0, description="Processes that read ahead.")
+
+
+class LoraSettings(Strict):
+    """Adapters beside every projection of the decoder's layers."""
+
+    rank: PositiveInt = Field(64, description="Inner width of an adapter.")
+    alpha: PositiveInt = Field(128, description="Adapters count alpha / rank times.")
+    dropout: Share = Field(0.0, description="Share of an adapter's inputs that are dropped.")
+
+
+class StageRecipe(Strict):
+    """What all stages share."""
+
+    student: str = Field(description="Folder or name of the model to start from.")
+    out: str = Field(description="Folder for the log, the checkpoint and the finished model.")
+    data: DataSettings = Field(description="What is read.")
+    num_steps: PositiveInt = Field(description="Steps of the optimizer.")
+    learning_rate: PositiveFloat = Field(description="Peak, after the warm-up; a cosine to zero follows.")
+    warm_up: Share = Field(0.05, description="Share of the steps in which the learning rate rises.")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on matrices alone.")
+    clip: PositiveFloat = Field(1.0, description="Largest norm of the gradient.")
+    precision: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="Of products; trained weights and their moments are float32 in any case."
+    )
+    gradient_checkpointing: bool = Field(
+        True, description="Keep one activation a layer and compute the others again: less memory, slower."
+    )
+    seed: int = Field(0, ge=0, description="Of the samples' order and of dropout.")
+    save_every: PositiveInt = Field(200, description="Steps between checkpoints.")
+    log_every: PositiveInt = Field(1, description="Steps between lines of the log.")
+
+
+class DistillLayers(StageRecipe):
+    """Stage 1a: new mixers learn their layer's output from their teacher's."""
+
+    stage: Literal["distill-layers"] = Field(description="Which stage this is.")
+    teacher: str = Field(description="Folder or name of the teacher that the student was made of.")
+
+
+class DistillLogits(StageRecipe):
+    """Stage 1b: new mixers learn the teacher's next tokens."""
+
+    stage: Literal["distill-logits"] = Field(description="Which stage this is.")
+    teacher: str = Field(description="Folder or name of the teacher that the student was made of.")
+    temperature: PositiveFloat = Field(2.0, description="At which distributions are compared.")
+    all_tokens: bool = Field(
+        False, description="Learn from every token, as the published run did, not from answers alone."
+    )
+
+
+class Sft(StageRecipe):
+    """Stage 2: mixers, attention and feed-forward learn answers."""
+
+    stage: Literal["sft"] = Field(description="Which stage this is.")
+
+
+class LongSft(StageRecipe):
+    """Stage 3: adapters learn answers over long sequences."""
+
+    stage: Literal["long-sft"] = Field(description="Which stage this is.")
+    lora: LoraSettings = Field(LoraSettings(), description="The adapters.")
+
+
+Recipe = DistillLayers | DistillLogits | Sft | LongSft
+_ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
+# What may change when a run goes on: where things lie, and how often they are written.
+_FREE = {"out", "save_every", "log_every", "precision", "gradient_checkpointing"}
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from a YAML file; paths in it are relative to the working directory, as options are.
+
+    Raises:
+        InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
+    """
+    file = Path(path)
+    try:
+        found = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{file} is no readable recipe: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is no recipe: it holds {type(found).__name__}, not settings.")
+    try:
+        return _ANY.validate_python(found)
+    except ValidationError as error:
+        raise InputError(f"{file}: {'; '.join(_told(problem) for problem in error.errors())}") from error
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide what is learnt, as plain values: a resumed run must have the same."""
+    plain = recipe.model_dump(mode="json", exclude=_FREE)
+    plain["data"].pop("workers")
+    return plain
+
+
+def field_names() -> set[str]:
+    """Every setting that any stage knows."""
+    models: list[type[BaseModel]] = [
+        DistillLayers,
+        DistillLogits,
+        Sft,
+        LongSft,
+        DataSettings,
+        SourceSettings,
+        LoraSettings,
+    ]
+    return {name for model in models for name in model.model_fields}
+
+
+def _told(problem: Any) -> str:
+    """One complaint of pydantic in our words."""
+    place = ".".join(str(part) for part in problem["loc"] if part not in _STAGE_NAMES)
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(place.split(".")[-1], field_names(), n=1)
+        return f"unknown setting {place!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if problem["type"] == "missing":
+        return f"missing setting {place!r}"
+    if problem["type"].startswith("union_tag"):
+        return f"stage must be one of {', '.join(_STAGE_NAMES)}"
+    return f"{place}: {problem['msg']}, not {problem['input']!r}"
+
+
+_STAGE_NAMES = ("distill-layers", "distill-logits", "sft", "long-sft")
