@@ -1,0 +1,226 @@
+"""From samples in order to batches within a budget of tokens; a run can go on from any of them.
+
+The order is dealt out to a fixed number of shards. A step takes one batch from each, whoever reads it: one
+process or several, with or without workers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from infinitevl.errors import InputError
+from infinitevl.training.data.mixture import Mixture
+from infinitevl.training.data.packing import pack_samples, pad_samples
+from infinitevl.training.data.tokens import Tokens, TokenWriter
+
+_NAMED = 20  # skipped samples that an error lists
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How samples become batches.
+
+    max_tokens: of a batch, padding counted. packed: samples share one row; otherwise each has its own.
+    num_shards: batches of one step, over all processes. buffer_size: samples from which a batch is chosen.
+    max_skipped: bad samples of a shard after which the run stops. fill: packed rows have max_tokens exactly.
+    """
+
+    max_tokens: int
+    packed: bool = True
+    num_shards: int = 1
+    buffer_size: int = 64
+    max_skipped: int = 100
+    fill: bool = False
+
+
+@dataclass
+class ShardState:
+    """Where a shard stands: what it reads next in which epoch, samples read and not yet used as (source,
+    row), and the bad ones so far as (place, reason). Plain values, ready for JSON."""
+
+    epoch: int = 0
+    position: int = 0
+    pending: list[tuple[int, int]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of the model's `forward`, where the samples come from, and the shard's state after them."""
+
+    inputs: dict[str, Any]
+    names: list[str]
+    shard: int
+    state: ShardState
+
+
+class Shard:
+    """Every num_shards-th sample of the order, as batches without end, or until `num_epochs` have passed.
+
+    Raises InputError while iterating once more than max_skipped samples were bad.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        writer: TokenWriter,
+        plan: BatchPlan,
+        shard: int = 0,
+        state: ShardState | None = None,
+        num_epochs: int | None = None,
+    ):
+        if writer.limits.max_tokens > plan.max_tokens:
+            raise InputError(
+                f"A sample may have {writer.limits.max_tokens} tokens, a batch {plan.max_tokens}: too few."
+            )
+        if mixture.num_samples < plan.num_shards:
+            raise InputError(f"{mixture.num_samples} samples are too few for {plan.num_shards} shards.")
+        self.mixture, self.writer, self.plan = mixture, writer, plan
+        self.shard, self.num_epochs = shard, num_epochs
+        self.go_on_from(state or ShardState())
+
+    def go_on_from(self, state: ShardState) -> None:
+        """Stand where `state` says; samples are read only when batches are asked for."""
+        self.epoch, self.position, self.skipped = state.epoch, state.position, list(state.skipped)
+        self.pending = [(source, row) for source, row in state.pending]
+        self.buffer: list[tuple[tuple[int, int], Tokens]] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.pending:
+            self._read(self.pending.pop(0))
+        places = self._places()
+        while True:
+            while len(self.buffer) < self.plan.buffer_size and (place := next(places, None)) is not None:
+                self._read(place)
+            if not self.buffer:
+                return
+            yield self._take()
+
+    def state(self) -> ShardState:
+        """Where the shard stands now."""
+        pending = [place for place, _ in self.buffer] + self.pending
+        return ShardState(self.epoch, self.position, pending, list(self.skipped))
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        while self.num_epochs is None or self.epoch < self.num_epochs:
+            order = self.mixture.order(self.epoch)[self.shard :: self.plan.num_shards]
+            while self.position < len(order):
+                source, row = order[self.position].tolist()
+                self.position += 1
+                yield source, row
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def _read(self, place: tuple[int, int]) -> None:
+        source, row = self.mixture.sources[place[0]], place[1]
+        try:
+            self.buffer.append((place, self.writer.write(source[row])))
+        except InputError as error:
+            self.skipped.append((source.where(row), str(error)))
+            if len(self.skipped) > self.plan.max_skipped:
+                raise InputError(
+                    f"{len(self.skipped)} samples were bad, more than {self.plan.max_skipped}. Repair the "
+                    f"data, or raise max_skipped.\n{describe_skipped(self.skipped)}"
+                ) from error
+
+    def _take(self) -> Batch:
+        choose = choose_packed if self.plan.packed else choose_padded
+        chosen = choose([len(tokens) for _, tokens in self.buffer], self.plan.max_tokens)
+        taken = [self.buffer[index] for index in chosen]
+        self.buffer = [each for index, each in enumerate(self.buffer) if index not in set(chosen)]
+        names = [self.mixture.sources[source].where(row) for (source, row), _ in taken]
+        return Batch(self._join([tokens for _, tokens in taken]), names, self.shard, self.state())
+
+    def _join(self, samples: Sequence[Tokens]) -> dict[str, Any]:
+        pad_id = self.writer.tokenizer.pad_token_id or 0
+        if not self.plan.packed:
+            return pad_samples(samples, pad_id)
+        return pack_samples(samples, self.plan.max_tokens if self.plan.fill else None, pad_id)
+
+
+def choose_packed(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Which samples share a row: the oldest, so that none waits for ever, then the longest that still fit."""
+    chosen, room = [0], max_tokens - lengths[0]
+    for index in sorted(range(1, len(lengths)), key=lambda index: (-lengths[index], index)):
+        if lengths[index] <= room:
+            chosen.append(index)
+            room -= lengths[index]
+    return sorted(chosen)
+
+
+def choose_padded(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Which samples make a padded batch: the oldest, then those whose lengths are nearest to its own."""
+    chosen, longest = [0], lengths[0]
+    for index in sorted(range(1, len(lengths)), key=lambda index: (abs(lengths[index] - lengths[0]), index)):
+        longest = max(longest, lengths[index])
+        if longest * (len(chosen) + 1) > max_tokens:
+            break
+        chosen.append(index)
+    return sorted(chosen)
+
+
+class Loader:
+    """Steps without end: for each the batches of this process, one of every shard that it reads.
+
+    Args:
+        rank, world_size: this process among those that read together; they divide the shards.
+        states: of all shards, from `states` of every process, to go on there.
+        num_workers: processes that read ahead; a divisor of this process's shards, 0 for none.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        writer: TokenWriter,
+        plan: BatchPlan,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        states: dict[int, ShardState] | None = None,
+        num_workers: int = 0,
+    ):
+        if plan.num_shards % world_size:
+            raise InputError(f"{plan.num_shards} batches a step cannot be shared by {world_size} processes.")
+        self.own = list(range(rank, plan.num_shards, world_size))
+        if num_workers and len(self.own) % num_workers:
+            raise InputError(f"{len(self.own)} batches a step cannot be read by {num_workers} workers.")
+        self.states = {shard: (states or {}).get(shard, ShardState()) for shard in self.own}
+        self.shards = [Shard(mixture, writer, plan, shard) for shard in self.own]
+        self.num_workers = num_workers
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for shard in self.shards:
+            shard.go_on_from(self.states[shard.shard])
+        batches = iter(DataLoader(_InTurn(self.shards), batch_size=None, num_workers=self.num_workers))
+        while True:
+            step = [next(batches) for _ in self.own]
+            self.states.update({batch.shard: batch.state for batch in step})
+            yield step
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """The bad samples of this process so far: place and reason."""
+        return [skip for state in self.states.values() for skip in state.skipped]
+
+
+class _InTurn(IterableDataset):
+    """A batch of each shard in turn; of every n-th shard in one of n workers, which keeps the order."""
+
+    def __init__(self, shards: Sequence[Shard]):
+        self.shards = shards
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        mine = self.shards if worker is None else self.shards[worker.id :: worker.num_workers]
+        streams = [iter(shard) for shard in mine]
+        while True:
+            for stream in streams:
+                yield next(stream)
+
+
+def describe_skipped(skipped: Sequence[tuple[str, str]]) -> str:
+    """Bad samples as text: how many, then each with its reason."""
+    lines = [reason if reason.startswith(place) else f"{place}: {reason}" for place, reason in skipped]
+    more = [f"... and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+    return "\n".join([f"{len(lines)} bad samples were left out:", *lines[:_NAMED], *more])

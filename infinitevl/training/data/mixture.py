@@ -1,0 +1,74 @@
+"""Several sources in one order that seed and epoch alone decide."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from infinitevl.errors import InputError
+from infinitevl.training.data.source import Source
+
+
+class Mixture:
+    """Samples of several sources, an epoch of `num_samples` at a time.
+
+    Args:
+        weights: of each source in an epoch, in any unit; None: its number of rows.
+        num_samples: of one epoch; None: all rows once.
+
+    A source of which an epoch takes a part goes on in the next epoch where it stopped, so that no row comes
+    again before all have come; one of which an epoch takes more than all begins anew, in another order.
+
+    Raises:
+        InputError: there is no source, a source is empty, or the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        weights: Sequence[float] | None = None,
+        num_samples: int | None = None,
+    ):
+        sizes = [len(source) for source in sources]
+        weights = sizes if weights is None else weights
+        for source, size in zip(sources, sizes, strict=True):
+            if not size:
+                raise InputError(f"{source.name} has no rows. Take it out, or give a file with samples.")
+        if len(weights) != len(sources) or not sources or min(weights) <= 0:
+            raise InputError(
+                f"weights are {list(weights)} for {len(sources)} sources. Give a positive one each."
+            )
+        self.sources, self.seed = list(sources), seed
+        self.counts = _shared_out(sum(sizes) if num_samples is None else num_samples, weights)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch."""
+        return sum(self.counts)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """int64 [num_samples, 2]: source and row of each sample of an epoch."""
+        parts = [self._rows(index, epoch) for index in range(len(self.sources))]
+        pairs = np.concatenate(
+            [np.stack([np.full_like(rows, index), rows], axis=1) for index, rows in enumerate(parts)]
+        )
+        return pairs[np.random.default_rng([self.seed, epoch]).permutation(len(pairs))]
+
+    def _rows(self, index: int, epoch: int) -> np.ndarray:
+        """Rows of one source: a piece of its endless list of permutations."""
+        size, count = len(self.sources[index]), self.counts[index]
+        first, last = divmod(epoch * count, size)[0], -(-(epoch + 1) * count // size)
+        endless = [
+            np.random.default_rng([self.seed, index, turn]).permutation(size) for turn in range(first, last)
+        ]
+        start = epoch * count - first * size
+        return np.concatenate(endless)[start : start + count] if endless else np.zeros(0, dtype=np.int64)
+
+
+def _shared_out(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in whole parts by weight; what rounding leaves over goes to the largest remainders."""
+    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * total
+    counts = np.floor(exact).astype(int)
+    largest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[largest] += 1
+    return counts.tolist()
