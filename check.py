@@ -1,7 +1,7 @@
 """The gate: format, lint, types and tests, the same for people and for CI.
 
 python check.py                 everything but the slow tests
-python check.py --slow          the slow tests alone: built wheel, thousands of random splits, long streams
+python check.py --slow          the slow tests alone: kernels, wheel, thousands of splits, long streams
 python check.py --only types    one step: format, lint, types or tests
 
 Tests run on one thread and never ask a model hub. The run ends with the list of skipped tests and their
@@ -31,6 +31,7 @@ STEPS = {
     "tests": ["pytest"],
 }
 SLOW_STEPS = {
+    "kernels": ["pytest", "tests/ops/triton", "tests/ops/test_kernels_are_tested.py", "--timeout=1200"],
     "slow tests": ["pytest", "--slow", "-m", "slow", "--timeout=1800"],
     "many random splits": ["pytest", "tests/model/test_any_split.py", "--timeout=1800"],
 }

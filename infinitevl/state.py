@@ -6,8 +6,6 @@ one stream lies side by side in one buffer, so that to fork, park or bring back 
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from infinitevl.config import FULL, LINEAR, InfiniteVLTextConfig
 from infinitevl.errors import StateError
 from infinitevl.files import atomic_write
+from infinitevl.state_file import FORMAT_VERSION, check_metadata, checksum, read_file, shape_text
 
-FORMAT_VERSION = "1"
 _ALIGNMENT = 256  # bytes; what every kernel's widest access asks for
 Device = str | torch.device
 
@@ -190,9 +187,10 @@ class StreamState:
     def _take_over_(self, given: dict[str, Tensor]) -> None:
         mine = self.tensors()
         for name in {**mine, **given}:
-            if _shape(given, name) != _shape(mine, name):
+            if shape_text(given, name) != shape_text(mine, name):
                 raise StateError(
-                    f"{name} has {_shape(given, name)}, this model's state has {_shape(mine, name)} there."
+                    f"{name} has {shape_text(given, name)}, this model's state has "
+                    f"{shape_text(mine, name)} there."
                 )
         for name, tensor in mine.items():
             tensor.copy_(given[name])
@@ -241,7 +239,7 @@ class StreamState:
             "fingerprint": fingerprint,
             "settings": settings,
         }
-        metadata["checksum"] = _checksum(tensors, metadata)
+        metadata["checksum"] = checksum(tensors, metadata)
         with atomic_write(path) as part:
             save_file(tensors, part, metadata=metadata)
 
@@ -260,8 +258,8 @@ class StreamState:
         Raises:
             StateError: not a state, another format version, another model, or a damaged file.
         """
-        tensors, metadata = _read(Path(path))
-        _check_metadata(path, metadata, fingerprint, tensors)
+        tensors, metadata = read_file(Path(path))
+        check_metadata(path, metadata, fingerprint, tensors)
         height, width = tensors["span.waiting"].shape[2:]
         full = [i for i, kind in enumerate(config.layer_types) if kind == FULL]
         state = cls.allocate(
@@ -377,57 +375,3 @@ def _moved(count: int | Tensor, device: torch.device) -> int | Tensor:
 
 def _renew_fields(part, tensors: Iterator[Tensor]):
     return type(part)(*(next(tensors) for _ in dataclasses.fields(part)))
-
-
-def _shape(tensors: dict[str, Tensor], name: str) -> str:
-    return f"shape {tuple(tensors[name].shape)}" if name in tensors else "nothing"
-
-
-def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Of all that a file holds but the checksum itself."""
-    rest = {key: text for key, text in metadata.items() if key != "checksum"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {_shape(tensors, name)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def saved_settings(path: str | os.PathLike[str]) -> str:
-    """The settings that were saved beside a state.
-
-    Raises:
-        StateError: not a readable state.
-    """
-    return _read(Path(path))[1].get("settings", "")
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise StateError(f"there is no state at {path}. Save one with session.save(path).")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StateError(
-            f"{path} is not a readable state ({error}). It may be damaged; use another copy."
-        ) from error
-
-
-def _check_metadata(
-    path: str | os.PathLike[str], metadata: dict[str, str], fingerprint: str, tensors: dict[str, Tensor]
-) -> None:
-    if metadata.get("format") != "infinitevl-state":
-        raise StateError(f"{path} is a safetensors file but not a state of InfiniteVL.")
-    if metadata.get("version") != FORMAT_VERSION:
-        raise StateError(
-            f"{path} has state format {metadata.get('version')}, this version reads {FORMAT_VERSION}. "
-            "Load it with the version of infinitevl that wrote it."
-        )
-    if metadata.get("checksum") != _checksum(tensors, metadata):
-        raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")
-    if metadata.get("fingerprint") != fingerprint:
-        raise StateError(
-            f"{path} belongs to another model: its fingerprint is {metadata.get('fingerprint')}, "
-            f"this model's is {fingerprint}. Load the model that saved it."
-        )

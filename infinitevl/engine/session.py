@@ -20,7 +20,8 @@ from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import MICROSECONDS, to_microseconds
 from infinitevl.model.weights import fingerprint
 from infinitevl.processing.prompt import DEFAULT_SYSTEM, end_of_turn_ids, turn_ids
-from infinitevl.state import StreamState, saved_settings
+from infinitevl.state import StreamState
+from infinitevl.state_file import saved_settings
 
 _SETTINGS = ("mode", "frame_size", "keep_turns", "system")
 # Seconds x tokens per second: what lies between two such times is counted safely in int64 microseconds.

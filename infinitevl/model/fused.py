@@ -144,7 +144,10 @@ def fuse_(model: nn.Module, kernels: Kernels | None = None, precision: str | Non
         _check_free(model, precision)
     chosen = choose(next(model.parameters()).device) if kernels is None else kernels
     for layer in layers:
+        is_new = layer.layout is None
         layer.fuse_(chosen, precision)
+        if is_new and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # blocks of single weights are too small for the next layer's large ones
     return chosen
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from infinitevl.ops import trainable as kernels
 from infinitevl.ops.attention import attend_chunk as model_attention
 from infinitevl.ops.causal_conv import causal_conv_chunk as model_conv
 from infinitevl.ops.delta_rule import delta_rule_chunk as model_rule
-from infinitevl.ops import trainable as kernels
 
 
 def _inputs(length: int, alike: bool = False):

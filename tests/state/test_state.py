@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from infinitevl.errors import InfiniteVLError, StateError
 from infinitevl.model.weights import fingerprint
-from infinitevl.state import StreamState, saved_settings
+from infinitevl.state import StreamState
+from infinitevl.state_file import saved_settings
 from tests.support import tiny_model
 
 MARK = "mark"

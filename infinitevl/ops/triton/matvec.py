@@ -118,25 +118,6 @@ def gates_fit(head: int) -> bool:
     return head == triton.next_power_of_2(head)
 
 
-def few_rows_tile(product: Product) -> Tile:
-    """Measured on an H200: narrow tiles, many buffers."""
-    block_k = min(triton.next_power_of_2(product.inputs), 256)
-    return Tile(16, max(16, block_k), 4, 4)
-
-
-def few_rows(product: Product) -> Tensor:
-    """The product for up to 64 rows, on the tensor cores; no gate."""
-    assert product.gate is None, "gates are applied before"
-    y, tile, early = product.empty(), few_rows_tile(product), launches_early(product.stored)
-    _few_rows_kernel[(triton.cdiv(product.outputs, tile.block_n),)](
-        y_ptr=y, **product.pointers(), rows=product.num_rows,
-        BLOCK_M=max(16, triton.next_power_of_2(product.num_rows)), BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        STAGES=tile.num_stages, EARLY=early,
-        num_warps=tile.num_warps, maxnreg=tile.max_registers, launch_pdl=early,
-    )  # fmt: skip
-    return y
-
-
 @triton.jit
 def _tile(ptrs, k, start: tl.constexpr, INPUTS: tl.constexpr, BLOCK_K: tl.constexpr):
     """One tile of the weight, 0 beyond its last column."""
@@ -228,67 +209,3 @@ def _gated(x, norm_ptr, gate_ptr, k, inside, eps, HEAD: tl.constexpr, BLOCK_K: t
     gate = tl.load(gate_ptr + k, mask=inside, other=0).to(tl.float32)
     weight = tl.load(norm_ptr + k % HEAD).to(tl.float32)
     return tl.reshape(heads, [BLOCK_K]) * weight * (gate * tl.sigmoid(gate))
-
-
-@triton.jit
-def _prefetch(ptrs):
-    """Asks for the lines at these addresses to come into the second-level cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; // $0", "=r,l", [ptrs.to(tl.uint64)], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
-def _few_rows_kernel(
-    x_ptr, norm_ptr, gate_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
-    x_stride, gate_stride, weight_stride, residual_stride, outputs, eps, rows,
-    INPUTS: tl.constexpr, SWIGLU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_N outputs of all rows; the weight is the dot's left side, so that few rows waste little."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    k = tl.arange(0, BLOCK_K)
-    row_ptrs = weight_ptr + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * weight_stride
-    up_offset = tl.cast(outputs, tl.int64) * weight_stride
-    if EARLY:
-        LINE: tl.constexpr = 128 // (weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
-        lines = tl.minimum(tl.arange(0, BLOCK_K * STAGES // LINE) * LINE, INPUTS - 1)
-        _prefetch(row_ptrs + lines[None, :])
-        if SWIGLU:
-            _prefetch(row_ptrs + up_offset + lines[None, :])
-        gdc_launch_dependents()
-        gdc_wait()
-    x_ptrs = x_ptr + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * x_stride
-    sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    ups = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    for start in tl.range(0, INPUTS, BLOCK_K, num_stages=STAGES):
-        inside = (start + k < INPUTS)[None, :]
-        x = tl.load(x_ptrs + (start + k)[None, :], mask=inside, other=0)
-        if norm_ptr is not None:
-            wide = x.to(tl.float32)
-            squares += wide * wide
-            norm = tl.load(norm_ptr + start + k, mask=start + k < INPUTS, other=0).to(tl.float32)
-            x = (wide * norm[None, :]).to(x.dtype)
-        tile = tl.load(row_ptrs + (start + k)[None, :], mask=inside, other=0)
-        sums = tl.dot(tile, tl.trans(x), sums, input_precision="ieee")
-        if SWIGLU:
-            up_tile = tl.load(row_ptrs + up_offset + (start + k)[None, :], mask=inside, other=0)
-            ups = tl.dot(up_tile, tl.trans(x), ups, input_precision="ieee")
-    scale = tl.full([BLOCK_M], 1.0, tl.float32)
-    if norm_ptr is not None:
-        scale = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)
-    inside = (n < outputs)[:, None] & (m < rows)[None, :]
-    y = sums * scale[None, :]
-    if bias_ptr is not None:
-        y += tl.load(bias_ptr + n, mask=n < outputs, other=0).to(tl.float32)[:, None]
-    if SWIGLU:
-        up = ups * scale[None, :]
-        if bias_ptr is not None:
-            up += tl.load(bias_ptr + outputs + n, mask=n < outputs, other=0).to(tl.float32)[:, None]
-        y = y * tl.sigmoid(y) * up
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + m[None, :] * residual_stride + n[:, None], mask=inside, other=0)
-        y += residual.to(tl.float32)
-    tl.store(y_ptr + m[None, :] * outputs + n[:, None], y.to(y_ptr.dtype.element_ty), mask=inside)

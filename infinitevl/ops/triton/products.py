@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.ops.quantized import Quantized, Weight
-from infinitevl.ops.triton.matvec import Product, few_rows, gates_fit, matvec
+from infinitevl.ops.triton.matvec import Product, gates_fit, matvec
 from infinitevl.ops.triton.pointwise import add_bias_, as_rows, gated_rms_norm, rms_norm, swiglu
 from infinitevl.ops.triton.quantized import few_bits, fp8_product, multiplies_fp8, reads_bits, whole
 
-# Most rows that `matvec` and `few_rows` take; beyond, cuBLAS (8 tokens: 2.80 ms, few_rows 3.3).
+# Most rows that `matvec` takes; beyond, cuBLAS. Milliseconds for all products of a token of the 4B decoder on
+# an H200, matvec and cuBLAS: 1 row 1.91 and 2.79, 2 rows 2.47 and 2.82, 4 rows 3.64 and 2.83.
 MATVEC_ROWS = 2
-FEW_ROWS = 2
 # Most rows whose heads are normalised and gated inside `matvec`: every program does that work again.
 GATED_ROWS = 1
 
@@ -64,15 +64,13 @@ def gated_norm_linear_add(
 
 
 def _run(product: Product) -> Tensor:
-    """By the number of rows; float32 has no tensor cores that are exact enough."""
+    """By the number of rows."""
     _check(product)
     if isinstance(product.weight, Quantized):
         return _run_few_bits(product)
     rows = product.num_rows
     if 0 < rows <= MATVEC_ROWS:
         return matvec(product)
-    if MATVEC_ROWS < rows <= FEW_ROWS and product.weight.dtype == torch.bfloat16:
-        return few_rows(product)
     return _many_rows(product)
 
 

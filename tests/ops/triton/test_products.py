@@ -13,7 +13,7 @@ EPS = 1e-6
 INPUTS = [36, 64, 1100, 2048]
 OUTPUTS = [1, 7, 52]
 # Most rows that each way is asked to take.
-WAYS = {"matvec": 4, "few_rows": 64, "many_rows": 100}
+WAYS = {"matvec": 4, "many_rows": 100}
 NAMES = ["linear", "linear with bias", "norm_linear", "norm_swiglu", "linear_add", "linear_add with bias"]
 
 
@@ -101,7 +101,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every product goes one way, whatever would be fastest."""
-    run = {"matvec": matvec.matvec, "few_rows": matvec.few_rows, "many_rows": products._many_rows}
+    run = {"matvec": matvec.matvec, "many_rows": products._many_rows}
     monkeypatch.setattr(products, "_run", run[request.param])
     return request.param
 

@@ -1,0 +1,96 @@
+"""Compiles every kernel for an H200 on a machine without a GPU: the interpreter accepts more than a compiler.
+
+Run without TRITON_INTERPRET. Wrappers are called as the model calls them; launches only compile.
+"""
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from infinitevl.ops.triton import delta_chunk, delta_prepare, delta_step, matvec, pointwise
+from infinitevl.ops.triton.table import TRITON
+from infinitevl.ops.vision import Segments
+
+EPS = 1e-6
+# heads, key and value width; query heads, key heads, head width; ring; hidden
+PUBLISHED = (16, 128, 256, 16, 2, 128, 8192, 2048)
+TINY = (2, 8, 16, 4, 2, 8, 12, 32)
+
+
+class NoGpu:
+    """A driver that knows what to compile for and nothing else."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def compile_all(sizes: tuple[int, ...], dtype: torch.dtype, length: int) -> None:
+    """All kernels of a decoder of these sizes, for many tokens and for one."""
+    heads, key, value, query_heads, key_heads, head_dim, slots, hidden = sizes
+
+    def zeros(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    channels = heads * (2 * key + value)
+    rows = zeros(1, dtype=torch.int64)
+    inner = channels + heads * value + 2 * heads
+    for tokens, counts in ((length, None), (length, rows + 1), (1, None)):
+        parts = zeros(1, tokens, inner).split([channels, heads * value, heads, heads], dim=-1)
+        mixed, gate, a, b = parts
+        state = zeros(2, heads, key, value, dtype=torch.float32), zeros(2, 3, channels)
+        inputs = (mixed, a, b, zeros(channels, 4), zeros(heads), zeros(heads), *state, rows)
+        x = zeros(1, tokens, hidden)
+        attention = [query_heads * head_dim, key_heads * head_dim, key_heads * head_dim]
+        split = zeros(1, tokens, sum(attention)).split(attention, dim=-1)
+        turns = zeros(head_dim // 2, dtype=torch.int64)
+        angles = TRITON.rotary_angles(zeros(3, 1, tokens, dtype=torch.int64), turns, turns)
+        ring = [zeros(2, key_heads, slots, head_dim) for _ in range(2)]
+        window = (*(part.unflatten(-1, (-1, head_dim)) for part in split), *angles, *ring, rows)
+        if tokens == 1:
+            TRITON.delta_net_step_(*inputs)
+            TRITON.window_step_(*window, rows)
+        else:
+            TRITON.delta_net_chunk_(*inputs, counts)
+            TRITON.window_chunk_(*window, slots, rows, counts)
+        TRITON.rms_norm(x, zeros(hidden), EPS)
+        TRITON.linear(x, zeros(52, hidden))
+        TRITON.norm_linear(x, zeros(hidden), EPS, zeros(inner, hidden))
+        TRITON.norm_swiglu(x, zeros(hidden), EPS, zeros(128, hidden))
+        TRITON.linear_add(zeros(1, tokens, 64), zeros(hidden, 64), x.clone(), zeros(hidden))
+        out = zeros(1, tokens, heads, value, dtype=torch.float32)
+        TRITON.gated_norm_linear_add(out, gate, zeros(value), EPS, zeros(hidden, heads * value), x.clone())
+
+
+def main() -> None:
+    names = set()
+    original = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        names.add(self.fn.__name__)
+        return original(self, *args, grid=grid, warmup=True, **kwargs)
+
+    driver.set_active(NoGpu())
+    JITFunction.run = compile_only
+    for module in (delta_chunk, delta_prepare, delta_step, matvec, pointwise):
+        module.launches_early = lambda x: True
+    compile_all(PUBLISHED, torch.bfloat16, 256)
+    compile_all(TINY, torch.bfloat16, 16)
+    for patches, heads, width, run in ((1024, 16, 80, 64), (1024, 16, 80, 1024), (32, 2, 16, 16)):
+        angles = torch.zeros(2, patches, width)
+        qkv = torch.zeros(patches, 3, heads, width, dtype=torch.bfloat16)
+        TRITON.vision_attention(qkv, *angles, (Segments(run, None),))
+    print(len(names), "kernels compiled:", *sorted(names))
+
+
+if __name__ == "__main__":
+    main()
