@@ -14,6 +14,19 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", metavar="FILE.yaml", help="Every setting of the stage.")
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print what would train, memory, tokens a step and the first row, and end."
+    ),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the checkpoint in the recipe's folder.")
+]
+
 
 @command(app)
 def init(
@@ -80,6 +93,50 @@ def init(
     print(f"\n{out}: {len(rows)} weights; every one by name in {surgery.TABLE_FILE}")
     if missing:
         print(f"No processor was written, so that the folder only takes token ids: {missing}.")
+
+
+@command(app)
+def distill_layers(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+    """Stage 1a: new mixers learn their layer's output from the teacher's layer."""
+    _run("distill-layers", recipe, dry_run, resume)
+
+
+@command(app)
+def distill_logits(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+    """Stage 1b: new mixers learn the teacher's next tokens, end to end."""
+    _run("distill-logits", recipe, dry_run, resume)
+
+
+@command(app)
+def sft(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+    """Stage 2: mixers, attention and feed-forward learn answers."""
+    _run("sft", recipe, dry_run, resume)
+
+
+@command(app)
+def long_sft(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+    """Stage 3: LoRA adapters learn answers over long sequences."""
+    _run("long-sft", recipe, dry_run, resume)
+
+
+def _run(stage: str, path: str, dry_run: bool, resume: bool) -> None:
+    from infinitevl.errors import InputError
+
+    try:
+        from infinitevl.training.recipes import read_recipe
+    except ImportError as error:
+        raise InputError(f"training needs {error.name}: pip install 'infinitevl[train]'.") from error
+    recipe = read_recipe(path)
+    if recipe.stage != stage:
+        raise InputError(f"{path} is a recipe for `infinitevl train {recipe.stage}`, not for {stage}.")
+    if dry_run:
+        from infinitevl.training.preview import preview
+
+        print(preview(recipe))
+        return
+    from infinitevl.training.course import teach
+
+    print(f"The finished model is in {teach(recipe, resume=resume)}.")
 
 
 def _full_names(text: str | None) -> list[str] | None:

@@ -108,7 +108,7 @@ class LongSft(StageRecipe):
     """Stage 3: adapters learn answers over long sequences."""
 
     stage: Literal["long-sft"] = Field(description="Which stage this is.")
-    lora: LoraSettings = Field(LoraSettings(), description="The adapters.")
+    lora: LoraSettings = Field(LoraSettings.model_validate({}), description="The adapters.")
 
 
 Recipe = DistillLayers | DistillLogits | Sft | LongSft

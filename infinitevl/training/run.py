@@ -1,7 +1,7 @@
 """The loop that all stages share, on accelerate: exact sums over unequal batches, and a clean resume.
 
-What a step learns from follows from its number alone, and so does its randomness; the rest of a run's state
-is the trained weights and AdamW's moments, which a checkpoint holds.
+A step's randomness follows from its number alone. The rest of a run's state is what a checkpoint holds: the
+trained weights, AdamW's moments, and where each process stands in the data.
 """
 
 import contextlib
@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from infinitevl.errors import InfiniteVLError
@@ -43,29 +44,48 @@ class Settings:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
+class Feed(Protocol):
+    """What a run learns from, step after step."""
+
+    def next(self) -> Sequence[Batch]:
+        """This process's part of the next step, at least one batch."""
+
+    def state(self) -> dict[Any, Any]:
+        """Where this process stands after the last step, as plain values; distinct keys in each process."""
+
+    def go_on(self, state: dict[Any, Any]) -> None:
+        """Stand where a run stood; `state` is that of all processes together."""
+
+
 @dataclass(frozen=True)
 class Teaching:
     """What is taught. A module with the stage's loss as its forward, so that it can be spread over processes.
 
-    batches: the part of step `number` that this process learns from, at least one batch.
     count: over how many tokens the loss of a batch is a sum.
     """
 
     lesson: nn.Module
-    batches: Callable[[int], Sequence[Batch]]
+    feed: Feed
     count: Callable[[Batch], int]
 
 
 class Lesson(nn.Module):
-    """A student, and a loss of it as forward."""
+    """A student, and a loss of it as forward; products are in `precision`, None for that of the weights."""
 
-    def __init__(self, student: nn.Module, loss: Callable[[Batch], Tensor]):
+    def __init__(
+        self,
+        student: nn.Module,
+        loss: Callable[[Batch], Tensor],
+        precision: torch.dtype | None = None,
+    ):
         super().__init__()
-        self.student, self.loss = student, loss
+        self.student, self.loss, self.precision = student, loss, precision
 
     def forward(self, batch: Batch) -> Tensor:
         """A sum over tokens."""
-        return self.loss(batch)
+        kind = batch["input_ids"].device.type
+        with torch.autocast(kind, self.precision, enabled=self.precision is not None):
+            return self.loss(batch)
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -85,7 +105,7 @@ class Run:
 
     def __init__(self, teaching: Teaching, settings: Settings, folder: Path, accelerator: Accelerator):
         self.settings, self.folder, self.accelerator = settings, folder, accelerator
-        self.batches, self.count = teaching.batches, teaching.count
+        self.feed, self.count = teaching.feed, teaching.count
         self.trained = {n: p for n, p in teaching.lesson.named_parameters() if p.requires_grad}
         if not self.trained:
             raise InfiniteVLError("nothing trains in this stage; see the table of `infinitevl train init`.")
@@ -113,8 +133,9 @@ class Run:
 
     def _learn(self) -> None:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        batches = [to_device(batch, self.accelerator.device) for batch in self.feed.next()]
+        # after the data, whose loader may draw numbers too
         torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * world + rank)
-        batches = [to_device(batch, self.accelerator.device) for batch in self.batches(self.step)]
         num_tokens, num_counted = self._sums(
             [sum(batch["input_ids"].numel() for batch in batches), sum(map(self.count, batches))]
         )
@@ -139,8 +160,7 @@ class Run:
             is_last = number == len(batches) - 1
             alone = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.lesson)
             with alone:
-                with self.accelerator.autocast():
-                    loss = self.lesson(batch) * scale
+                loss = self.lesson(batch) * scale
                 self.accelerator.backward(loss)
             total += loss.item()
         return total
@@ -162,13 +182,14 @@ class Run:
 
     def save(self) -> None:
         """Everything that the run needs to go on, whole or not at all."""
-        self.accelerator.wait_for_everyone()
+        places = gather_object([self.feed.state()])
         if not self.accelerator.is_main_process:
             return
         state = {
             "step": self.step,
             "trained": {name: weight.detach() for name, weight in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
+            "feed": {key: value for place in places for key, value in place.items()},
             "identity": self.settings.identity,
         }
         with atomic_write(self.folder / CHECKPOINT) as path:
@@ -188,6 +209,7 @@ class Run:
             for name, weight in self.trained.items():
                 weight.copy_(state["trained"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.feed.go_on(state["feed"])
         self.step = state["step"]
 
 

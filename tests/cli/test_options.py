@@ -9,6 +9,7 @@ MODEL = {"--model", "--device", "--dtype"}
 LOADED = MODEL | {"--precision"}
 ANSWER = {"--max-new-tokens", "--temperature"}
 BENCH = COMMON | {"--size", "--device", "--dtype", "--out", "--commit"}
+STAGES = ("distill-layers", "distill-logits", "sft", "long-sft")
 FROZEN = {
     "demo": COMMON | LOADED | {"--frames", "--json", "--report"},
     "chat": COMMON | LOADED | ANSWER | {"--image", "--video", "--prompt", "--json"},
@@ -31,6 +32,7 @@ FROZEN = {
     "train init": COMMON
     | {"--teacher", "--out", "--layer-types", "--period", "--window", "--linear-heads", "--linear-head-dim"}
     | {"--expand", "--initializer-range", "--seed"},
+    **{f"train {stage}": COMMON | {"--recipe", "--dry-run", "--resume"} for stage in STAGES},
 }
 
 

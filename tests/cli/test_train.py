@@ -2,6 +2,7 @@ from typer.testing import CliRunner
 
 from infinitevl.cli import app
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from tests.training.courses import write_recipe, write_world
 from tests.training.teachers import write_qwen
 
 
@@ -33,3 +34,23 @@ def test_init_names_a_layer_type_that_does_not_exist(tmp_path):
     wrong = ["--layer-types", "linear,slidding,linear,full"]
     refused = run("init", "--teacher", tmp_path / "teacher", "--out", tmp_path / "student", *wrong)
     assert refused.exit_code == 2 and "slidding_attention" in refused.stderr
+
+
+def test_a_stage_runs_from_its_recipe(tmp_path):
+    world = write_world(tmp_path)
+    recipe = write_recipe(world, "distill-layers", tmp_path / "run", num_steps=2)
+    dry = run("distill-layers", "--recipe", recipe, "--dry-run")
+    assert dry.exit_code == 0 and "parameters train" in dry.stdout, dry.stderr or dry.exception
+    done = run("distill-layers", "--recipe", recipe)
+    assert done.exit_code == 0 and "run/model" in done.stdout, done.stderr or done.exception
+    again = run("distill-layers", "--recipe", recipe)
+    assert again.exit_code == 2 and "--resume" in again.stderr
+
+
+def test_a_recipe_of_another_stage_or_with_a_typo_is_refused(tmp_path):
+    recipe = write_recipe(tmp_path, "sft", tmp_path / "run")
+    refused = run("long-sft", "--recipe", recipe)
+    assert refused.exit_code == 2 and "train sft" in " ".join(refused.stderr.split())
+    wrong = write_recipe(tmp_path, "sft", tmp_path / "run", clipp=1)
+    refused = run("sft", "--recipe", wrong)
+    assert refused.exit_code == 2 and "'clipp'" in refused.stderr

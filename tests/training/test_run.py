@@ -22,12 +22,30 @@ from tests.training.test_stages import KINDS, sample
 STEPS = 5
 
 
+class Numbered:
+    """Batches that follow from the number of the step."""
+
+    def __init__(self, batches):
+        self.batches, self.step = batches, 0
+
+    def next(self):
+        found = self.batches(self.step)
+        self.step += 1
+        return found
+
+    def state(self):
+        return {"step": self.step}
+
+    def go_on(self, state):
+        self.step = state["step"]
+
+
 def teaching(batches, student=None):
     if student is None:
         student = tiny_model()
         freeze_(student, KINDS, SFT)
     lesson = Lesson(student, lambda batch: sft(student, batch))
-    return Teaching(lesson, batches, lambda batch: len(answers(batch)[1]))
+    return Teaching(lesson, Numbered(batches), lambda batch: len(answers(batch)[1]))
 
 
 def two_batches(step):
@@ -59,7 +77,8 @@ def test_accumulated_is_one_big_batch(tmp_path):
     runs = [new_run(tmp_path / str(i), way, num_steps=1, clip=1e9) for i, way in enumerate(ways)]
     gradients = []
     for run in runs:
-        run._backward(run.batches(0), 1 / sum(run.count(batch) for batch in run.batches(0)))
+        batches = run.feed.next()
+        run._backward(batches, 1 / sum(run.count(batch) for batch in batches))
         gradients.append({name: weight.grad for name, weight in run.trained.items()})
     for other in gradients[1:]:
         assert all(relative_error(other[name], wanted) < 1e-4 for name, wanted in gradients[0].items())

@@ -1,0 +1,172 @@
+"""A stage of a recipe, from its folders to a finished model."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from infinitevl.errors import InfiniteVLError
+from infinitevl.model.fused import training_kernels
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.training.data.loading import describe_skipped
+from infinitevl.training.feed import PackedFeed
+from infinitevl.training.journal import draw_loss
+from infinitevl.training.lora import add_adapters, merged
+from infinitevl.training.parts import freeze_
+from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
+from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching
+from infinitevl.training.stages.distill import distill_layers, distill_logits, share_frozen_
+from infinitevl.training.stages.reading import Batch, answers, real_tokens
+from infinitevl.training.stages.sft import sft
+from infinitevl.training.teacher import load_teacher
+
+MODEL, ADAPTER = "model", "adapter"
+
+
+@dataclass
+class Course:
+    """Everything that a stage works with; `adapted` is the peft model around the student, if there is one.
+
+    bytes_shared: of weights that teacher and student hold once. dtype: of the student's folder.
+    """
+
+    recipe: Recipe
+    student: InfiniteVLForConditionalGeneration
+    teacher: InfiniteVLForConditionalGeneration | None
+    adapted: Any
+    processor: InfiniteVLProcessor
+    feed: PackedFeed
+    dtype: torch.dtype
+    bytes_shared: int
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The stage's loss, summed over the tokens that `count` counts."""
+        recipe, teacher = self.recipe, self.teacher
+        if isinstance(recipe, DistillLayers):
+            assert teacher is not None
+            return distill_layers(self.student, teacher, batch)
+        if isinstance(recipe, DistillLogits):
+            assert teacher is not None
+            return distill_logits(self.student, teacher, batch, recipe.temperature, recipe.all_tokens)
+        return sft(self.student, batch)
+
+    def count(self, batch: Batch) -> int:
+        """Over how many tokens the loss of a batch is a sum."""
+        recipe = self.recipe
+        if isinstance(recipe, DistillLayers) or (isinstance(recipe, DistillLogits) and recipe.all_tokens):
+            return int(real_tokens(batch).sum())
+        return len(answers(batch)[1])
+
+
+def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
+    """Load what the recipe names, and let exactly the weights of its stage train.
+
+    Raises:
+        InfiniteVLError: a model, its processor or data that cannot be used.
+    """
+    student = InfiniteVLForConditionalGeneration.from_pretrained(recipe.student, dtype="auto")
+    processor = InfiniteVLProcessor.from_pretrained(recipe.student)
+    dtype, adapted = student.dtype, None
+    torch.manual_seed(recipe.seed)
+    if isinstance(recipe, LongSft):
+        adapted = add_adapters(student, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+    else:
+        freeze_(student, student.config.text_config.layer_types, recipe.stage)
+    _place_(student, recipe.precision, accelerator.device)
+    if recipe.gradient_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    teacher, shared = None, 0
+    if isinstance(recipe, DistillLayers | DistillLogits):
+        teacher = load_teacher(recipe.teacher)
+        _place_(teacher, recipe.precision, accelerator.device)
+        shared = share_frozen_(student, teacher)
+    place = (accelerator.process_index, accelerator.num_processes)
+    feed = PackedFeed(recipe.data, processor, student.config, recipe.seed, *place)
+    return Course(recipe, student, teacher, adapted, processor, feed, dtype, shared)
+
+
+def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None) -> Path | None:
+    """Run a stage to its end, or for `stop_after` steps.
+
+    Returns:
+        The folder of the finished model, or None where steps are left.
+
+    Raises:
+        InfiniteVLError: the run stopped; the message says why, and the last checkpoint is whole.
+    """
+    folder = Path(recipe.out)
+    if not resume and (folder / CHECKPOINT).exists():
+        raise InfiniteVLError(f"{folder} holds a run already. Add --resume, or give another folder as `out`.")
+    accelerator = Accelerator()
+    course = open_course(recipe, accelerator)
+    precision = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
+    lesson = Lesson(course.student, course.loss, precision)
+    run = Run(Teaching(lesson, course.feed, course.count), settings(recipe), folder, accelerator)
+    if resume:
+        run.resume()
+    with fast_kernels(course):
+        complete = run.go(stop_after)
+    if course.feed.skipped:
+        print(describe_skipped(course.feed.skipped), flush=True)
+    if not complete:
+        run.save()
+        return None
+    if accelerator.is_main_process:
+        finish(course, folder)
+    accelerator.wait_for_everyone()
+    return folder / MODEL
+
+
+def finish(course: Course, folder: Path) -> None:
+    """Write the model (and the adapter), with its processor, and the curve of the loss."""
+    student = course.student
+    student.gradient_checkpointing_disable()
+    if course.adapted is not None:
+        course.adapted.save_pretrained(folder / ADAPTER)
+        student = merged(course.adapted)
+    student.eval().to(course.dtype).save_pretrained(folder / MODEL)
+    course.processor.save_pretrained(folder / MODEL)
+    with contextlib.suppress(ImportError):  # a figure is a convenience
+        draw_loss(folder / LOG, folder / "loss.png", course.recipe.stage)
+
+
+@contextlib.contextmanager
+def fast_kernels(course: Course) -> Iterator[None]:
+    """Within it student and teacher run on kernels that train fast."""
+    dtype = getattr(torch, course.recipe.precision)
+    with contextlib.ExitStack() as stack:
+        for model in (course.student, course.teacher):
+            if model is not None:
+                stack.enter_context(training_kernels(model, dtype))
+        yield
+
+
+def settings(recipe: Recipe) -> Settings:
+    """What the loop needs of a recipe."""
+    return Settings(
+        num_steps=recipe.num_steps,
+        learning_rate=recipe.learning_rate,
+        warm_up=recipe.warm_up,
+        weight_decay=recipe.weight_decay,
+        betas=recipe.betas,
+        clip=recipe.clip,
+        seed=recipe.seed,
+        save_every=recipe.save_every,
+        log_every=recipe.log_every,
+        identity=identity(recipe),
+    )
+
+
+def _place_(model: nn.Module, precision: str, device: torch.device) -> None:
+    """What trains in float32, everything else in the recipe's precision, all on the device."""
+    for parameter in model.parameters():
+        dtype = torch.float32 if parameter.requires_grad else getattr(torch, precision)
+        parameter.data = parameter.data.to(device, dtype)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)

@@ -1,0 +1,81 @@
+"""The data of a recipe as what a run learns from."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from infinitevl.config import InfiniteVLConfig
+from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.training.data.loading import Batch as Loaded
+from infinitevl.training.data.loading import BatchPlan, Loader, ShardState
+from infinitevl.training.data.mixture import Mixture
+from infinitevl.training.data.source import open_source
+from infinitevl.training.data.tokens import Limits, TokenWriter
+from infinitevl.training.recipes import DataSettings
+from infinitevl.training.stages.reading import Batch
+
+
+class PackedFeed:
+    """Rows of packed samples, in an order that the seed decides; can go on anywhere.
+
+    rank, world_size: this process among those that share each step.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        processor: InfiniteVLProcessor,
+        config: InfiniteVLConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.mixture = _mixture(settings, seed)
+        self.writer = TokenWriter(processor, config, _limits(settings))
+        self.plan = BatchPlan(
+            settings.row_tokens, num_shards=settings.rows_per_step, max_skipped=settings.max_skipped
+        )
+        self.place: dict[str, int] = {
+            "rank": rank,
+            "world_size": world_size,
+            "num_workers": settings.workers,
+        }
+        self._open(None)
+
+    def next(self) -> Sequence[Batch]:
+        """The rows of this process for the next step."""
+        return [loaded.inputs for loaded in next(self._steps)]
+
+    def state(self) -> dict[int, Any]:
+        """Where each row's source of samples stands."""
+        return {shard: dataclasses.asdict(state) for shard, state in self.loader.states.items()}
+
+    def go_on(self, state: dict[int, Any]) -> None:
+        """Stand where `state`, of all processes, says."""
+        self._open({shard: ShardState(**found) for shard, found in state.items()})
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Bad samples of this process so far: place and reason."""
+        return self.loader.skipped
+
+    def _open(self, states: dict[int, ShardState] | None) -> None:
+        self.loader = Loader(self.mixture, self.writer, self.plan, states=states, **self.place)
+        self._steps: Iterator[list[Loaded]] = iter(self.loader)
+
+
+def _mixture(settings: DataSettings, seed: int) -> Mixture:
+    sources = [open_source(source.path, source.form) for source in settings.sources]
+    weights = [source.weight or len(opened) for source, opened in zip(settings.sources, sources, strict=True)]
+    return Mixture(sources, seed, weights, settings.samples_per_epoch)
+
+
+def _limits(settings: DataSettings) -> Limits:
+    return Limits(
+        settings.sample_tokens or settings.row_tokens,
+        settings.min_pixels,
+        settings.max_pixels,
+        settings.fps,
+        settings.max_frames,
+        settings.max_frame_pixels,
+    )

@@ -1,0 +1,110 @@
+"""A stage before it runs: what would train, how much memory and how many tokens, and what is read first."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.processing.prompt import IMAGE_PAD, VIDEO_PAD
+from infinitevl.training.course import Course, open_course
+from infinitevl.training.losses import CHUNK_TOKENS, IGNORED
+from infinitevl.training.parts import part_of
+from infinitevl.training.recipes import Recipe
+from infinitevl.training.stages.reading import Batch
+
+_SHOWN = 4  # samples of the first row
+_MEDIA = re.compile(rf"((?:{re.escape(IMAGE_PAD)})+|(?:{re.escape(VIDEO_PAD)})+)")
+
+
+def preview(recipe: Recipe) -> str:
+    """What `--dry-run` prints. Raises what `open_course` raises."""
+    course = open_course(recipe, Accelerator())
+    first = course.feed.next()
+    sections = [trainable_set(course), memory(course), tokens(course, first), first_row(course, first[0])]
+    return "\n\n".join(sections)
+
+
+def trainable_set(course: Course) -> str:
+    """Parameters that train and that do not, by part."""
+    kinds = course.student.config.text_config.layer_types
+    trained: Counter[str] = Counter()
+    frozen: Counter[str] = Counter()
+    for name, weight in course.student.named_parameters():
+        part = "LoRA adapters" if ".lora_" in name else part_of(name, kinds)
+        (trained if weight.requires_grad else frozen)[part] += weight.numel()
+    lines = [f"  trains  {count:>15,}  {part}" for part, count in trained.items()]
+    lines += [f"  frozen  {count:>15,}  {part}" for part, count in frozen.items()]
+    return "\n".join([f"{course.recipe.stage}: {trained.total():,} parameters train", *lines])
+
+
+def memory(course: Course) -> str:
+    """An estimate of what one device holds, in GB, where nothing is sharded."""
+    parts = estimate(course)
+    lines = [f"  {size / 1e9:8.2f} GB  {what}" for what, size in parts.items()]
+    return "\n".join([f"memory of one device: about {sum(parts.values()) / 1e9:.2f} GB", *lines])
+
+
+def estimate(course: Course) -> dict[str, int]:
+    """Bytes, by what they hold."""
+    held = {weight.data_ptr(): weight for weight in course.student.parameters()}
+    trained = sum(weight.numel() for weight in held.values() if weight.requires_grad)
+    parts = {"student's weights": sum(weight.nbytes for weight in held.values())}
+    if course.teacher is not None:
+        own = {w.data_ptr(): w for w in course.teacher.parameters() if w.data_ptr() not in held}
+        parts["teacher's weights that the student has not"] = sum(weight.nbytes for weight in own.values())
+    parts["gradients and both moments of AdamW, float32"] = 12 * trained
+    return parts | _activations(course.student, course.recipe)
+
+
+def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe) -> dict[str, int]:
+    """What a row of tokens leaves for the backward pass, roughly: each product's input and output once."""
+    text, size = student.config.text_config, getattr(torch, recipe.precision).itemsize
+    mixer = 2 * text.hidden_size + 2 * text.conv_channels + 2 * text.value_dim
+    layer = mixer + 2 * text.hidden_size + 3 * text.intermediate_size
+    kept = text.hidden_size * text.num_hidden_layers + layer
+    if not recipe.gradient_checkpointing:
+        kept = layer * text.num_hidden_layers
+    logits = 0 if recipe.stage == "distill-layers" else 4 * 4 * CHUNK_TOKENS * text.vocab_size
+    row = recipe.data.row_tokens
+    return {f"activations of a row of {row:,} tokens": kept * row * size, "logits of a chunk": logits}
+
+
+def tokens(course: Course, first: Sequence[Batch]) -> str:
+    """How many tokens a step has, at most and in the first one."""
+    data = course.recipe.data
+    found = sum(batch["input_ids"].numel() for batch in first)
+    counted = sum(course.count(batch) for batch in first)
+    samples = sum(len(batch["sequence_lengths"]) for batch in first)
+    return (
+        f"tokens of a step: at most {data.rows_per_step * data.row_tokens:,} in {data.rows_per_step} rows, "
+        f"over all processes\n  the first step here: {found:,} tokens of {samples} samples in {len(first)} "
+        f"rows; the loss is over {counted:,} of them"
+    )
+
+
+def first_row(course: Course, batch: Batch) -> str:
+    """The first samples of a row as text; what is learned stands between [[ and ]]."""
+    lengths = batch["sequence_lengths"]
+    ids = batch["input_ids"][0].split(lengths)
+    labels = batch["labels"][0].split(lengths)
+    shown = [_as_text(course, *pair) for pair in zip(ids[:_SHOWN], labels[:_SHOWN], strict=True)]
+    more = [f"... and {len(lengths) - _SHOWN} more samples"] if len(lengths) > _SHOWN else []
+    media = [f"  {name}: {value.tolist()}" for name, value in batch.items() if name.endswith("grid_thw")]
+    return "\n".join(["the first row (what is learned between [[ and ]]):", *shown, *more, *media])
+
+
+def _as_text(course: Course, ids: torch.Tensor, labels: torch.Tensor) -> str:
+    learned = labels != IGNORED
+    runs = torch.tensor_split(ids, (learned.diff().nonzero().flatten() + 1).tolist())
+    texts = [_MEDIA.sub(_counted, course.processor.tokenizer.decode(run)) for run in runs]
+    odd = 0 if learned[0] else 1  # learned and given runs take turns
+    return "".join(f"[[{text}]]" if i % 2 == odd else text for i, text in enumerate(texts))
+
+
+def _counted(found: re.Match[str]) -> str:
+    """A run of pads as the first of them and how many."""
+    pad = IMAGE_PAD if found[0].startswith(IMAGE_PAD) else VIDEO_PAD
+    return f"{pad} x {len(found[0]) // len(pad)}"

@@ -1,0 +1,84 @@
+"""Every stage from its recipe to a folder that answers."""
+
+import pytest
+import torch
+
+import infinitevl
+from infinitevl.errors import InfiniteVLError
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.training.course import ADAPTER, MODEL, teach
+from infinitevl.training.journal import losses
+from infinitevl.training.parts import STAGES, TRAINED, Part, part_of
+from infinitevl.training.preview import preview
+from infinitevl.training.recipes import read_recipe
+from infinitevl.training.run import LOG
+from tests.training.courses import write_recipe, write_world
+
+load = InfiniteVLForConditionalGeneration.from_pretrained
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_ends_in_a_folder_that_answers_with_frozen_weights_as_they_were(world, tmp_path, stage):
+    folder = teach(read_recipe(write_recipe(world, stage, tmp_path / "run")))
+    assert folder == tmp_path / "run" / MODEL
+    model, processor = infinitevl.load(folder)
+    assert isinstance(infinitevl.ChatSession(model, processor).say("word"), str)
+    before, after = load(world / "student").state_dict(), load(folder).state_dict()
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    kinds = model.config.text_config.layer_types
+    parts = TRAINED[stage] or {Part.DELTA_NET, Part.ATTENTION, Part.FEED_FORWARD}
+    assert {part_of(name, kinds) for name in moved} == parts
+    assert len(losses(tmp_path / "run" / LOG)) == 5
+    assert (tmp_path / "run" / ADAPTER / "adapter_model.safetensors").exists() == (stage == "long-sft")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_stopped_and_goes_on_is_uninterrupted_bit_for_bit(world, tmp_path, stage):
+    whole = teach(read_recipe(write_recipe(world, stage, tmp_path / "whole")))
+    recipe = read_recipe(write_recipe(world, stage, tmp_path / "part"))
+    assert teach(recipe, stop_after=3) is None
+    with pytest.raises(InfiniteVLError, match="--resume"):
+        teach(recipe)
+    part = teach(recipe, resume=True)
+    wanted, found = load(whole).state_dict(), load(part).state_dict()
+    assert all(torch.equal(weight, wanted[name]) for name, weight in found.items())
+    assert losses(tmp_path / "whole" / LOG) == losses(tmp_path / "part" / LOG)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bfloat16_trains_too(world, tmp_path, stage):
+    more = {"precision": "bfloat16", "gradient_checkpointing": True, "num_steps": 12, "learning_rate": 5e-3}
+    teach(read_recipe(write_recipe(world, stage, tmp_path / "run", **more)))
+    curve = [loss for _, loss in losses(tmp_path / "run" / LOG)]
+    assert sum(curve[-3:]) < sum(curve[:3])
+
+
+def test_stages_follow_each_other(world, tmp_path):
+    student = world / "student"
+    for stage in STAGES:
+        recipe = write_recipe(world, stage, tmp_path / stage, student=str(student), num_steps=2)
+        student = teach(read_recipe(recipe))
+    assert load(student) is not None
+
+
+def test_a_dry_run_says_what_would_train_and_what_is_read(world, tmp_path):
+    text = preview(read_recipe(write_recipe(world, "distill-layers", tmp_path / "run")))
+    assert "trains" in text and "Gated DeltaNet" in text and "GB" in text
+    assert "at most 512 in 2 rows" in text
+    assert "[[the sign says" in text and "<|image_pad|> x 4" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_adapters_counts_them(world, tmp_path):
+    text = preview(read_recipe(write_recipe(world, "long-sft", tmp_path / "run")))
+    assert "LoRA adapters" in text and "logits of a chunk" in text
+
+
+def test_bad_samples_are_named_at_the_end(world, tmp_path, capsys):
+    teach(read_recipe(write_recipe(world, "sft", tmp_path / "run", num_steps=6)))
+    assert "line 13" in capsys.readouterr().out
