@@ -1,7 +1,7 @@
 """From samples in order to batches within a budget of tokens; a run can go on from any of them.
 
-The order is dealt out to a fixed number of shards. A step takes one batch from each, whoever reads it: one
-process or several, with or without workers.
+The order is dealt out to a fixed number of shards. A step takes as many batches from each, whoever reads
+it: one process or several, with or without workers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.packing import pack_samples, pad_samples
 from infinitevl.training.data.tokens import Tokens, TokenWriter
 
+MOST_SHARDS = 32  # each holds samples in memory from which it fills its next batches
 _NAMED = 20  # skipped samples that an error lists
 
 
@@ -23,16 +24,22 @@ class BatchPlan:
     """How samples become batches.
 
     max_tokens: of a batch, padding counted. packed: samples share one row; otherwise each has its own.
-    num_shards: batches of one step, over all processes. buffer_size: samples from which a batch is chosen.
-    max_skipped: bad samples of a shard after which the run stops. fill: packed rows have max_tokens exactly.
+    batches_per_step: over all processes. max_skipped: bad samples of a shard after which the run stops.
+    ahead: samples are read until they would fill so many batches; more of them make fuller batches, but a
+    picture takes 19 KB of memory a token. fill: packed rows have max_tokens exactly.
     """
 
     max_tokens: int
     packed: bool = True
-    num_shards: int = 1
-    buffer_size: int = 64
+    batches_per_step: int = 1
     max_skipped: int = 100
+    ahead: float = 2.0
     fill: bool = False
+
+    def num_shards(self, num_samples: int) -> int:
+        """The largest divisor of batches_per_step that is at most MOST_SHARDS and an epoch's samples."""
+        most = min(MOST_SHARDS, num_samples, self.batches_per_step)
+        return next(count for count in range(most, 0, -1) if self.batches_per_step % count == 0)
 
 
 @dataclass
@@ -57,7 +64,7 @@ class Batch:
 
 
 class Shard:
-    """Every num_shards-th sample of the order, as batches without end, or until `num_epochs` have passed.
+    """Every n-th sample of the order of n shards, as batches without end, or until `num_epochs` have passed.
 
     Raises InputError while iterating once more than max_skipped samples were bad.
     """
@@ -75,10 +82,9 @@ class Shard:
             raise InputError(
                 f"A sample may have {writer.limits.max_tokens} tokens, a batch {plan.max_tokens}: too few."
             )
-        if mixture.num_samples < plan.num_shards:
-            raise InputError(f"{mixture.num_samples} samples are too few for {plan.num_shards} shards.")
         self.mixture, self.writer, self.plan = mixture, writer, plan
         self.shard, self.num_epochs = shard, num_epochs
+        self.num_shards = plan.num_shards(mixture.num_samples)
         self.go_on_from(state or ShardState())
 
     def go_on_from(self, state: ShardState) -> None:
@@ -92,7 +98,7 @@ class Shard:
             self._read(self.pending.pop(0))
         places = self._places()
         while True:
-            while len(self.buffer) < self.plan.buffer_size and (place := next(places, None)) is not None:
+            while not self._is_full() and (place := next(places, None)) is not None:
                 self._read(place)
             if not self.buffer:
                 return
@@ -103,9 +109,12 @@ class Shard:
         pending = [place for place, _ in self.buffer] + self.pending
         return ShardState(self.epoch, self.position, pending, list(self.skipped))
 
+    def _is_full(self) -> bool:
+        return sum(len(tokens) for _, tokens in self.buffer) >= self.plan.ahead * self.plan.max_tokens
+
     def _places(self) -> Iterator[tuple[int, int]]:
         while self.num_epochs is None or self.epoch < self.num_epochs:
-            order = self.mixture.order(self.epoch)[self.shard :: self.plan.num_shards]
+            order = self.mixture.order(self.epoch)[self.shard :: self.num_shards]
             while self.position < len(order):
                 source, row = order[self.position].tolist()
                 self.position += 1
@@ -161,12 +170,12 @@ def choose_padded(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 class Loader:
-    """Steps without end: for each the batches of this process, one of every shard that it reads.
+    """Steps without end: for each the batches of this process, as many of every shard that it reads.
 
     Args:
         rank, world_size: this process among those that read together; they divide the shards.
         states: of all shards, from `states` of every process, to go on there.
-        num_workers: processes that read ahead; a divisor of this process's shards, 0 for none.
+        num_workers: at most so many processes read ahead, as many as divide this process's shards; 0: none.
     """
 
     def __init__(
@@ -180,21 +189,26 @@ class Loader:
         states: dict[int, ShardState] | None = None,
         num_workers: int = 0,
     ):
-        if plan.num_shards % world_size:
-            raise InputError(f"{plan.num_shards} batches a step cannot be shared by {world_size} processes.")
-        self.own = list(range(rank, plan.num_shards, world_size))
-        if num_workers and len(self.own) % num_workers:
-            raise InputError(f"{len(self.own)} batches a step cannot be read by {num_workers} workers.")
+        num_shards = plan.num_shards(mixture.num_samples)
+        if num_shards % world_size:
+            raise InputError(
+                f"{mixture.num_samples} samples in {plan.batches_per_step} batches a step are read as "
+                f"{num_shards} shards, which {world_size} processes cannot share. Change batches_per_step."
+            )
+        self.own = list(range(rank, num_shards, world_size))
+        self.num_batches = plan.batches_per_step // world_size
         self.states = {shard: (states or {}).get(shard, ShardState()) for shard in self.own}
         self.shards = [Shard(mixture, writer, plan, shard) for shard in self.own]
-        self.num_workers = num_workers
+        self.num_workers = max(
+            count for count in range(num_workers + 1) if not count or not len(self.own) % count
+        )
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for shard in self.shards:
             shard.go_on_from(self.states[shard.shard])
         batches = iter(DataLoader(_InTurn(self.shards), batch_size=None, num_workers=self.num_workers))
         while True:
-            step = [next(batches) for _ in self.own]
+            step = [next(batches) for _ in range(self.num_batches)]
             self.states.update({batch.shard: batch.state for batch in step})
             yield step
 

@@ -39,7 +39,7 @@ def mixture(seed=0, **options):
 
 
 def plan(**options):
-    return BatchPlan(**{"max_tokens": 400, "buffer_size": 8, **options})
+    return BatchPlan(**{"max_tokens": 400, "ahead": 2.0, **options})
 
 
 def names(step):
@@ -98,14 +98,14 @@ def test_the_oldest_sample_is_always_taken():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_loader_goes_on_with_the_same_batches(writer, num_workers):
-    loader = Loader(mixture(), writer, plan(num_shards=2), num_workers=num_workers)
+    loader = Loader(mixture(), writer, plan(batches_per_step=2), num_workers=num_workers)
     steps = iter(loader)
     for _ in range(7):
         next(steps)
     kept = {shard: json.loads(json.dumps(asdict(state))) for shard, state in loader.states.items()}
     wanted = [next(steps) for _ in range(9)]
     states = {shard: ShardState(**state) for shard, state in kept.items()}
-    given = itertools.islice(Loader(mixture(), writer, plan(num_shards=2), states=states), 9)
+    given = itertools.islice(Loader(mixture(), writer, plan(batches_per_step=2), states=states), 9)
     for one, two in zip(wanted, given, strict=True):
         assert names(one) == names(two)
         assert all(same(a.inputs, b.inputs) for a, b in zip(one, two, strict=True))
@@ -113,21 +113,36 @@ def test_a_resumed_loader_goes_on_with_the_same_batches(writer, num_workers):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_reading_again_goes_on_after_the_last_step(writer, num_workers):
-    whole = itertools.islice(Loader(mixture(), writer, plan(num_shards=2)), 6)
-    loader = Loader(mixture(), writer, plan(num_shards=2), num_workers=num_workers)
+    whole = itertools.islice(Loader(mixture(), writer, plan(batches_per_step=2)), 6)
+    loader = Loader(mixture(), writer, plan(batches_per_step=2), num_workers=num_workers)
     parts = [*itertools.islice(loader, 2), *itertools.islice(loader, 4)]
     assert [names(step) for step in parts] == [names(step) for step in whole]
 
 
 def test_several_processes_read_what_one_reads(writer):
-    alone = itertools.islice(Loader(mixture(), writer, plan(num_shards=4)), 5)
+    alone = itertools.islice(Loader(mixture(), writer, plan(batches_per_step=4)), 5)
     ranks = [
-        itertools.islice(Loader(mixture(), writer, plan(num_shards=4), rank=rank, world_size=2), 5)
+        itertools.islice(Loader(mixture(), writer, plan(batches_per_step=4), rank=rank, world_size=2), 5)
         for rank in range(2)
     ]
     for step, first, second in zip(alone, *ranks, strict=True):
         assert names(step)[0::2] == names(first)
         assert names(step)[1::2] == names(second)
+
+
+def test_many_batches_a_step_come_from_few_shards(writer):
+    assert plan(batches_per_step=256).num_shards(8_000_000) == 32
+    assert plan(batches_per_step=48).num_shards(8_000_000) == 24
+    assert plan(batches_per_step=64).num_shards(27) == 16
+    loader = Loader(mixture(), writer, plan(batches_per_step=64), num_workers=3)
+    assert (len(loader.own), loader.num_workers, loader.num_batches) == (16, 2, 64)
+    step = next(iter(loader))
+    assert [batch.shard for batch in step] == list(range(16)) * 4
+    halves = [
+        next(iter(Loader(mixture(), writer, plan(batches_per_step=64), rank=rank, world_size=2)))
+        for rank in range(2)
+    ]
+    assert [each.names for pair in zip(*halves, strict=True) for each in pair] == names(step)
 
 
 def test_bad_samples_are_left_out_counted_and_named(writer):
@@ -167,9 +182,5 @@ def test_plans_that_cannot_work_are_refused(writer):
         mixture(weights=[1.0])
     with pytest.raises(InputError, match="a batch 100: too few"):
         Shard(mixture(), writer, plan(max_tokens=100))
-    with pytest.raises(InputError, match="too few for 40 shards"):
-        Shard(mixture(), writer, plan(num_shards=40))
-    with pytest.raises(InputError, match="3 batches a step cannot be shared by 2"):
-        Loader(mixture(), writer, plan(num_shards=3), world_size=2)
-    with pytest.raises(InputError, match="cannot be read by 2 workers"):
-        Loader(mixture(), writer, plan(num_shards=3), num_workers=2)
+    with pytest.raises(InputError, match="read as 3 shards, which 2 processes cannot share"):
+        Loader(mixture(), writer, plan(batches_per_step=3), world_size=2)
