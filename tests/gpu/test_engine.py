@@ -160,3 +160,28 @@ def test_streams_out_of_order_in_a_batch_keep_their_own_state(model, processor):
         wanted = theirs.state.tensors()
         for name, tensor in ours.state.tensors().items():
             assert relative_error(tensor, wanted[name]) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_after_a_million_tokens_memory_and_speed_are_as_at_the_start(processor):
+    """Bytes after 1 000 000 tokens are those after 20 000, and frames take as long."""
+    model, frame = small_model().to("cuda", torch.bfloat16), random_frame(0).cuda()
+    session = StreamSession(model, processor)
+    per_frame = session.engine.steps.num_tokens
+    held, taken = [], []
+    for tokens in (20_000, 1_000_000):
+        while session.slot.facts.num_frames * per_frame < tokens:
+            session.observe(frame)
+        session.engine.settle()
+        held.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with session.engine.runner.working():
+            started.record()
+        for _ in range(1000):
+            session.observe(frame)
+        with session.engine.runner.working():
+            ended.record()
+        session.engine.settle()
+        taken.append(started.elapsed_time(ended))
+    assert held[0] == held[1]
+    assert taken[1] < 1.05 * taken[0]
