@@ -33,7 +33,7 @@ class PackedFeed:
         self.mixture = _mixture(settings, seed)
         self.writer = TokenWriter(processor, config, _limits(settings))
         self.plan = BatchPlan(
-            settings.row_tokens, num_shards=settings.rows_per_step, max_skipped=settings.max_skipped
+            settings.row_tokens, batches_per_step=settings.rows_per_step, max_skipped=settings.max_skipped
         )
         self.place: dict[str, int] = {
             "rank": rank,
@@ -55,8 +55,8 @@ class PackedFeed:
         self._open({shard: ShardState(**found) for shard, found in state.items()})
 
     @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """Bad samples of this process so far: place and reason."""
+    def skipped(self) -> dict[str, str]:
+        """Bad samples of this process so far: the reason by place."""
         return self.loader.skipped
 
     def _open(self, states: dict[int, ShardState] | None) -> None:

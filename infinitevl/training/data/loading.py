@@ -4,7 +4,7 @@ The order is dealt out to a fixed number of shards. A step takes as many batches
 it: one process or several, with or without workers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ class BatchPlan:
     """How samples become batches.
 
     max_tokens: of a batch, padding counted. packed: samples share one row; otherwise each has its own.
-    batches_per_step: over all processes. max_skipped: bad samples of a shard after which the run stops.
+    batches_per_step: over all processes. max_skipped: bad samples that one process bears; a row counts once.
     ahead: samples are read until they would fill so many batches; more of them make fuller batches, but a
     picture takes 19 KB of memory a token. fill: packed rows have max_tokens exactly.
     """
@@ -89,7 +89,7 @@ class Shard:
 
     def go_on_from(self, state: ShardState) -> None:
         """Stand where `state` says; samples are read only when batches are asked for."""
-        self.epoch, self.position, self.skipped = state.epoch, state.position, list(state.skipped)
+        self.epoch, self.position, self.skipped = state.epoch, state.position, dict(state.skipped)
         self.pending = [(source, row) for source, row in state.pending]
         self.buffer: list[tuple[tuple[int, int], Tokens]] = []
 
@@ -107,7 +107,7 @@ class Shard:
     def state(self) -> ShardState:
         """Where the shard stands now."""
         pending = [place for place, _ in self.buffer] + self.pending
-        return ShardState(self.epoch, self.position, pending, list(self.skipped))
+        return ShardState(self.epoch, self.position, pending, list(self.skipped.items()))
 
     def _is_full(self) -> bool:
         return sum(len(tokens) for _, tokens in self.buffer) >= self.plan.ahead * self.plan.max_tokens
@@ -126,12 +126,8 @@ class Shard:
         try:
             self.buffer.append((place, self.writer.write(source[row])))
         except InputError as error:
-            self.skipped.append((source.where(row), str(error)))
-            if len(self.skipped) > self.plan.max_skipped:
-                raise InputError(
-                    f"{len(self.skipped)} samples were bad, more than {self.plan.max_skipped}. Repair the "
-                    f"data, or raise max_skipped.\n{describe_skipped(self.skipped)}"
-                ) from error
+            self.skipped[source.where(row)] = str(error)
+            check_skipped(self.skipped, self.plan.max_skipped)
 
     def _take(self) -> Batch:
         choose = choose_packed if self.plan.packed else choose_padded
@@ -196,6 +192,7 @@ class Loader:
                 f"{num_shards} shards, which {world_size} processes cannot share. Change batches_per_step."
             )
         self.own = list(range(rank, num_shards, world_size))
+        self.max_skipped = plan.max_skipped
         self.num_batches = plan.batches_per_step // world_size
         self.states = {shard: (states or {}).get(shard, ShardState()) for shard in self.own}
         self.shards = [Shard(mixture, writer, plan, shard) for shard in self.own]
@@ -210,12 +207,13 @@ class Loader:
         while True:
             step = [next(batches) for _ in range(self.num_batches)]
             self.states.update({batch.shard: batch.state for batch in step})
+            check_skipped(self.skipped, self.max_skipped)
             yield step
 
     @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """The bad samples of this process so far: place and reason."""
-        return [skip for state in self.states.values() for skip in state.skipped]
+    def skipped(self) -> dict[str, str]:
+        """The bad samples of this process so far: the reason by place."""
+        return {place: reason for state in self.states.values() for place, reason in state.skipped}
 
 
 class _InTurn(IterableDataset):
@@ -233,8 +231,17 @@ class _InTurn(IterableDataset):
                 yield next(stream)
 
 
-def describe_skipped(skipped: Sequence[tuple[str, str]]) -> str:
-    """Bad samples as text: how many, then each with its reason."""
-    lines = [reason if reason.startswith(place) else f"{place}: {reason}" for place, reason in skipped]
+def check_skipped(skipped: Mapping[str, str], most: int) -> None:
+    """InputError that names them if there are more than `most` bad samples."""
+    if len(skipped) > most:
+        raise InputError(
+            f"{len(skipped)} samples were bad, more than {most}. Repair the data, or raise max_skipped.\n"
+            f"{describe_skipped(skipped)}"
+        )
+
+
+def describe_skipped(skipped: Mapping[str, str]) -> str:
+    """Bad samples, the reason by place, as text: how many, then each with its reason."""
+    lines = [f"{place}: {reason.removeprefix(place).lstrip(',: ')}" for place, reason in skipped.items()]
     more = [f"... and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
     return "\n".join([f"{len(lines)} bad samples were left out:", *lines[:_NAMED], *more])

@@ -39,6 +39,7 @@ class Mixture:
                 f"weights are {list(weights)} for {len(sources)} sources. Give a positive one each."
             )
         self.sources, self.seed = list(sources), seed
+        self._last: tuple[int, np.ndarray] | None = None
         self.counts = _shared_out(sum(sizes) if num_samples is None else num_samples, weights)
 
     @property
@@ -47,7 +48,15 @@ class Mixture:
         return sum(self.counts)
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 [num_samples, 2]: source and row of each sample of an epoch."""
+        """int64 [num_samples, 2]: source and row of each sample of an epoch; not to be changed.
+
+        The last one is kept: shards of one process share it, and it may have millions of rows.
+        """
+        if self._last is None or self._last[0] != epoch:
+            self._last = (epoch, self._order(epoch))
+        return self._last[1]
+
+    def _order(self, epoch: int) -> np.ndarray:
         parts = [self._rows(index, epoch) for index in range(len(self.sources))]
         pairs = np.concatenate(
             [np.stack([np.full_like(rows, index), rows], axis=1) for index, rows in enumerate(parts)]

@@ -12,9 +12,11 @@ from infinitevl.model.positions import TEXT, prompt_positions, token_kinds
 from infinitevl.processing import prompt
 from infinitevl.processing.options import CallOptions
 from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.vision_info import VIDEO_MIN_TOKENS
 from infinitevl.training.data.messages import Sample
 
 IGNORED = -100  # a label without loss, as in torch
+_LEAST_FRAME_PIXELS = VIDEO_MIN_TOKENS * 28 * 28
 _MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
@@ -65,6 +67,8 @@ class Limits:
             wanted = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         elif kind == "video":
             wanted = {"fps": self.fps, "max_frames": self.max_frames, "max_pixels": self.max_frame_pixels}
+            if self.max_frame_pixels is not None:  # frames have a least size of their own, which is not small
+                wanted["min_pixels"] = min(_LEAST_FRAME_PIXELS, self.max_frame_pixels // 2)
         return {key: value for key, value in wanted.items() if value is not None}
 
 

@@ -152,7 +152,7 @@ def test_bad_samples_are_left_out_counted_and_named(writer):
     assert len(found) == 18
     text = describe_skipped(shard.skipped)
     assert text.startswith("2 bad samples were left out:")
-    assert "a, row 4, field messages[1].content: the answer is empty" in text
+    assert "a, row 4: field messages[1].content: the answer is empty" in text
     assert "a, row 12" in text
 
 
@@ -162,9 +162,16 @@ def test_bad_samples_are_named_once_after_resuming(writer):
     next(iter(loader))
     again = Loader(mixed, writer, plan(), states=loader.states)
     steps = iter(again)
-    while again.states[0].epoch == 0:
+    while again.states[0].epoch < 3:
         next(steps)
-    assert sorted({place for place, _ in again.skipped}) == ["a, row 12", "a, row 4"]
+    assert sorted(place for place, _ in again.states[0].skipped) == ["a, row 12", "a, row 4"]
+
+
+def test_the_limit_holds_for_all_shards_together(writer):
+    mixed = Mixture([source("a", 40, bad=range(10))], 0)
+    with pytest.raises(InputError, match="more than 8"):
+        for _ in itertools.islice(Loader(mixed, writer, plan(max_skipped=8, batches_per_step=4)), 50):
+            pass
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

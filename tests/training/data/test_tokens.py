@@ -1,12 +1,16 @@
 """Tokens, labels and positions of one sample."""
 
+import json
+
 import pytest
 import torch
 
 from infinitevl.errors import InputError
 from infinitevl.processing import prompt
 from infinitevl.training.data.messages import Sample
+from infinitevl.training.data.source import open_source
 from infinitevl.training.data.tokens import IGNORED, Limits, TokenWriter
+from tests.processing.media import make_picture, write_video
 from tests.support import tiny_config, tiny_model, tiny_processor, tiny_tokenizer
 from tests.training.data.conftest import chat, picture, said, video
 
@@ -88,3 +92,30 @@ def test_samples_that_cannot_be_used_are_refused_by_name(writer, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"test, row 1: .*a\.png"):
         writer.write(chat({"type": "image", "image": str(tmp_path / "a.png")}))
+
+
+def test_a_video_and_a_document_by_path_have_as_many_tokens_as_the_limits_say(tmp_path):
+    write_video(tmp_path / "clip.mp4", list(range(50)), rate=10)
+    (tmp_path / "pages").mkdir()
+    for page in range(3):
+        make_picture(112, 84, page).save(tmp_path / "pages" / f"{page}.png")
+    question = [
+        {"type": "video", "video": "clip.mp4"},
+        {"type": "document", "document": "pages"},
+        {"type": "text", "text": "What?"},
+    ]
+    row = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "word"}]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    sample = open_source(tmp_path / "data.jsonl")[0]
+    limits = Limits(400, max_pixels=56 * 56, fps=5, max_frames=16, max_frame_pixels=28 * 28 * 2)
+    tokens = TokenWriter(tiny_processor(), tiny_config(), limits).write(sample)
+    assert tokens.video_grid_thw[0, 0] == 8, "16 frames, two a patch"
+    assert tokens.video_grid_thw[0].prod() <= 8 * 2 * 4
+    assert tokens.second_per_grid_ts.item() == pytest.approx(2 * 5.0 / 16, abs=0.02)
+    assert tokens.image_grid_thw.shape == (3, 3)
+    assert (tokens.image_grid_thw.prod(1) * 196 <= 56 * 56).all()
+    with torch.no_grad():
+        logits = tiny_model()(
+            tokens.input_ids[None], position_ids=tokens.position_ids[:, None], **tokens.media()
+        )
+    assert torch.isfinite(logits.logits).all()
