@@ -7,6 +7,7 @@ import typer
 from infinitevl.cli.command import command
 
 if TYPE_CHECKING:
+    from infinitevl.training.recipes import Recipe
     from infinitevl.training.surgery import Row
 
 app = typer.Typer(
@@ -119,14 +120,29 @@ def long_sft(recipe: RecipeOption, dry_run: DryRunOption = False, resume: Resume
     _run("long-sft", recipe, dry_run, resume)
 
 
-def _run(stage: str, path: str, dry_run: bool, resume: bool) -> None:
+@command(app)
+def export(recipe: RecipeOption) -> None:
+    """Write the model of a run's checkpoint as a folder that answers, wherever the run stands."""
+    settings = _read(recipe)
+    from infinitevl.training import course
+
+    print(f"The model is in {course.export(settings)}.")
+
+
+def _read(path: str) -> "Recipe":
     from infinitevl.errors import InputError
 
     try:
         from infinitevl.training.recipes import read_recipe
     except ImportError as error:
         raise InputError(f"training needs {error.name}: pip install 'infinitevl[train]'.") from error
-    recipe = read_recipe(path)
+    return read_recipe(path)
+
+
+def _run(stage: str, path: str, dry_run: bool, resume: bool) -> None:
+    from infinitevl.errors import InputError
+
+    recipe = _read(path)
     if recipe.stage != stage:
         raise InputError(f"{path} is a recipe for `infinitevl train {recipe.stage}`, not for {stage}.")
     if dry_run:

@@ -20,7 +20,7 @@ from infinitevl.training.journal import draw_loss
 from infinitevl.training.lora import add_adapters, merged
 from infinitevl.training.parts import freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
-from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching
+from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching, read_checkpoint
 from infinitevl.training.stages.distill import distill_layers, distill_logits, share_frozen_
 from infinitevl.training.stages.reading import Batch, answers, real_tokens
 from infinitevl.training.stages.sft import sft
@@ -125,15 +125,37 @@ def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None
 
 def finish(course: Course, folder: Path) -> None:
     """Write the model (and the adapter), with its processor, and the curve of the loss."""
-    student = course.student
-    student.gradient_checkpointing_disable()
     if course.adapted is not None:
         course.adapted.save_pretrained(folder / ADAPTER)
-        student = merged(course.adapted)
-    student.eval().to(course.dtype).save_pretrained(folder / MODEL)
-    course.processor.save_pretrained(folder / MODEL)
+    write_model(course, folder / MODEL)
     with contextlib.suppress(ImportError):  # a figure is a convenience
         draw_loss(folder / LOG, folder / "loss.png", course.recipe.stage)
+
+
+def write_model(course: Course, folder: Path) -> None:
+    """A folder that loads and answers, in the start's number format; the course is over with it."""
+    student = course.student if course.adapted is None else merged(course.adapted)
+    student.gradient_checkpointing_disable()
+    student.eval().to(course.dtype).save_pretrained(folder)
+    course.processor.save_pretrained(folder)
+
+
+def export(recipe: Recipe) -> Path:
+    """The model of a run's checkpoint, wherever the run stands, as a folder beside it.
+
+    Raises:
+        InfiniteVLError: there is no checkpoint of this recipe.
+    """
+    folder = Path(recipe.out)
+    read_checkpoint(folder)  # before anything large is loaded
+    accelerator = Accelerator()
+    course = open_course(recipe, accelerator)
+    teaching = Teaching(Lesson(course.student, course.loss), course.feed, course.count)
+    run = Run(teaching, settings(recipe), folder, accelerator)
+    run.resume()
+    out = folder / f"{MODEL}-{run.step}"
+    write_model(course, out)
+    return out
 
 
 @contextlib.contextmanager

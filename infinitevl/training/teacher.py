@@ -40,7 +40,7 @@ def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
             "Give a folder with config.json and weights, or a hub name."
         ) from error
     if found.model_type == QWEN:
-        return _from_qwen(found)
+        return from_qwen(found)
     if not isinstance(found, InfiniteVLConfig):
         raise CheckpointError(
             f"{str(name)!r} is a {found.model_type!r}; a teacher is {QWEN!r} (Qwen2.5-VL) or {OURS!r}."
@@ -64,7 +64,8 @@ def load_teacher(name: str | os.PathLike[str], **kwargs: Any) -> InfiniteVLForCo
     return teacher.eval().requires_grad_(False)
 
 
-def _from_qwen(found: PreTrainedConfig) -> InfiniteVLConfig:
+def from_qwen(found: PreTrainedConfig) -> InfiniteVLConfig:
+    """Qwen2.5-VL's configuration as ours, layer for layer."""
     text, vision = found.text_config.to_dict(), found.vision_config.to_dict()
     rope = text["rope_parameters"]
     fields = {key: text[key] for key in _TEXT if text.get(key) is not None}

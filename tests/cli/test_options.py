@@ -32,6 +32,7 @@ FROZEN = {
     "train init": COMMON
     | {"--teacher", "--out", "--layer-types", "--period", "--window", "--linear-heads", "--linear-head-dim"}
     | {"--expand", "--initializer-range", "--seed"},
+    "train export": COMMON | {"--recipe"},
     **{f"train {stage}": COMMON | {"--recipe", "--dry-run", "--resume"} for stage in STAGES},
 }
 

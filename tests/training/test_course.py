@@ -6,7 +6,7 @@ import torch
 import infinitevl
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.course import ADAPTER, MODEL, teach
+from infinitevl.training.course import ADAPTER, MODEL, export, teach
 from infinitevl.training.journal import losses
 from infinitevl.training.parts import STAGES, TRAINED, Part, part_of
 from infinitevl.training.preview import preview
@@ -56,6 +56,19 @@ def test_bfloat16_trains_too(world, tmp_path, stage):
     teach(read_recipe(write_recipe(world, stage, tmp_path / "run", **more)))
     curve = [loss for _, loss in losses(tmp_path / "run" / LOG)]
     assert sum(curve[-3:]) < sum(curve[:3])
+
+
+@pytest.mark.parametrize("stage", ["distill-layers", "long-sft"])
+def test_a_checkpoint_in_the_middle_of_a_stage_answers_too(world, tmp_path, stage):
+    recipe = read_recipe(write_recipe(world, stage, tmp_path / "run"))
+    with pytest.raises(InfiniteVLError, match=r"no .*checkpoint"):
+        export(recipe)
+    teach(recipe, stop_after=3)
+    folder = export(recipe)
+    assert folder == tmp_path / "run" / "model-3"
+    model, processor = infinitevl.load(folder)
+    assert isinstance(infinitevl.ChatSession(model, processor).say("word"), str)
+    teach(recipe, resume=True)  # which goes on as if nothing had been
 
 
 def test_stages_follow_each_other(world, tmp_path):

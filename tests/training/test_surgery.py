@@ -1,10 +1,12 @@
 """A teacher becomes a student: what is inherited is the same bit for bit, what is new starts as it should."""
 
+import json
 import math
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Qwen2_5_VLConfig
 
 import infinitevl
 from infinitevl.config import FULL, LINEAR, SLIDING
@@ -19,10 +21,11 @@ from infinitevl.training.surgery import (
     folded,
     make_student,
     save_student,
+    student_config,
     weight_table,
 )
-from infinitevl.training.teacher import load_teacher, teacher_config
-from tests.support import prompt_inputs, relative_error, tiny_model
+from infinitevl.training.teacher import from_qwen, load_teacher, teacher_config
+from tests.support import DATA, prompt_inputs, relative_error, tiny_model
 from tests.training.teachers import write_qwen
 
 FORMS = [(False, True), (True, True), (False, False), (True, False)]
@@ -191,6 +194,22 @@ def test_the_printed_table_covers_every_weight_once(folder):
     assert sum(count for _, _, count in short) == len(rows)
     assert len(short) < len(rows) / 1.5
     assert {row.origin for _, row, _ in short} == {INHERITED, NEW}
+
+
+def test_the_student_of_the_papers_teacher_has_the_published_weights():
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **{"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36},
+            **{"vocab_size": 151936, "num_attention_heads": 16, "num_key_value_heads": 2},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        vision_config={"hidden_size": 1280, "out_hidden_size": 2048, "tokens_per_second": 2},
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        student = InfiniteVLForConditionalGeneration(student_config(from_qwen(config), StudentPlan()))
+    published = json.loads((DATA / "published_4b/state_dict_shapes.json").read_text())
+    assert {name: list(weight.shape) for name, weight in student.state_dict().items()} == published
 
 
 def test_a_weight_belongs_to_one_part():
