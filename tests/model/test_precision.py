@@ -27,14 +27,17 @@ def test_memories_of_a_bfloat16_model_keep_what_bfloat16_would_lose(num_tokens):
 
 def test_a_float64_model_loses_nothing_to_float32():
     """Its gates too: a Gated DeltaNet of one and of many tokens against the same weights in float64."""
-    mixer = tiny_model().double().model.language_model.layers[1].self_attn
+    model = tiny_model().double()
+    layer, state = model.model.language_model.layers[1], model.allocate_state().layers[1]
+    state = DeltaState(state.memory.double(), state.tail)
+    mixer, norm = layer.self_attn, layer.input_layernorm
     x = torch.randn(1, 70, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    log_decay, beta = mixer._gates(x)
-    assert log_decay.dtype == beta.dtype == torch.float64
-    start = mixer._empty_state(x)
     with torch.no_grad():
-        whole = mixer.chunk(x, None, None)
-        steps = torch.cat([mixer.step(token, start) for token in x.split(1, dim=1)], dim=1)
+        whole = mixer(x, None, None, norm=norm)
+        steps = torch.cat(
+            [mixer(token, None, None, state, one_token=True, norm=norm) for token in x.split(1, dim=1)], dim=1
+        )
+    assert whole.dtype == torch.float64
     assert relative_error(steps, whole) < 1e-13
 
 
