@@ -24,6 +24,10 @@ DryRunOption = Annotated[
         "--dry-run", help="Print what would train, memory, tokens a step and the first row, and end."
     ),
 ]
+PicturesOption = Annotated[
+    str | None,
+    typer.Option("--pictures", metavar="FOLDER", help="With --dry-run: write the first row's pictures here."),
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the checkpoint in the recipe's folder.")
 ]
@@ -97,27 +101,47 @@ def init(
 
 
 @command(app)
-def distill_layers(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+def distill_layers(
+    recipe: RecipeOption,
+    dry_run: DryRunOption = False,
+    pictures: PicturesOption = None,
+    resume: ResumeOption = False,
+) -> None:
     """Stage 1a: new mixers learn their layer's output from the teacher's layer."""
-    _run("distill-layers", recipe, dry_run, resume)
+    _run("distill-layers", recipe, dry_run, pictures, resume)
 
 
 @command(app)
-def distill_logits(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+def distill_logits(
+    recipe: RecipeOption,
+    dry_run: DryRunOption = False,
+    pictures: PicturesOption = None,
+    resume: ResumeOption = False,
+) -> None:
     """Stage 1b: new mixers learn the teacher's next tokens, end to end."""
-    _run("distill-logits", recipe, dry_run, resume)
+    _run("distill-logits", recipe, dry_run, pictures, resume)
 
 
 @command(app)
-def sft(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+def sft(
+    recipe: RecipeOption,
+    dry_run: DryRunOption = False,
+    pictures: PicturesOption = None,
+    resume: ResumeOption = False,
+) -> None:
     """Stage 2: mixers, attention and feed-forward learn answers."""
-    _run("sft", recipe, dry_run, resume)
+    _run("sft", recipe, dry_run, pictures, resume)
 
 
 @command(app)
-def long_sft(recipe: RecipeOption, dry_run: DryRunOption = False, resume: ResumeOption = False) -> None:
+def long_sft(
+    recipe: RecipeOption,
+    dry_run: DryRunOption = False,
+    pictures: PicturesOption = None,
+    resume: ResumeOption = False,
+) -> None:
     """Stage 3: LoRA adapters learn answers over long sequences."""
-    _run("long-sft", recipe, dry_run, resume)
+    _run("long-sft", recipe, dry_run, pictures, resume)
 
 
 @command(app)
@@ -139,16 +163,18 @@ def _read(path: str) -> "Recipe":
     return read_recipe(path)
 
 
-def _run(stage: str, path: str, dry_run: bool, resume: bool) -> None:
+def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: bool) -> None:
     from infinitevl.errors import InputError
 
     recipe = _read(path)
     if recipe.stage != stage:
         raise InputError(f"{path} is a recipe for `infinitevl train {recipe.stage}`, not for {stage}.")
     if dry_run:
+        from pathlib import Path
+
         from infinitevl.training.preview import preview
 
-        print(preview(recipe))
+        print(preview(recipe, Path(pictures) if pictures else None))
         return
     from infinitevl.training.course import teach
 

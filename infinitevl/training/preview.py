@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from infinitevl.processing.prompt import IMAGE_PAD, VIDEO_PAD
 from infinitevl.training.course import Course, open_course
 from infinitevl.training.losses import CHUNK_TOKENS, IGNORED
 from infinitevl.training.parts import part_of
+from infinitevl.training.pictures import write_pictures
 from infinitevl.training.recipes import Recipe
 from infinitevl.training.stages.reading import Batch
 
@@ -19,11 +21,14 @@ _SHOWN = 4  # samples of the first row
 _MEDIA = re.compile(rf"((?:{re.escape(IMAGE_PAD)})+|(?:{re.escape(VIDEO_PAD)})+)")
 
 
-def preview(recipe: Recipe) -> str:
-    """What `--dry-run` prints. Raises what `open_course` raises."""
+def preview(recipe: Recipe, pictures: Path | None = None) -> str:
+    """What `--dry-run` prints; pictures of the first row go to that folder. Raises as `open_course`."""
     course = open_course(recipe, Accelerator())
     first = course.feed.next()
     sections = [trainable_set(course), memory(course), tokens(course, first), first_row(course, first[0])]
+    if pictures is not None:
+        written = write_pictures(first[0], pictures, course.student.config.vision_config, course.processor)
+        sections.append(f"{len(written)} pictures of this row are in {pictures}")
     return "\n\n".join(sections)
 
 

@@ -33,7 +33,7 @@ FROZEN = {
     | {"--teacher", "--out", "--layer-types", "--period", "--window", "--linear-heads", "--linear-head-dim"}
     | {"--expand", "--initializer-range", "--seed"},
     "train export": COMMON | {"--recipe"},
-    **{f"train {stage}": COMMON | {"--recipe", "--dry-run", "--resume"} for stage in STAGES},
+    **{f"train {stage}": COMMON | {"--recipe", "--dry-run", "--pictures", "--resume"} for stage in STAGES},
 }
 
 

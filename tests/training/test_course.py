@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import infinitevl
 from infinitevl.errors import InfiniteVLError
@@ -80,7 +81,10 @@ def test_stages_follow_each_other(world, tmp_path):
 
 
 def test_a_dry_run_says_what_would_train_and_what_is_read(world, tmp_path):
-    text = preview(read_recipe(write_recipe(world, "distill-layers", tmp_path / "run")))
+    recipe = read_recipe(write_recipe(world, "distill-layers", tmp_path / "run"))
+    text = preview(recipe, tmp_path / "pictures")
+    with Image.open(tmp_path / "pictures" / "image-1.png") as picture:
+        assert picture.size == (56, 56) and picture.getcolors() == [(56 * 56, (255, 0, 0))]
     assert "trains" in text and "Gated DeltaNet" in text and "GB" in text
     assert "at most 512 in 2 rows" in text
     assert "[[the sign says" in text and "<|image_pad|> x 4" in text
