@@ -29,6 +29,7 @@ class Session(Protocol):
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        seed: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> str: ...
     def stats(self) -> Any: ...

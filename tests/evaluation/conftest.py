@@ -30,7 +30,7 @@ class FakeSession:
             raise InputError(f"time went back to {at}")
         self.times.append(at)
 
-    def ask(self, question, *, max_new_tokens, temperature, top_p, on_text):
+    def ask(self, question, *, max_new_tokens, temperature, top_p, seed=None, on_text):
         if question.startswith("refuse"):
             raise InputError("this question cannot be used")
         answer = f"{len(self.times)} frames"
