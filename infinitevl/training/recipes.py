@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from infinitevl.errors import InputError
 
@@ -29,9 +38,13 @@ class SourceSettings(Strict):
 
 
 class DataSettings(Strict):
-    """What a stage reads."""
+    """What a stage reads: `sources`, or a `mixture` of the `public` ones."""
 
-    sources: list[SourceSettings] = Field(min_length=1, description="Files that are mixed.")
+    sources: list[SourceSettings] = Field([], description="Files that are mixed.")
+    public: str | None = Field(
+        None, description="A file that names public sources and mixtures, such as recipes/4b/data.yaml."
+    )
+    mixture: str | None = Field(None, description="Which mixture of that file.")
     samples_per_epoch: PositiveInt | None = Field(
         None, description="How many samples an epoch has; default: all rows once."
     )
@@ -47,6 +60,12 @@ class DataSettings(Strict):
     max_frame_pixels: PositiveInt | None = Field(None, description="Most pixels of a frame of a video.")
     max_skipped: int = Field(100, ge=0, description="Bad samples after which the run stops.")
     workers: int = Field(0, ge=0, description="Processes that read ahead.")
+
+    @model_validator(mode="after")
+    def _says_what_once(self) -> "DataSettings":
+        if (self.public is None) != (self.mixture is None) or bool(self.sources) == bool(self.public):
+            raise ValueError("give either sources, or public and mixture together")
+        return self
 
 
 class LoraSettings(Strict):
@@ -167,7 +186,8 @@ def _told(problem: Any) -> str:
         return f"missing setting {place!r}"
     if problem["type"].startswith("union_tag"):
         return f"stage must be one of {', '.join(_STAGE_NAMES)}"
-    return f"{place}: {problem['msg']}, not {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" + ("" if problem["type"] == "value_error" else f", not {problem['input']!r}")
 
 
 _STAGE_NAMES = ("distill-layers", "distill-logits", "sft", "long-sft")

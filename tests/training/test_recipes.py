@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from infinitevl.errors import InputError
+from infinitevl.training.data.public import read_public_data
 from infinitevl.training.recipes import (
     DataSettings,
     DistillLayers,
@@ -51,11 +52,19 @@ def test_the_4b_recipes_are_the_published_ones(name):
     assert recipe.precision == "bfloat16"
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_4b_recipes_read_public_data_once_over(name):
+    recipe = read_recipe(RECIPES / "4b" / f"{name}.yaml")
+    mixture = read_public_data(RECIPES.parent / recipe.data.public).mixtures[recipe.data.mixture]
+    assert recipe.num_steps * recipe.data.rows_per_step == mixture.samples
+
+
 def test_long_videos_and_shares_are_the_published_ones():
     data = read_recipe(RECIPES / "4b/long_sft.yaml").data
     assert (data.fps, data.max_frames, data.max_frame_pixels) == (10, 224, 256 * 28 * 28)
-    shares = [source.weight for source in read_recipe(RECIPES / "4b/sft.yaml").data.sources]
-    assert shares == [35.4, 16.4, 11.9, 11.9, 11.6, 10.5, 1.6, 0.8]
+    data = read_recipe(RECIPES / "4b/sft.yaml").data
+    shares = read_public_data(RECIPES.parent / data.public).mixtures[data.mixture].shares
+    assert sorted(shares.values(), reverse=True) == [35.4, 16.4, 11.9, 11.9, 11.6, 10.5, 1.6, 0.8]
     assert read_recipe(RECIPES / "4b/distill_logits.yaml").temperature == 2
 
 
@@ -88,6 +97,8 @@ def changed(tmp_path, change, name="sft"):
         (lambda s: s.pop("stage"), "stage must be one of distill-layers"),
         (lambda s: s.update(teacher="x"), "unknown setting 'teacher'"),
         (lambda s: s["data"]["sources"][0].update(form="x"), r"data\.sources\.0\.form"),
+        (lambda s: s["data"].pop("sources"), "data: give either sources, or public and mixture"),
+        (lambda s: s["data"].update(public="x", mixture="y"), "data: give either sources"),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, message):
