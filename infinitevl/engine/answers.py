@@ -1,12 +1,62 @@
-"""Where answers stand: tensors with a row for each slot, so that a captured step goes on by itself."""
+"""Where answers stand: tensors with a row for each slot, so that a captured step goes on by itself.
+
+The host knows of each what it has seen there so far.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from infinitevl.engine.sampling import Sampling, draws, pick
+from infinitevl.engine.pool import Slot
+from infinitevl.engine.sampling import Sampling, TextBuilder, draws, pick
 
 # The last tokens of each answer that are kept for the host, which looks every few steps.
 NUM_RECENT = 32
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer that is being generated in a slot of its own.
+
+    tokens: those that the host has seen. is_over: the slot has read all of them and no more will come.
+    error: what ended it early; whoever waits for it is told, and nobody else.
+    """
+
+    slot: Slot
+    sampling: Sampling
+    builder: TextBuilder
+    on_text: Callable[[str], None]
+    tokens: list[int] = field(default_factory=list)
+    is_over: bool = False
+    error: Exception | None = None
+
+    @property
+    def text(self) -> str:
+        """What it says so far."""
+        return self.builder.text
+
+    @property
+    def is_known(self) -> bool:
+        """Whether no token is missing, though the slot may not have read the last one yet."""
+        return self.is_over or len(self.tokens) >= self.sampling.max_new_tokens
+
+    def note(self, is_over: bool, count: int, recent: list[int]) -> None:
+        """Take up what the device reports: `count` tokens, number i of them at i mod len(recent)."""
+        new = [recent[index % len(recent)] for index in range(len(self.tokens), count)]
+        self.tokens += new
+        self.is_over = self.is_over or is_over
+        for token in new:
+            self._show(self.builder.push(token))
+
+    def close(self) -> None:
+        """Show what was still held back."""
+        self._show(self.builder.finish())
+
+    def _show(self, piece: str) -> None:
+        if piece:
+            self.on_text(piece)
 
 
 class Answers:
@@ -35,7 +85,7 @@ class Answers:
         largest = torch.finfo(torch.float32).max
         self.num_picked[row].fill_(0)
         self.done[row].fill_(False)
-        self.limit[row].fill_(int(sampling.max_new_tokens))
+        self.limit[row].fill_(min(int(sampling.max_new_tokens), torch.iinfo(torch.int64).max))
         self.temperature[row].fill_(min(float(sampling.temperature), largest))
         self.top_p[row].fill_(float(sampling.top_p))
         self.seed[row].fill_(0 if sampling.is_greedy else sampling.first_seed())

@@ -6,7 +6,6 @@ the first time it is needed and replayed from then on; anywhere else the same st
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal
 
@@ -14,57 +13,17 @@ import torch
 from torch import Tensor
 
 from infinitevl.config import FULL
-from infinitevl.engine.answers import Answers
+from infinitevl.engine.answers import Answer, Answers
 from infinitevl.engine.feeding import Feeder
 from infinitevl.engine.pool import Parked, Pool, Slot
 from infinitevl.engine.running import Captured, Eager, Runner
 from infinitevl.engine.sampling import Sampling, TextBuilder
 from infinitevl.engine.steps import Steps
-from infinitevl.errors import InputError
+from infinitevl.errors import InputError, StateError
 from infinitevl.model.fused import fuse_, precision_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 
 Mode = Literal["image", "video"]
-
-
-@dataclass(eq=False)
-class Answer:
-    """An answer that is being generated in a slot of its own.
-
-    tokens: those that the host has seen. is_over: the slot has read all of them and no more will come.
-    """
-
-    slot: Slot
-    sampling: Sampling
-    builder: TextBuilder
-    on_text: Callable[[str], None]
-    tokens: list[int] = field(default_factory=list)
-    is_over: bool = False
-
-    @property
-    def text(self) -> str:
-        """What it says so far."""
-        return self.builder.text
-
-    @property
-    def is_known(self) -> bool:
-        """Whether no token is missing, though the slot may not have read the last one yet."""
-        return self.is_over or len(self.tokens) >= self.sampling.max_new_tokens
-
-    def note(self, is_over: bool, count: int, recent: list[int]) -> None:
-        """Take up what the device reports: `count` tokens, number i of them at i mod len(recent)."""
-        for index in range(len(self.tokens), count):
-            self.tokens.append(recent[index % len(recent)])
-            self._show(self.builder.push(self.tokens[-1]))
-        self.is_over = self.is_over or is_over
-
-    def close(self) -> None:
-        """Show what was still held back."""
-        self._show(self.builder.finish())
-
-    def _show(self, piece: str) -> None:
-        if piece:
-            self.on_text(piece)
 
 
 class Engine:
@@ -100,8 +59,7 @@ class Engine:
     ):
         if mode not in ("image", "video"):
             raise InputError(f"mode is {mode!r}; choose 'image' or 'video'.")
-        if num_slots < 1:
-            raise InputError(f"num_slots is {num_slots}; an engine needs at least 1.")
+        num_slots = _checked_count(num_slots)
         vision = model.config.vision_config
         self.model, self.processor, self.mode = model, processor, mode
         wanted = processor.frame_size if frame_size is None else frame_size
@@ -271,7 +229,7 @@ class Engine:
             answer = Answer(
                 slot, sampling, TextBuilder(self.processor.tokenizer), on_text or (lambda piece: None)
             )
-            self._looks.append(([answer], self.runner.report([slot])))
+            self._looks = [*self._looks, ([answer], self.runner.report([slot]))]
             self._running.append(answer)
         return answer
 
@@ -279,32 +237,57 @@ class Engine:
     def step(self) -> None:
         """Let every answer that is being generated grow by a few tokens, all in common steps."""
         with self.lock:
-            earlier, self._looks = self._looks, []
             if isinstance(self.runner, Captured):  # the device works on while the host looks
+                earlier = self._looks
                 self._grow()
                 self._look(earlier)
             else:
-                self._look(earlier)
+                while self._looks:  # an answer that is over must not read on
+                    self._look(self._looks)
                 self._grow()
 
     def _grow(self) -> None:
         growing = [answer for answer in self._running if not answer.is_over]
+        growing = [answer for answer in growing if self._has_room(answer)]
         if not growing:
             return
         slots = [answer.slot for answer in growing]
         is_greedy = all(answer.sampling.is_greedy for answer in growing)
-        with self.runner.working():
-            for _ in range(self.runner.tokens_per_look):
-                for slot in slots:
-                    slot.state.check_room(1)
-                self.runner.token(slots, is_greedy)
-            self._looks.append((growing, self.runner.report(slots)))
+        try:
+            with self.runner.working():
+                for _ in range(self.runner.tokens_per_look):
+                    self.runner.token(slots, is_greedy)
+                self._looks = [*self._looks, (growing, self.runner.report(slots))]
+        except BaseException as error:  # some layers have read a token, others have not
+            for answer in growing:
+                self._fail(answer, StateError(f"a step of this answer was cut short ({error!r}). Ask again."))
+            raise
+
+    def _has_room(self, answer: Answer) -> bool:
+        try:
+            answer.slot.state.check_room(self.runner.tokens_per_look)
+        except StateError as error:
+            self._fail(answer, error)
+            return False
+        return True
 
     def _look(self, looks: list[tuple[list[Answer], Callable[[], list[list[int]]]]]) -> None:
-        for answers, result in looks:
+        for look in looks:
+            answers, result = look
             for answer, (is_over, count, *recent) in zip(answers, result(), strict=True):
                 if answer in self._running:
-                    answer.note(bool(is_over), count, recent)
+                    self._note(answer, bool(is_over), count, recent)
+            self._looks = [other for other in self._looks if other is not look]
+
+    def _note(self, answer: Answer, is_over: bool, count: int, recent: list[int]) -> None:
+        try:
+            answer.note(is_over, count, recent)
+        except Exception as error:  # of its on_text: the answers beside it go on
+            self._fail(answer, error)
+
+    def _fail(self, answer: Answer, error: Exception) -> None:
+        answer.error = error
+        self.end(answer)
 
     def end(self, answer: Answer) -> None:
         """Let an answer grow no more; its slot stays taken."""
@@ -317,14 +300,30 @@ class Engine:
 
         Args:
             to_the_end: wait until its slot has read every token of it, not only until they are known.
+
+        Raises:
+            InputError: it was ended meanwhile.
+            Exception: what its `on_text` raised.
+            StateError: full-attention layers have no room for more of it, or a step of it was cut short.
         """
         try:
-            while not (answer.is_over or (answer.is_known and not to_the_end)):
+            while not self._is_finished(answer, to_the_end):
                 self.step()
-            answer.close()
         finally:
             self.end(answer)
         return answer.text
+
+    def _is_finished(self, answer: Answer, to_the_end: bool) -> bool:
+        """Whether an answer is over, all of it shown then."""
+        with self.lock:  # another thread may be showing its last token
+            if answer.error is not None:
+                raise answer.error
+            if answer.is_over or (answer.is_known and not to_the_end):
+                answer.close()
+                return True
+            if answer not in self._running:
+                raise InputError(f"this answer was ended before it was over; it said {answer.text!r}.")
+            return False
 
     # ------ slots
 
@@ -372,6 +371,12 @@ def _can_capture(model: InfiniteVLForConditionalGeneration) -> bool:
     """Whether all weights are on one GPU and the state is constant."""
     devices = {parameter.device for parameter in model.parameters()}
     return FULL not in model.config.text_config.layer_types and [d.type for d in devices] == ["cuda"]
+
+
+def _checked_count(num_slots: Any) -> int:
+    if not (isinstance(num_slots, Integral) and int(num_slots) >= 1):
+        raise InputError(f"num_slots is {num_slots!r}; an engine needs a whole number, at least 1.")
+    return int(num_slots)
 
 
 def checked_size(size: int | Sequence[int], side: int) -> tuple[int, int]:

@@ -122,11 +122,12 @@ class StreamSession:
         Raises:
             StateError: the session was closed, or all slots are taken.
         """
-        if self._slot is None:
-            if self._parked is None:
-                raise StateError("this stream was closed. Open another one, or load a saved one.")
-            self._slot, self._parked = self.engine.unpark(self._parked), None
-        return self._slot
+        with self.engine.lock:
+            if self._slot is None:
+                if self._parked is None:
+                    raise StateError("this stream was closed. Open another one, or load a saved one.")
+                self._slot, self._parked = self.engine.unpark(self._parked), None
+            return self._slot
 
     @property
     def state(self) -> StreamState:
@@ -191,38 +192,50 @@ class StreamSession:
         """
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
-        if not self.slot.facts.num_frames:
-            raise InputError("nothing was seen yet: observe a frame before the first question.")
-        slot = self.engine.fork(self.slot)
-        try:
-            ids = turn_ids(self.processor.tokenizer, question, self.system)
-            hidden = self.engine.read_turn(slot, ids)
-            return self.engine.begin(slot, hidden, sampling, on_text)
-        except BaseException:
-            self.engine.release(slot)
-            raise
+        with self.engine.lock:  # what reading returns stands until somebody else reads
+            if not self.slot.facts.num_frames:
+                raise InputError("nothing was seen yet: observe a frame before the first question.")
+            slot = self.engine.fork(self.slot)
+            try:
+                ids = turn_ids(self.processor.tokenizer, question, self.system)
+                hidden = self.engine.read_turn(slot, ids)
+                return self.engine.begin(slot, hidden, sampling, on_text)
+            except BaseException:
+                self.engine.release(slot)
+                raise
 
     def finish(self, answer: Answer) -> str:
         """The text of an answer that `begin` started, complete. Every answer is finished or cancelled once.
 
         Raises:
-            InputError: it was finished or cancelled before.
+            InputError: it was finished or cancelled before, or meanwhile.
+            Exception: what its `on_text` raised. StateError: see `begin`; also where a step was cut short.
         """
-        if not self.engine.pool.holds(answer.slot):
-            raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
+        self._check_held(answer)
         try:
             text = self.engine.finish(answer, to_the_end=self.keep_turns)
             if self.keep_turns:
-                self.engine.read(answer.slot, end_of_turn_ids(self.processor.tokenizer))
-                self.engine.replace_(self.slot, answer.slot)
+                self._keep(answer)
         finally:
-            self.engine.release(answer.slot)
+            self.cancel(answer)
         return text
+
+    def _keep(self, answer: Answer) -> None:
+        """Let the stream go on behind an answer."""
+        with self.engine.lock:
+            self._check_held(answer)
+            self.engine.read(answer.slot, end_of_turn_ids(self.processor.tokenizer))
+            self.engine.replace_(self.slot, answer.slot)
+
+    def _check_held(self, answer: Answer) -> None:
+        if not self.engine.pool.holds(answer.slot):
+            raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
 
     def cancel(self, answer: Answer) -> None:
         """Give up an answer that `begin` started, and its slot. May be called twice."""
-        if self.engine.pool.holds(answer.slot):
-            self.engine.release(answer.slot)
+        with self.engine.lock:
+            if self.engine.pool.holds(answer.slot):
+                self.engine.release(answer.slot)
 
     def fork(self) -> "StreamSession":
         """An independent session that has seen the same.
@@ -230,25 +243,28 @@ class StreamSession:
         Raises:
             StateError: the session shares an engine whose slots are all taken.
         """
-        twin = copy.copy(self)
-        if self._is_alone:
-            twin.engine = self.engine.twin()
-            twin._slot = twin.engine.take()
-            twin._load(self.state)
-        else:
-            twin._slot = self.engine.fork(self.slot)
+        with self.engine.lock:
+            slot, twin = self.slot, copy.copy(self)
+            if self._is_alone:
+                twin.engine = self.engine.twin()
+                twin._slot = twin.engine.take()
+                twin._load(self.state)
+            else:
+                twin._slot = self.engine.fork(slot)
         return twin
 
     def park(self) -> None:
         """Move the state to host memory and free the slot; the next use brings it back, bit for bit."""
-        if self._slot is not None:
-            self._parked, self._slot = self.engine.park(self._slot), None
+        with self.engine.lock:
+            if self._slot is not None:
+                self._parked, self._slot = self.engine.park(self._slot), None
 
     def close(self) -> None:
         """Give the slot back; the stream is gone unless it was saved. May be called twice."""
-        if self._slot is not None:
-            self.engine.release(self._slot)
-        self._slot = self._parked = None
+        with self.engine.lock:
+            if self._slot is not None:
+                self.engine.release(self._slot)
+            self._slot = self._parked = None
 
     def __enter__(self) -> Self:
         return self
@@ -264,7 +280,8 @@ class StreamSession:
         """
         mark = fingerprint(self.model, self.model.config)
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        self.state.save(path, mark, settings=json.dumps(settings))
+        with self.engine.lock:
+            self.state.save(path, mark, settings=json.dumps(settings))
 
     @classmethod
     def load(
@@ -306,7 +323,8 @@ class StreamSession:
 
     @dropped.setter
     def dropped(self, count: int) -> None:
-        self.state.span.num_dropped.fill_(count)
+        with self.engine.lock, self.engine.runner.watching():
+            self.slot.state.span.num_dropped.fill_(count)
 
     def _checked_time(self, at: float | None) -> int:
         """Microseconds of a new frame."""
@@ -334,11 +352,13 @@ def observe_together(frames: Sequence[tuple[StreamSession, Any, float | None]]) 
     if not frames:
         return
     engine = frames[0][0].engine
-    slots = [session.slot for session, _, _ in frames]
-    if any(session.engine is not engine for session, _, _ in frames) or len(set(map(id, slots))) < len(slots):
+    distinct = {id(session) for session, _, _ in frames}
+    if any(session.engine is not engine for session, _, _ in frames) or len(distinct) < len(frames):
         raise InputError("frames that are taken in together need one engine, and a session of it each.")
-    times = [session._checked_time(at) for session, _, at in frames]
-    engine.watch(slots, [frame for _, frame, _ in frames], times)
+    with engine.lock:  # until the frames are in, no other thread moves these streams
+        slots = [session.slot for session, _, _ in frames]
+        times = [session._checked_time(at) for session, _, at in frames]
+        engine.watch(slots, [frame for _, frame, _ in frames], times)
 
 
 def _microseconds(at: Any, largest: float) -> int:

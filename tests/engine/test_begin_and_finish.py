@@ -4,7 +4,7 @@ import pytest
 
 from infinitevl import Engine, InputError, Sampling, StateError, StreamSession, observe_together
 from tests.engine.streams import snapshot, unchanged
-from tests.support import random_frame
+from tests.support import random_frame, tiny_model
 
 
 @pytest.fixture
@@ -86,3 +86,84 @@ def test_a_stream_on_an_engine_is_saved_and_goes_on_alone(streams, model, proces
     streams[1].park()
     streams[1].save(tmp_path / "stream")
     assert unchanged(StreamSession.load(tmp_path / "stream", model, processor), before)
+
+
+def fail(piece):
+    raise RuntimeError("shown badly")
+
+
+def test_an_answer_that_is_cancelled_while_it_shows_its_text_ends_there(engine, streams):
+    answer = streams[0].begin("what?", Sampling(9), lambda piece: streams[0].cancel(answer))
+    with pytest.raises(InputError, match="ended before it was over"):
+        streams[0].finish(answer)
+    assert engine.pool.num_free == 2
+
+
+def test_an_answer_that_cannot_be_shown_fails_for_who_waits_for_it_alone(engine, streams):
+    wanted = streams[1].ask("what?", max_new_tokens=9)
+    first = streams[0].begin("what?", Sampling(9), fail)
+    second = streams[1].begin("what?", Sampling(9))
+    assert streams[1].finish(second) == wanted
+    with pytest.raises(RuntimeError, match="shown badly"):
+        streams[0].finish(first)
+    assert engine.pool.num_free == 2
+
+
+def test_an_interrupt_while_text_is_shown_lets_the_others_read_no_token_twice(engine, streams, monkeypatch):
+    """The report that it cut short is looked at again before anything grows."""
+    streams[1].close()
+    kept = StreamSession.on(engine, keep_turns=True)
+    kept.observe(random_frame(5))
+    with kept.fork() as twin:
+        twin.ask("what?", max_new_tokens=2)
+        wanted = twin.stats().tokens
+
+    def interrupt(token):
+        raise KeyboardInterrupt
+
+    first = streams[0].begin("what?", Sampling(9))
+    second = kept.begin("what?", Sampling(2))
+    while not engine.answers.done[second.slot.index]:
+        engine.step()
+    monkeypatch.setattr(first.builder, "push", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.undo()
+    kept.finish(second)
+    streams[0].cancel(first)
+    assert kept.stats().tokens == wanted
+
+
+def test_an_answer_without_room_fails_alone(processor):
+    model = tiny_model(layer_types=["full_attention", "linear_attention"] * 2)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 499
+    engine = Engine(model, processor, num_slots=4, max_length=120)
+    long, short = StreamSession.on(engine), StreamSession.on(engine)
+    for index in range(6):
+        long.observe(random_frame(index))
+    short.observe(random_frame(0))
+    wanted = short.ask("what?", max_new_tokens=40)
+    full, fine = long.begin("what?", Sampling(80)), short.begin("what?", Sampling(40))
+    assert short.finish(fine) == wanted
+    with pytest.raises(StateError, match="room for 120 tokens"):
+        long.finish(full)
+    assert engine.pool.num_free == 2
+
+
+def test_a_step_that_is_cut_short_spoils_every_answer_in_it(engine, streams, monkeypatch):
+    wanted = streams[0].ask("what?", max_new_tokens=9)
+    answers = [stream.begin("what?", Sampling(9)) for stream in streams]
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.steps, "token", fail)
+        with pytest.raises((RuntimeError, TypeError)):
+            engine.step()
+    for stream, answer in zip(streams, answers, strict=True):
+        with pytest.raises(StateError, match="cut short"):
+            stream.finish(answer)
+    assert streams[0].ask("what?", max_new_tokens=9) == wanted
+
+
+def test_an_answer_may_have_any_limit(engine, streams):
+    answer = streams[0].begin("what?", Sampling(2**70))
+    engine.step()
+    streams[0].cancel(answer)

@@ -205,7 +205,97 @@ def test_threads_may_share_an_engine(model, processor):
     assert texts == wanted and engine.pool.num_free == 4
 
 
-@pytest.mark.parametrize("settings", [{"num_slots": 0}, {"mode": "film"}, {"frame_size": 57}])
+@pytest.mark.parametrize(
+    "settings", [{"num_slots": 0}, {"num_slots": 2.5}, {"mode": "film"}, {"frame_size": 57}]
+)
 def test_bad_settings_of_an_engine_are_refused(model, processor, settings):
     with pytest.raises(InputError):
         Engine(model, processor, **settings)
+
+
+def lasting(read):
+    """A `read` that answers, as a captured one, with a tensor that the next reading writes over."""
+    held = []
+
+    def reading(*args):
+        hidden = read(*args)
+        held[:] = held or [hidden.clone()]
+        return held[0].copy_(hidden)
+
+    return reading
+
+
+def test_threads_that_ask_at_the_same_moment_get_their_own_answers(model, processor, monkeypatch):
+    """What reading a question returned stands until the next reading, so nobody reads before it is used."""
+    engine = Engine(model, processor, num_slots=4)
+    one, two = on(engine, TIMES[:3]), on(engine, TIMES[:4], seed=9)
+    wanted = one.ask("a?", max_new_tokens=6), two.ask("b, b and b?", max_new_tokens=6)
+    monkeypatch.setattr(engine.runner, "read", lasting(engine.runner.read))
+    read_turn, begun, threads = engine.read_turn, {}, []
+
+    def ask_other():
+        begun["two"] = two.begin("b, b and b?", Sampling(6))
+
+    def read_then_other(slot, turn_ids):
+        hidden = read_turn(slot, turn_ids)
+        if not threads:
+            threads.append(threading.Thread(target=ask_other))
+            threads[0].start()
+            threads[0].join(0.3)
+        return hidden
+
+    monkeypatch.setattr(engine, "read_turn", read_then_other)
+    begun["one"] = one.begin("a?", Sampling(6))
+    threads[0].join(30)
+    assert (one.finish(begun["one"]), two.finish(begun["two"])) == wanted
+
+
+def test_a_stream_that_is_closed_while_it_watches_writes_to_no_other(model, processor, monkeypatch):
+    engine = Engine(model, processor, num_slots=1)
+    session, opened, threads = on(engine), [], []
+
+    def replace_stream():
+        session.close()
+        opened.append(on(engine))
+
+    def check_then_other(at):
+        threads.append(threading.Thread(target=replace_stream))
+        threads[0].start()
+        threads[0].join(0.3)
+        return 0
+
+    monkeypatch.setattr(session, "_checked_time", check_then_other)
+    session.observe(random_frame(0))
+    threads[0].join(30)
+    assert not any(tensor.any() for tensor in opened[0].state.tensors().values())
+
+
+def test_threads_may_watch_ask_fork_park_and_close_at_once(model, processor):
+    engine, errors = Engine(model, processor, num_slots=12), []
+    session = on(engine, TIMES[:2])
+
+    def often(work):
+        def run():
+            try:
+                for _ in range(8):
+                    work()
+            except Exception as error:
+                errors.append(error)
+
+        return threading.Thread(target=run)
+
+    works = [
+        lambda: session.observe(random_frame(1)),
+        lambda: session.observe(random_frame(2)),
+        lambda: session.ask("what?", max_new_tokens=3),
+        lambda: session.fork().close(),
+        session.park,
+    ]
+    threads = [often(work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors and session.stats().frames == 18
+    assert engine.pool.num_free == 11
+    assert int(session.state.length) == 1 + 18 * engine.steps.num_tokens
