@@ -110,8 +110,9 @@ class Engine:
             StateError: full-attention layers have no room for the frames; no stream was changed.
         """
         with self.lock:
+            received = [self.runner.receive(frame) for frame in frames]
             with self.runner.watching():
-                pictures = [self._feed(frame) for frame in frames]
+                pictures = [self._feed(frame) for frame in received]
             waiting = [self.mode == "video" and not slot.facts.has_waiting for slot in slots]
             pairs = list(zip(slots, pictures, times, strict=True))
             full = [pair for pair, waits in zip(pairs, waiting, strict=True) if not waits]

@@ -76,17 +76,19 @@ class Lanes:
         """Let a lane go on only after `event`."""
         self.streams[name].wait_event(event)
 
-    def after_caller(self) -> None:
-        """Let both lanes wait for what the caller's own stream still does."""
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
-        for stream in self.streams.values():
-            stream.wait_event(event)
+    def bring(self, name: str, tensor: Tensor) -> Tensor:
+        """A lane's own copy of the caller's tensor, in order with the stream that the caller works on.
 
-    def before_caller(self) -> None:
-        """Let the caller's own stream wait for both lanes."""
-        for name in self.streams:
-            torch.cuda.current_stream(self.device).wait_event(self.mark(name))
+        So the caller may write over its tensor, or let go of it, at once.
+        """
+        caller = torch.cuda.current_stream(tensor.device)
+        made = torch.cuda.Event()
+        made.record(caller)
+        self.wait(name, made)
+        with self.on(name):
+            copy = tensor.to(self.device, copy=True)
+        caller.wait_event(self.mark(name))
+        return copy
 
     def capture(self, name: str, step: Callable[..., Any], *inputs: Tensor) -> Replay | Rerun:
         """Run `step` on `inputs` until nothing is set up any more, then capture it.

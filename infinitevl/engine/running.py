@@ -14,6 +14,7 @@ from infinitevl.engine.answers import Answers
 from infinitevl.engine.graphs import Lanes, Replay, Rerun
 from infinitevl.engine.pool import Pool, Slot
 from infinitevl.engine.steps import Steps
+from infinitevl.model.vision import VisionPlan
 from infinitevl.state import StreamState
 
 
@@ -22,6 +23,7 @@ class Runner(Protocol):
 
     tokens_per_look: int
 
+    def receive(self, frame: Any) -> Any: ...
     def see(self, clips: Sequence[Tensor]) -> Any: ...
     def take_in(self, slots: Sequence[Slot], seen: Any, times: Sequence[int]) -> None: ...
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor: ...
@@ -46,6 +48,10 @@ class Eager:
 
     def __init__(self, steps: Steps, pool: Pool, answers: Answers):
         self.steps, self.pool, self.answers = steps, pool, answers
+
+    def receive(self, frame: Any) -> Any:
+        """A caller's frame as it may be read from here on."""
+        return frame
 
     def see(self, clips: Sequence[Tensor]) -> Tensor:
         """What the model sees in clips, each uint8 [1 or 2, 3, H, W]."""
@@ -110,11 +116,16 @@ class Captured:
         self.scratch = pool.num_slots
         self.lanes = Lanes(self.device, replays)
         self._replays: dict[tuple[Any, ...], Replay | Rerun] = {}
+        self._plans: dict[int, VisionPlan] = {}  # by number of pictures: captured steps read them there
         self._turn = 0  # which of two sets of buffers the next frame uses
         self._read: list[torch.cuda.Event | None] = [None, None]  # when each set may be used again
         self._fence: torch.cuda.Event | None = None  # what on the main lane the next frame must wait for
 
     # ------ frames
+
+    def receive(self, frame: Any) -> Any:
+        """A caller's frame; a copy of one on the device, which lanes may read after the caller goes on."""
+        return self.lanes.bring("vision", frame) if isinstance(frame, Tensor) and frame.is_cuda else frame
 
     def see(self, clips: Sequence[Tensor]) -> Replay | Rerun:
         """What the model will see in clips, each uint8 [1 or 2, 3, H, W], once its lane gets there."""
@@ -145,7 +156,21 @@ class Captured:
             clips = torch.zeros(
                 size, self.clip_length, 3, height, width, dtype=torch.uint8, device=self.device
             )
-            return self.lanes.capture("vision", self.steps.see, clips)
+            # Not in the lane's own pool: there another graph's inner tensors may lie where the result does,
+            # and the vision lane replays that graph while the main lane still reads.
+            features = torch.zeros(
+                size,
+                self.steps.num_tokens,
+                self.steps.model.config.text_config.hidden_size,
+                dtype=self.steps.model.dtype,
+                device=self.device,
+            )
+            plan = self._plans.setdefault(size, self.steps.plan(size, self.device))
+
+            def see(clips: Tensor) -> Tensor:
+                return features.copy_(self.steps.see(clips, plan))
+
+            return self.lanes.capture("vision", see, clips)
 
         return self._replay(("see", size, turn), make)
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from infinitevl.engine.answers import Answers
 from infinitevl.model.fused import Kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import frame_positions, text_positions
+from infinitevl.model.vision import VisionPlan, vision_plan
 from infinitevl.processing.images import clip_patches
 from infinitevl.state import StreamState
 
@@ -38,19 +40,31 @@ class Steps:
         """Tokens of a frame."""
         return self.grid[0] * self.grid[1]
 
-    def see(self, clips: Tensor) -> Tensor:
+    def plan(self, count: int, device: torch.device) -> VisionPlan:
+        """Where everything lies in `count` pictures: who captures `see` keeps it as long as the capture."""
+        return vision_plan((self._patch_grid,) * count, self.model.model.visual.sizes, device)
+
+    def see(self, clips: Tensor, plan: VisionPlan | None = None) -> Tensor:
         """Pictures, uint8 [S, 1 or 2, 3, H, W] -> what the decoder reads of them, [S, tokens, C].
 
-        One picture stands for both of a temporal patch.
+        One picture stands for both of a temporal patch. plan: of these S pictures; None finds it.
         """
         vision = self.model.config.vision_config
         mean, std = self.look.image_mean, self.look.image_std
         merge = vision.spatial_merge_size
         clips = clips.expand(-1, vision.temporal_patch_size, -1, -1, -1)
         patches = clip_patches(clips, vision.patch_size, merge, mean, std).to(self.model.dtype)
-        grid = (1, self.grid[0] * merge, self.grid[1] * merge)
-        features = self.model.model.visual(patches, [grid] * len(clips))
+        visual = self.model.model.visual
+        if plan is None:
+            features = visual(patches, [self._patch_grid] * len(clips))
+        else:
+            features = visual.encode(patches, plan)
         return features.unflatten(0, (len(clips), -1))
+
+    @property
+    def _patch_grid(self) -> tuple[int, int, int]:
+        merge = self.model.config.vision_config.spatial_merge_size
+        return 1, self.grid[0] * merge, self.grid[1] * merge
 
     def take_in(self, state: StreamState, rows: Tensor | None, features: Tensor, times: Tensor) -> None:
         """Read the tokens [S, tokens, C] of frames seen at `times` (int64 [S], microseconds)."""

@@ -9,6 +9,7 @@ from infinitevl.engine.engine import Engine
 from infinitevl.engine.sampling import Sampling
 from infinitevl.engine.session import StreamSession, observe_together
 from infinitevl.errors import InputError, StateError
+from infinitevl.processing.images import resize_frame
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, relative_error
 
@@ -299,3 +300,12 @@ def test_threads_may_watch_ask_fork_park_and_close_at_once(model, processor):
     assert not errors and session.stats().frames == 18
     assert engine.pool.num_free == 11
     assert int(session.state.length) == 1 + 18 * engine.steps.num_tokens
+
+
+def test_pictures_are_seen_alike_with_a_plan_that_is_kept(model, processor):
+    """A captured step reads its plan where it lay, so it may not depend on the cache of plans."""
+    engine = Engine(model, processor)
+    clips = torch.stack([resize_frame(random_frame(seed), engine.frame_size) for seed in range(2)])[:, None]
+    with torch.no_grad():
+        kept = engine.steps.see(clips, engine.steps.plan(2, clips.device))
+        assert torch.equal(kept, engine.steps.see(clips))
