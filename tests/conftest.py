@@ -20,7 +20,8 @@ ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 SLOW_REASON = "slow: runs with check.py --slow"
 
 torch.set_num_threads(1)
-if not torch.cuda.is_available():  # kernels run in Triton's interpreter, chosen before anything imports triton
+# Without a GPU kernels run in Triton's interpreter, which must be chosen before anything imports triton.
+if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # The same cases in every run: whether the gate passes depends on the code alone.
 settings.register_profile(
