@@ -144,7 +144,7 @@ def _chunk_tiles(
     most = triton.cdiv(slots + tokens, 2 * keys)
 
     def cost(splits: int) -> float:
-        """Rounds of programs, each a split long, and what it takes to merge: measured on an H200."""
+        """Rounds of programs, each a split long, and an estimate of what it takes to merge them."""
         return triton.cdiv(units * splits, programs) / splits + 0.0003 * units * splits
 
     return Tiles(block, keys, min(range(1, min(most, 64) + 1), key=cost), warps, stages)
