@@ -104,6 +104,7 @@ class StreamSession:
         self._is_alone = is_alone
         self._slot: Slot | None = engine.take()
         self._parked: Parked | None = None
+        self._kept: Answer | None = None  # with keep_turns, the answer that will become part of the stream
 
     @property
     def model(self) -> InfiniteVLForConditionalGeneration:
@@ -195,11 +196,14 @@ class StreamSession:
         with self.engine.lock:  # what reading returns stands until somebody else reads
             if not self.slot.facts.num_frames:
                 raise InputError("nothing was seen yet: observe a frame before the first question.")
+            self._check_free()
             slot = self.engine.fork(self.slot)
             try:
                 ids = turn_ids(self.processor.tokenizer, question, self.system)
                 hidden = self.engine.read_turn(slot, ids)
-                return self.engine.begin(slot, hidden, sampling, on_text)
+                answer = self.engine.begin(slot, hidden, sampling, on_text)
+                self._kept = answer if self.keep_turns else None
+                return answer
             except BaseException:
                 self.engine.release(slot)
                 raise
@@ -227,6 +231,11 @@ class StreamSession:
             self.engine.read(answer.slot, end_of_turn_ids(self.processor.tokenizer))
             self.engine.replace_(self.slot, answer.slot)
 
+    def _check_free(self) -> None:
+        """Refuse what a turn that is going to be kept would undo when it replaces the stream."""
+        if self._kept is not None and self.engine.pool.holds(self._kept.slot):
+            raise InputError("this stream keeps its turns and one is being answered: finish or cancel it.")
+
     def _check_held(self, answer: Answer) -> None:
         if not self.engine.pool.holds(answer.slot):
             raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
@@ -245,6 +254,7 @@ class StreamSession:
         """
         with self.engine.lock:
             slot, twin = self.slot, copy.copy(self)
+            twin._kept = None
             if self._is_alone:
                 twin.engine = self.engine.twin()
                 twin._slot = twin.engine.take()
@@ -356,6 +366,8 @@ def observe_together(frames: Sequence[tuple[StreamSession, Any, float | None]]) 
     if any(session.engine is not engine for session, _, _ in frames) or len(distinct) < len(frames):
         raise InputError("frames that are taken in together need one engine, and a session of it each.")
     with engine.lock:  # until the frames are in, no other thread moves these streams
+        for session, _, _ in frames:
+            session._check_free()
         slots = [session.slot for session, _, _ in frames]
         times = [session._checked_time(at) for session, _, at in frames]
         engine.watch(slots, [frame for _, frame, _ in frames], times)

@@ -3,7 +3,7 @@
 import pytest
 
 from infinitevl import Engine, InputError, Sampling, StateError, StreamSession, observe_together
-from tests.engine.streams import snapshot, unchanged
+from tests.engine.streams import TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, tiny_model
 
 
@@ -167,3 +167,23 @@ def test_an_answer_may_have_any_limit(engine, streams):
     answer = streams[0].begin("what?", Sampling(2**70))
     engine.step()
     streams[0].cancel(answer)
+
+
+def test_a_stream_that_keeps_turns_takes_nothing_in_while_one_is_answered(model, processor):
+    """The turn will replace the stream: what came in meanwhile would be lost."""
+    session = watched(model, processor, TIMES[:3], keep_turns=True)
+    answer = session.begin("what?", Sampling(4))
+    before = snapshot(session)
+    with pytest.raises(InputError, match="one is being answered"):
+        session.observe(random_frame(5), at=20.0)
+    with pytest.raises(InputError, match="one is being answered"):
+        session.begin("and?", Sampling(4))
+    assert unchanged(session, before)
+    twin = session.fork()
+    twin.observe(random_frame(5), at=20.0)
+    session.finish(answer)
+    session.observe(random_frame(5), at=20.0)
+    assert session.stats().frames == 4
+    session.cancel(session.begin("what?", Sampling(4)))
+    session.observe(random_frame(6), at=21.0)
+    assert session.stats().frames == 5
