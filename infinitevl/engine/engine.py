@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infinitevl.config import FULL
 from infinitevl.engine.answers import Answer, Answers
-from infinitevl.engine.feeding import Feeder
+from infinitevl.engine.feeding import Feeder, checked_size
 from infinitevl.engine.pool import Parked, Pool, Slot
 from infinitevl.engine.running import Captured, Eager, Runner
 from infinitevl.engine.sampling import Sampling, TextBuilder
@@ -171,19 +171,26 @@ class Engine:
     def close_span(self, slot: Slot) -> None:
         """End the span, with a frame that still waits in it doubled."""
         with self.lock:
-            span = slot.state.span
-            if slot.facts.has_waiting:
-                with self.runner.watching():
-                    clip = span.waiting[0].expand(2, -1, -1, -1).clone()
-                self._take_in([(slot, clip, slot.facts.last_time)])
-                with self.runner.watching():
-                    span.has_waiting.fill_(False)
-                slot.know(has_waiting=False)
+            self._take_in_waiting(slot)
             if slot.facts.is_open:
                 self.read(slot, [self.model.config.vision_end_token_id])
-                with self.runner.working():
-                    span.is_open.fill_(False)
-                slot.know(is_open=False)
+                self._note_end(slot)
+
+    def _take_in_waiting(self, slot: Slot) -> None:
+        if not slot.facts.has_waiting:
+            return
+        span = slot.state.span
+        with self.runner.watching():
+            clip = span.waiting[0].expand(2, -1, -1, -1).clone()
+        self._take_in([(slot, clip, slot.facts.last_time)])
+        with self.runner.watching():
+            span.has_waiting.fill_(False)
+        slot.know(has_waiting=False)
+
+    def _note_end(self, slot: Slot) -> None:
+        with self.runner.working():
+            slot.state.span.is_open.fill_(False)
+        slot.know(is_open=False)
 
     # ------ text
 
@@ -191,13 +198,11 @@ class Engine:
     def read_turn(self, slot: Slot, turn_ids: list[int]) -> Tensor:
         """End the span of a slot and read a turn, in one chunk where it can be: last hidden state [1, C]."""
         with self.lock:
-            if not slot.facts.is_open or slot.facts.has_waiting:
-                self.close_span(slot)
+            self._take_in_waiting(slot)
+            if not slot.facts.is_open:
                 return self.read(slot, turn_ids)
             hidden = self.read(slot, [self.model.config.vision_end_token_id, *turn_ids])
-            with self.runner.working():
-                slot.state.span.is_open.fill_(False)
-            slot.know(is_open=False)
+            self._note_end(slot)
             return hidden
 
     @torch.no_grad()
@@ -378,18 +383,6 @@ def _checked_count(num_slots: Any) -> int:
     if not (isinstance(num_slots, Integral) and int(num_slots) >= 1):
         raise InputError(f"num_slots is {num_slots!r}; an engine needs a whole number, at least 1.")
     return int(num_slots)
-
-
-def checked_size(size: int | Sequence[int], side: int) -> tuple[int, int]:
-    """Height and width of frames, both multiples of `side` pixels."""
-    sides = size if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(n, Integral) and n >= side and n % side == 0 for n in sides):
-        raise InputError(
-            f"frame_size is {size!r}; height and width must be multiples of {side} pixels, "
-            "the side of one token."
-        )
-    height, width = sides
-    return int(height), int(width)
 
 
 def stop_ids(model: InfiniteVLForConditionalGeneration) -> set[int]:

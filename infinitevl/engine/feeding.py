@@ -1,11 +1,14 @@
 """From whatever somebody calls a frame to pixels on the model's device, in the frame size of the stream."""
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from infinitevl.errors import InputError
 from infinitevl.processing.images import open_image, resize_frame
 from infinitevl.processing.resize import Resizer
 
@@ -54,10 +57,20 @@ def _is_plain(frame: Any) -> bool:
 
 
 def _checked_tensor(frame: Tensor) -> Tensor:
-    from infinitevl.errors import InputError
-
     if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3:
         raise InputError(
             f"a frame is a tensor of {frame.dtype} and shape {tuple(frame.shape)}; give uint8 [3, H, W]."
         )
     return frame
+
+
+def checked_size(size: int | Sequence[int], side: int) -> tuple[int, int]:
+    """Height and width of frames, both multiples of `side` pixels."""
+    sides = size if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(n, Integral) and n >= side and n % side == 0 for n in sides):
+        raise InputError(
+            f"frame_size is {size!r}; height and width must be multiples of {side} pixels, "
+            "the side of one token."
+        )
+    height, width = sides
+    return int(height), int(width)
