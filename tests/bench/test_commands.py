@@ -26,7 +26,7 @@ WANTED = {
     },
     "decode": {("infinitevl", "token"), ("transformer eager", "token"), ("transformer graphed", "token")},
     "prefill": {("infinitevl", "prefill"), ("transformer eager", "prefill")},
-    "streams": {("infinitevl", "step"), ("infinitevl", "frames in sum"), ("infinitevl", "memory")},
+    "streams": {("infinitevl", what) for what in ("step", "step latency", "frames in sum", "memory")},
     "fork": {("infinitevl", "fork"), ("infinitevl", "read and written")},
     "memory": {
         ("infinitevl", "allocated"),
