@@ -31,7 +31,7 @@ from infinitevl.scenes.render import FRAME_SIZE, PATCH, plan_pictures, render
 from infinitevl.scenes.streams import StreamSize, stream_sample
 from infinitevl.scenes.tasks import CHAT, Sample, Turn, about_kind, picture_sample, text_sample
 from infinitevl.scenes.world import Textures, World, load_world
-from infinitevl.training.batches import FRAME_TOKENS, Row, Writer
+from infinitevl.training.batches import FRAME_TOKENS, Writer
 
 LONGEST_ANSWER = 40
 FRAMES_AT_ONCE = 2048
@@ -66,14 +66,18 @@ class Examiner:
     @torch.inference_mode()
     def answers(self, samples: list[Sample], textures: Textures, world: World) -> list[str]:
         """The greedy answer to each sample's first question."""
-        rows = [self.writer.prompt(sample) for sample in samples]
-        embeds, positions, lengths = self._prompts(rows, samples, textures, world)
-        decoder, state = self.model.model.language_model, self.model.allocate_state(len(rows))
+        return self.reply(*self.prompts(samples, textures, world))
+
+    @torch.inference_mode()
+    def reply(self, embeds: Tensor, positions: Tensor, lengths: Tensor) -> list[str]:
+        """The greedy answers to prompts [B, T, C] of `lengths` [B], with positions [3, B, T]."""
+        decoder, longest = self.model.model.language_model, embeds.shape[1] + LONGEST_ANSWER
+        state = self.model.allocate_state(len(embeds), max_length=longest)
         hidden = decoder(embeds, positions, state, lengths)
         last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
         place = state.next_position.clone()
         tokens: list[Tensor] = []
-        ended = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        ended = torch.zeros(len(embeds), dtype=torch.bool, device=self.device)
         while len(tokens) < LONGEST_ANSWER and not bool(ended.all()):
             token = self.model.lm_head(last)[:, 0].argmax(-1)
             ended |= token == self.writer.end
@@ -86,7 +90,12 @@ class Examiner:
         ids = ids[: ids.index(self.writer.end)] if self.writer.end in ids else ids
         return self.writer.tokenizer.decode(ids)
 
-    def _prompts(self, rows: list[Row], samples: list[Sample], textures: Textures, world: World):
+    @torch.inference_mode()
+    def prompts(
+        self, samples: list[Sample], textures: Textures, world: World
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything up to each sample's first answer, as `reply` takes it; rows are padded at their end."""
+        rows = [self.writer.prompt(sample) for sample in samples]
         longest = max(len(row.ids) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         positions = torch.zeros(3, len(rows), longest, dtype=torch.int64)
