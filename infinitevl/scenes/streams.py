@@ -92,6 +92,18 @@ def keyed_sample(world: World, style: Style, rng: Random, num_frames: int, num_s
     )
 
 
+def recall_sample(world: World, style: Style, rng: Random, size: StreamSize) -> Sample:
+    """A stream asked for its first sign, its last one, each by its colour, and their number, in any order."""
+    painter = Painter(world, style, rng)
+    frames = paint_frames(painter, size)
+    signs = [frame for frame in frames if frame.sort == "sign"]
+    makers = questions_about(painter, frames)
+    turns = [makers["first sign"](), makers["last sign"](), makers["signs"]()]
+    turns += [_keyed(rng, sign) for sign in signs]
+    rng.shuffle(turns)
+    return Sample(STREAM, frames, turns, frame_times(rng, size))
+
+
 def paint_frames(painter: Painter, size: StreamSize) -> list[Frame]:
     """Signs at random moments among other pictures; some concepts come back, so that counting has a point."""
     rng = painter.rng

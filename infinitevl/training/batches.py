@@ -15,13 +15,14 @@ import numpy as np
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
+from infinitevl.errors import InputError
 from infinitevl.processing.prompt import DEFAULT_SYSTEM, END, IMAGE_PAD, START, VISION_END, VISION_START
 from infinitevl.scenes.frames import Style
 from infinitevl.scenes.render import Picture, PicturePlan, plan_pictures
 from infinitevl.scenes.splits import rng_of
-from infinitevl.scenes.streams import StreamSize, stream_sample
-from infinitevl.scenes.tasks import CHAT, STREAM, TEXT, Sample, pair_sample, picture_sample, text_sample
+from infinitevl.scenes.tasks import CHAT, STREAM, TEXT, Sample, picture_sample
 from infinitevl.scenes.world import World
+from infinitevl.training.buckets import BUCKETS, Bucket, bucket_weights, draw_sample
 
 GRID = 4  # merged tokens a side of a frame of 112 pixels
 FRAME_TOKENS = GRID * GRID
@@ -187,65 +188,6 @@ def join(rows: list[Row], frames: list[list[Picture]], length: int, most: int, w
     )
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Batches of one shape: what is in a row, frames a row, tokens a row, turns a row."""
-
-    name: str
-    num_frames: int
-    length: int
-    num_turns: int = 1
-
-    def batch_size(self, num_pictures: int) -> int:
-        """Rows, so that every batch has the same number of frames."""
-        return (
-            max(1, num_pictures // max(1, self.num_frames)) if self.num_frames else max(1, num_pictures // 4)
-        )
-
-
-BUCKETS = {
-    bucket.name: bucket
-    for bucket in (
-        Bucket("picture", 1, 64),
-        Bucket("dialogue", 1, 128, 2),
-        Bucket("pair", 2, 128, 2),
-        Bucket("text", 0, 64),
-        Bucket("stream4", 4, 192, 3),
-        Bucket("stream8", 8, 256, 4),
-        Bucket("stream16", 16, 384, 4),
-        Bucket("stream32", 32, 640, 4),
-        Bucket("stream64", 64, 1152, 4),
-    )
-}
-
-
-def bucket_weights(progress: float) -> dict[str, float]:
-    """Which second batch a step takes: short streams first, long ones later."""
-    if progress < 0.12:
-        return {"dialogue": 0.2, "pair": 0.2, "text": 0.05, "stream4": 0.55}
-    if progress < 0.3:
-        return {"dialogue": 0.1, "pair": 0.1, "text": 0.05, "stream4": 0.35, "stream8": 0.4}
-    if progress < 0.5:
-        return {
-            "dialogue": 0.1,
-            "pair": 0.06,
-            "text": 0.05,
-            "stream4": 0.14,
-            "stream8": 0.3,
-            "stream16": 0.35,
-        }
-    return {
-        "dialogue": 0.1,
-        "pair": 0.05,
-        "text": 0.05,
-        "stream4": 0.1,
-        "stream8": 0.18,
-        "stream16": 0.28,
-        "stream32": 0.16,
-        "stream64": 0.08,
-    }
-
-
 class Planner:
     """Plans the batches of one split; the same numbers give the same batch."""
 
@@ -273,35 +215,29 @@ class Planner:
 
     def batch(self, bucket: Bucket, rng: Random) -> Batch:
         """A full batch of a bucket."""
+        rows, frames = self.rows(bucket, rng, bucket.length)
+        return join(rows, frames, bucket.length, bucket.num_frames, self.world)
+
+    def rows(self, bucket: Bucket, rng: Random, limit: int) -> tuple[list[Row], list[list[Picture]]]:
+        """The rows of a batch with the pictures of each; tokens and missing frames fit in `limit`.
+
+        Raises:
+            InputError: samples of this bucket are longer than that.
+        """
         rows: list[Row] = []
         frames: list[list[Picture]] = []
+        num_tries = 0
         while len(rows) < bucket.batch_size(self.num_pictures):
-            sample = self._sample(bucket, rng)
-            if bucket.name == "picture":
-                rng.shuffle(sample.turns)
-            row = self.writer.row(sample, bucket.length, bucket.num_turns)
+            sample = draw_sample(bucket, self.world, self.style, rng)
+            missing = FRAME_TOKENS * (bucket.num_frames - len(sample.frames))
+            row = self.writer.row(sample, limit - missing, bucket.num_turns)
+            num_tries += 1
             if row is not None:
                 rows.append(row)
                 frames.append([frame.picture for frame in sample.frames])
-        return join(rows, frames, bucket.length, bucket.num_frames, self.world)
-
-    def _sample(self, bucket: Bucket, rng: Random) -> Sample:
-        if bucket.name == "text":
-            return text_sample(self.world, rng)
-        if bucket.name == "pair":
-            return pair_sample(self.world, self.style, rng)
-        if bucket.num_frames == 1:
-            sort = (
-                None if bucket.name == "picture" else rng.choice(("group", "group", "thing", "flag", "sign"))
-            )
-            return picture_sample(self.world, self.style, rng, sort)
-        frames = (
-            bucket.num_frames
-            if rng.random() < 0.5
-            else rng.randint(bucket.num_frames // 2 + 1, bucket.num_frames)
-        )
-        rate = 2.0 if rng.random() < 0.6 else None
-        return stream_sample(self.world, self.style, rng, StreamSize(frames, None, bucket.num_turns, rate))
+            elif num_tries > 1000 * (len(rows) + 1):
+                raise InputError(f"no sample of {bucket.name!r} fits in {limit} tokens of this vocabulary.")
+        return rows, frames
 
 
 def endless(make: Callable[[int], Any], first: int, workers: int) -> Iterator[Any]:

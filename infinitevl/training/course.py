@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.model.fused import training_kernels
+from infinitevl.model.fused import fuse_, training_kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.training.data.loading import describe_skipped
@@ -21,6 +21,7 @@ from infinitevl.training.lora import add_adapters, merged
 from infinitevl.training.parts import freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
 from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching, read_checkpoint
+from infinitevl.training.scenes import SceneFeed
 from infinitevl.training.stages.distill import distill_layers, distill_logits, share_frozen_
 from infinitevl.training.stages.reading import Batch, answers, real_tokens
 from infinitevl.training.stages.sft import sft
@@ -41,7 +42,7 @@ class Course:
     teacher: InfiniteVLForConditionalGeneration | None
     adapted: Any
     processor: InfiniteVLProcessor
-    feed: PackedFeed
+    feed: PackedFeed | SceneFeed
     dtype: torch.dtype
     bytes_shared: int
 
@@ -86,9 +87,41 @@ def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
         teacher = load_teacher(recipe.teacher)
         _place_(teacher, recipe.precision, accelerator.device)
         shared = share_frozen_(student, teacher)
-    place = (accelerator.process_index, accelerator.num_processes)
-    feed = PackedFeed(recipe.data, processor, student.config, recipe.seed, *place)
+    if recipe.compile:
+        for model in (student, teacher):
+            if model is not None:
+                compile_layers_(model)
+    feed = _open_feed(recipe, processor, student, accelerator)
     return Course(recipe, student, teacher, adapted, processor, feed, dtype, shared)
+
+
+def compile_layers_(model: InfiniteVLForConditionalGeneration) -> None:
+    """One graph for all decoder layers of a kind; a part that does not compile runs as it is."""
+    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.recompile_limit = 32
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
+
+
+def _open_feed(
+    recipe: Recipe,
+    processor: InfiniteVLProcessor,
+    student: InfiniteVLForConditionalGeneration,
+    accelerator: Accelerator,
+) -> PackedFeed | SceneFeed:
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    if recipe.data.scenes is None:
+        return PackedFeed(recipe.data, processor, student.config, recipe.seed, rank, world_size)
+    return SceneFeed(
+        recipe.data.scenes,
+        processor.tokenizer.backend_tokenizer,
+        recipe.seed,
+        recipe.num_steps,
+        workers=recipe.data.workers,
+        device=accelerator.device,
+        dtype=getattr(torch, recipe.precision),
+        rank=rank,
+    )
 
 
 def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None) -> Path | None:
@@ -162,6 +195,9 @@ def export(recipe: Recipe) -> Path:
 def fast_kernels(course: Course) -> Iterator[None]:
     """Within it student and teacher run on kernels that train fast."""
     dtype = getattr(torch, course.recipe.precision)
+    reader = course.student if course.teacher is None else course.teacher
+    if course.recipe.data.scenes is not None and reader.device.type == "cuda":
+        fuse_(reader.model.visual)  # frozen in every stage, and half of the work where pictures are many
     with contextlib.ExitStack() as stack:
         for model in (course.student, course.teacher):
             if model is not None:

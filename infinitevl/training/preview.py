@@ -82,23 +82,34 @@ def tokens(course: Course, first: Sequence[Batch]) -> str:
     data = course.recipe.data
     found = sum(batch["input_ids"].numel() for batch in first)
     counted = sum(course.count(batch) for batch in first)
-    samples = sum(len(batch["sequence_lengths"]) for batch in first)
+    samples = sum(len(_rows(batch, "input_ids")) for batch in first)
+    most = data.rows_per_step * data.row_tokens
+    told = f"at most {most:,} in {data.rows_per_step} rows, over all processes" if data.scenes is None else ""
     return (
-        f"tokens of a step: at most {data.rows_per_step * data.row_tokens:,} in {data.rows_per_step} rows, "
-        f"over all processes\n  the first step here: {found:,} tokens of {samples} samples in {len(first)} "
-        f"rows; the loss is over {counted:,} of them"
+        f"tokens of a step: {told}\n  the first step here: {found:,} tokens of {samples} samples in "
+        f"{len(first)} {'batches' if data.scenes else 'rows'}; the loss is over {counted:,} of them"
     )
 
 
 def first_row(course: Course, batch: Batch) -> str:
     """The first samples of a row as text; what is learned stands between [[ and ]]."""
-    lengths = batch["sequence_lengths"]
-    ids = batch["input_ids"][0].split(lengths)
-    labels = batch["labels"][0].split(lengths)
+    ids, labels = _rows(batch, "input_ids"), _rows(batch, "labels")
     shown = [_as_text(course, *pair) for pair in zip(ids[:_SHOWN], labels[:_SHOWN], strict=True)]
-    more = [f"... and {len(lengths) - _SHOWN} more samples"] if len(lengths) > _SHOWN else []
-    media = [f"  {name}: {value.tolist()}" for name, value in batch.items() if name.endswith("grid_thw")]
+    more = [f"... and {len(ids) - _SHOWN} more samples"] if len(ids) > _SHOWN else []
+    media = [f"  {name}: {_told(value)}" for name, value in batch.items() if name.endswith("grid_thw")]
     return "\n".join(["the first row (what is learned between [[ and ]]):", *shown, *more, *media])
+
+
+def _rows(batch: Batch, name: str) -> Sequence[torch.Tensor]:
+    """int64 [B, T] as its samples, which have a row each or share the one row."""
+    lengths = batch.get("sequence_lengths")
+    return batch[name].unbind() if lengths is None else batch[name][0].split(lengths)
+
+
+def _told(grids: torch.Tensor) -> str:
+    """Equal grids as one of them and how many."""
+    first, count = grids[0].tolist(), len(grids)
+    return f"{first} x {count}" if count > 1 and bool((grids == grids[0]).all()) else str(grids.tolist())
 
 
 def _as_text(course: Course, ids: torch.Tensor, labels: torch.Tensor) -> str:

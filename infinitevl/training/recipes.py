@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from infinitevl.errors import InputError
+from infinitevl.training.buckets import BUCKETS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -37,9 +38,45 @@ class SourceSettings(Strict):
     )
 
 
-class DataSettings(Strict):
-    """What a stage reads: `sources`, or a `mixture` of the `public` ones."""
+class DrawSettings(Strict):
+    """One batch of every step."""
 
+    num_pictures: PositiveInt = Field(description="Pictures of the batch; rows have as many as their bucket.")
+    buckets: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        min_length=1, description="What the batch holds: how often each of `training.buckets` is taken."
+    )
+    buckets_at_end: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="The same after the last step, with a straight line in between."
+    )
+
+    @model_validator(mode="after")
+    def _knows_its_buckets(self) -> "DrawSettings":
+        for weights in (self.buckets, self.buckets_at_end or self.buckets):
+            for name in weights:
+                if name not in BUCKETS:
+                    close = difflib.get_close_matches(name, BUCKETS, n=1)
+                    raise ValueError(f"unknown bucket {name!r}; {_known_buckets(close)}")
+            if not any(weights.values()):
+                raise ValueError("at least one bucket needs a weight above 0")
+        return self
+
+
+def _known_buckets(close: list[str]) -> str:
+    return f"did you mean {close[0]!r}?" if close else f"known ones: {', '.join(BUCKETS)}"
+
+
+class SceneSettings(Strict):
+    """The small world of the built-in model, drawn on the device while the stage runs."""
+
+    pack: str = Field(description="The drawings, as `builtin.build_data` writes them.")
+    split: Literal["train", "validation"] = Field("train", description="Whose strings the signs may show.")
+    draws: list[DrawSettings] = Field(min_length=1, description="The batches of a step, for each process.")
+
+
+class DataSettings(Strict):
+    """What a stage reads: `sources`, a `mixture` of the `public` ones, or `scenes`."""
+
+    scenes: SceneSettings | None = Field(None, description="Draw the small world instead of reading files.")
     sources: list[SourceSettings] = Field([], description="Files that are mixed.")
     public: str | None = Field(
         None, description="A file that names public sources and mixtures, such as recipes/4b/data.yaml."
@@ -63,8 +100,9 @@ class DataSettings(Strict):
 
     @model_validator(mode="after")
     def _says_what_once(self) -> "DataSettings":
-        if (self.public is None) != (self.mixture is None) or bool(self.sources) == bool(self.public):
-            raise ValueError("give either sources, or public and mixture together")
+        given = [bool(self.sources), self.public is not None, self.scenes is not None]
+        if (self.public is None) != (self.mixture is None) or sum(given) != 1:
+            raise ValueError("give one of sources, scenes, or public and mixture together")
         return self
 
 
@@ -93,6 +131,9 @@ class StageRecipe(Strict):
     )
     gradient_checkpointing: bool = Field(
         True, description="Keep one activation a layer and compute the others again: less memory, slower."
+    )
+    compile: bool = Field(
+        False, description="Compile the decoder's layers: faster steps, after a minute or so at the start."
     )
     seed: int = Field(0, ge=0, description="Of the samples' order and of dropout.")
     save_every: PositiveInt = Field(200, description="Steps between checkpoints.")
@@ -133,7 +174,7 @@ class LongSft(StageRecipe):
 Recipe = DistillLayers | DistillLogits | Sft | LongSft
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
 # What may change when a run goes on: where things lie, and how often they are written.
-_FREE = {"out", "save_every", "log_every", "precision", "gradient_checkpointing"}
+_FREE = {"out", "save_every", "log_every", "precision", "gradient_checkpointing", "compile"}
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -171,6 +212,8 @@ def field_names() -> set[str]:
         LongSft,
         DataSettings,
         SourceSettings,
+        SceneSettings,
+        DrawSettings,
         LoraSettings,
     ]
     return {name for model in models for name in model.model_fields}

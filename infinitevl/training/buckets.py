@@ -1,0 +1,144 @@
+"""What a batch of the small world holds: one sort of sample, all of one shape."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from infinitevl.scenes.frames import Style
+from infinitevl.scenes.streams import StreamSize, keyed_sample, recall_sample, stream_sample
+from infinitevl.scenes.tasks import Sample, pair_sample, picture_sample, text_sample
+from infinitevl.scenes.world import World
+
+MOST_SIGNS = 8  # that a stream for practice of recall has
+_EVERYDAY_RATE = 2.0  # frames a second
+_DIALOGUES = ("group", "group", "thing", "flag", "sign")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Batches of one shape: what is in a row, frames a row, tokens a row, turns a row."""
+
+    name: str
+    num_frames: int
+    length: int
+    num_turns: int = 1
+
+    def batch_size(self, num_pictures: int) -> int:
+        """Rows, so that every batch has the same number of frames."""
+        return (
+            max(1, num_pictures // max(1, self.num_frames)) if self.num_frames else max(1, num_pictures // 4)
+        )
+
+
+BUCKETS = {
+    bucket.name: bucket
+    for bucket in (
+        Bucket("picture", 1, 64),
+        Bucket("dialogue", 1, 128, 2),
+        Bucket("pair", 2, 128, 2),
+        Bucket("text", 0, 64),
+        Bucket("stream4", 4, 192, 3),
+        Bucket("stream8", 8, 256, 4),
+        Bucket("stream16", 16, 384, 4),
+        Bucket("stream32", 32, 640, 4),
+        Bucket("stream64", 64, 1152, 4),
+        Bucket("keyed3", 3, 256, 6),
+        Bucket("keyed5", 5, 320, 6),
+        Bucket("keyed8", 8, 384, 6),
+        Bucket("keyed16", 16, 512, 6),
+        Bucket("keyed32", 32, 768, 8),
+        Bucket("keyed64", 64, 1280, 8),
+        Bucket("recall16", 16, 512, 8),
+        Bucket("recall64", 64, 1280, 8),
+        Bucket("recall128", 128, 2304, 8),
+        Bucket("recall256", 256, 4352, 8),
+        Bucket("recall512", 512, 8448, 8),
+        Bucket("recall1024", 1024, 16640, 8),
+    )
+}
+
+
+def bucket_weights(progress: float) -> dict[str, float]:
+    """Which second batch a step of the supervised loop takes: short streams first, long ones later."""
+    if progress < 0.12:
+        return {"dialogue": 0.2, "pair": 0.2, "text": 0.05, "stream4": 0.55}
+    if progress < 0.3:
+        return {"dialogue": 0.1, "pair": 0.1, "text": 0.05, "stream4": 0.35, "stream8": 0.4}
+    if progress < 0.5:
+        return {
+            "dialogue": 0.1,
+            "pair": 0.06,
+            "text": 0.05,
+            "stream4": 0.14,
+            "stream8": 0.3,
+            "stream16": 0.35,
+        }
+    return {
+        "dialogue": 0.1,
+        "pair": 0.05,
+        "text": 0.05,
+        "stream4": 0.1,
+        "stream8": 0.18,
+        "stream16": 0.28,
+        "stream32": 0.16,
+        "stream64": 0.08,
+    }
+
+
+def draw_sample(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    """A sample of the bucket's sort, with at most its number of frames."""
+    sort = bucket.name.rstrip("0123456789")
+    return _MAKERS[sort](bucket, world, style, rng)
+
+
+def _text(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    return text_sample(world, rng)
+
+
+def _picture(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    sample = picture_sample(world, style, rng)
+    rng.shuffle(sample.turns)
+    return sample
+
+
+def _dialogue(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    return picture_sample(world, style, rng, rng.choice(_DIALOGUES))
+
+
+def _pair(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    return pair_sample(world, style, rng)
+
+
+def _stream(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    most = bucket.num_frames
+    frames = most if rng.random() < 0.5 else rng.randint(most // 2 + 1, most)
+    return stream_sample(world, style, rng, StreamSize(frames, None, bucket.num_turns, _rate(rng)))
+
+
+def _keyed(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    """Nearly only signs in short streams, so that there is much to learn from; fewer in long ones."""
+    most = min(bucket.num_frames, MOST_SIGNS)
+    least = most if bucket.num_frames <= MOST_SIGNS else most // 2
+    return keyed_sample(world, style, rng, bucket.num_frames, rng.randint(least, most))
+
+
+def _recall(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    most = bucket.num_frames
+    frames = most if rng.random() < 0.5 else rng.randint(most // 2 + 1, most)
+    size = StreamSize(frames, rng.randint(1, MOST_SIGNS), bucket.num_turns, _rate(rng))
+    return recall_sample(world, style, rng, size)
+
+
+def _rate(rng: Random) -> float | None:
+    return _EVERYDAY_RATE if rng.random() < 0.6 else None
+
+
+_MAKERS: dict[str, Callable[[Bucket, World, Style, Random], Sample]] = {
+    "text": _text,
+    "picture": _picture,
+    "dialogue": _dialogue,
+    "pair": _pair,
+    "stream": _stream,
+    "keyed": _keyed,
+    "recall": _recall,
+}
