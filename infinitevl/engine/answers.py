@@ -3,8 +3,11 @@
 The host knows of each what it has seen there so far.
 """
 
+import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ class Answer:
 
     tokens: those that the host has seen. is_over: the slot has read all of them and no more will come.
     error: what ended it early; whoever waits for it is told, and nobody else.
+    pieces: of its text, which `tell` has not handed on yet.
     """
 
     slot: Slot
@@ -31,6 +35,8 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     is_over: bool = False
     error: Exception | None = None
+    pieces: deque[str] = field(default_factory=deque)
+    _telling: Any = field(default_factory=threading.RLock)
 
     @property
     def text(self) -> str:
@@ -48,15 +54,25 @@ class Answer:
         self.tokens += new
         self.is_over = self.is_over or is_over
         for token in new:
-            self._show(self.builder.push(token))
+            self._keep(self.builder.push(token))
 
     def close(self) -> None:
-        """Show what was still held back."""
-        self._show(self.builder.finish())
+        """Let go of what was still held back."""
+        self._keep(self.builder.finish())
 
-    def _show(self, piece: str) -> None:
+    def _keep(self, piece: str) -> None:
         if piece:
-            self.on_text(piece)
+            self.pieces.append(piece)
+
+    def tell(self, wait: bool) -> None:
+        """Hand new pieces to `on_text`, in order, unless another thread is at it; `wait` lets it finish."""
+        if not self._telling.acquire(blocking=wait):
+            return
+        try:
+            while self.pieces:
+                self.on_text(self.pieces.popleft())
+        finally:
+            self._telling.release()
 
 
 class Answers:

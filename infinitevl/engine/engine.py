@@ -17,7 +17,7 @@ from infinitevl.engine.answers import Answer, Answers
 from infinitevl.engine.feeding import Feeder, checked_size
 from infinitevl.engine.pool import Parked, Pool, Slot
 from infinitevl.engine.running import Captured, Eager, Runner
-from infinitevl.engine.sampling import Sampling, TextBuilder
+from infinitevl.engine.sampling import Sampling, TextBuilder, stop_ids
 from infinitevl.engine.steps import Steps
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.fused import fuse_, precision_of
@@ -251,6 +251,9 @@ class Engine:
                 while self._looks:  # an answer that is over must not read on
                     self._look(self._looks)
                 self._grow()
+            told = list(self._running)
+        for answer in told:
+            self._tell(answer)
 
     def _grow(self) -> None:
         growing = [answer for answer in self._running if not answer.is_over]
@@ -282,14 +285,16 @@ class Engine:
             answers, result = look
             for answer, (is_over, count, *recent) in zip(answers, result(), strict=True):
                 if answer in self._running:
-                    self._note(answer, bool(is_over), count, recent)
+                    answer.note(bool(is_over), count, recent)
             self._looks = [other for other in self._looks if other is not look]
 
-    def _note(self, answer: Answer, is_over: bool, count: int, recent: list[int]) -> None:
+    def _tell(self, answer: Answer, wait: bool = False) -> None:
+        """Outside the lock: a listener who takes his time, or fails, stops nobody else."""
         try:
-            answer.note(is_over, count, recent)
-        except Exception as error:  # of its on_text: the answers beside it go on
-            self._fail(answer, error)
+            answer.tell(wait)
+        except Exception as error:
+            with self.lock:
+                self._fail(answer, error)
 
     def _fail(self, answer: Answer, error: Exception) -> None:
         answer.error = error
@@ -315,13 +320,16 @@ class Engine:
         try:
             while not self._is_finished(answer, to_the_end):
                 self.step()
+            self._tell(answer, wait=True)
         finally:
             self.end(answer)
+        if answer.error is not None:
+            raise answer.error
         return answer.text
 
     def _is_finished(self, answer: Answer, to_the_end: bool) -> bool:
-        """Whether an answer is over, all of it shown then."""
-        with self.lock:  # another thread may be showing its last token
+        """Whether an answer is over, all of its text complete then."""
+        with self.lock:
             if answer.error is not None:
                 raise answer.error
             if answer.is_over or (answer.is_known and not to_the_end):
@@ -383,11 +391,3 @@ def _checked_count(num_slots: Any) -> int:
     if not (isinstance(num_slots, Integral) and int(num_slots) >= 1):
         raise InputError(f"num_slots is {num_slots!r}; an engine needs a whole number, at least 1.")
     return int(num_slots)
-
-
-def stop_ids(model: InfiniteVLForConditionalGeneration) -> set[int]:
-    """Tokens that end an answer: those of the generation config and of the model's config."""
-    found: set[int] = set()
-    for ids in (model.generation_config.eos_token_id, model.config.eos_token_id):
-        found |= {ids} if isinstance(ids, int) else set(ids or ())
-    return found

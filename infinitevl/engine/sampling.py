@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from infinitevl.errors import InputError
 
@@ -128,3 +129,11 @@ class TextBuilder:
         self._shown, self._held = self._held, []
         self.text += piece
         return piece
+
+
+def stop_ids(model: PreTrainedModel) -> set[int]:
+    """Tokens that end an answer: those of the generation config and of the model's config."""
+    found: set[int] = set()
+    for ids in (model.generation_config.eos_token_id, model.config.eos_token_id):
+        found |= {ids} if isinstance(ids, int) else set(ids or ())
+    return found

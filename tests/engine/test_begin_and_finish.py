@@ -1,5 +1,7 @@
 """Questions that are begun, finished or cancelled one by one, through the public names."""
 
+import threading
+
 import pytest
 
 from infinitevl import Engine, InputError, Sampling, StateError, StreamSession, observe_together
@@ -187,3 +189,37 @@ def test_a_stream_that_keeps_turns_takes_nothing_in_while_one_is_answered(model,
     session.cancel(session.begin("what?", Sampling(4)))
     session.observe(random_frame(6), at=21.0)
     assert session.stats().frames == 5
+
+
+def test_a_slow_listener_stops_no_other_stream(engine, streams):
+    """`on_text` runs outside the engine's lock: another thread observes while one listens."""
+    heard, seen = threading.Event(), threading.Event()
+
+    def listen(piece):
+        heard.set()
+        assert seen.wait(20), "the other stream waited for this listener"
+
+    def watch():
+        assert heard.wait(20)
+        streams[1].observe(random_frame(8), at=50.0)
+        seen.set()
+
+    engine.answers.stop_ids.fill_(-1)
+    other = threading.Thread(target=watch)
+    other.start()
+    answer = streams[0].begin("what?", Sampling(16), listen)
+    text = streams[0].finish(answer)
+    other.join()
+    assert seen.is_set() and text
+
+
+def test_pieces_arrive_whole_and_in_order_whoever_steps(engine, streams):
+    engine.answers.stop_ids.fill_(-1)
+    pieces = {index: [] for index in range(2)}
+    answers = [streams[index].begin("what?", Sampling(24), pieces[index].append) for index in range(2)]
+    threads = [threading.Thread(target=streams[i].finish, args=(answers[i],)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("".join(pieces[i]) == answers[i].text for i in range(2))

@@ -97,7 +97,7 @@ def changed(tmp_path, change, name="sft"):
         (lambda s: s.pop("stage"), "stage must be one of distill-layers"),
         (lambda s: s.update(teacher="x"), "unknown setting 'teacher'"),
         (lambda s: s["data"]["sources"][0].update(form="x"), r"data\.sources\.0\.form"),
-        (lambda s: s["data"].pop("sources"), "data: give either sources, or public and mixture"),
+        (lambda s: s["data"].pop("sources"), "data: give one of sources"),
         (lambda s: s["data"].update(public="x", mixture="y"), "data: give one of sources"),
     ],
 )

@@ -36,7 +36,9 @@ def _feed(**more) -> SceneFeed:
 
 def _same(one, other) -> bool:
     pairs = [
-        pair for both in zip(one, other, strict=True) for pair in zip(both[0].values(), both[1].values())
+        pair
+        for both in zip(one, other, strict=True)
+        for pair in zip(both[0].values(), both[1].values(), strict=True)
     ]
     return all(torch.equal(*pair) for pair in pairs)
 
