@@ -1,7 +1,7 @@
 """Several sequences in one row, computed as if each were alone."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ class Packed(NamedTuple):
 
     lengths: tokens of each sequence, T together. place: int64 [T], where each token lies among M places.
     num_places: M, a multiple of CHUNK_SIZE. ends: bool [M / CHUNK_SIZE], the chunks after which another
-    sequence begins.
+    sequence begins. starts: int32 [N + 1], the first token of each in the row, and T.
     """
 
     lengths: tuple[int, ...]
     place: Tensor
     num_places: int
     ends: Tensor
+    starts: Tensor
 
 
 def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
@@ -34,7 +35,8 @@ def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
     place = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
     ends = torch.zeros(int(stops[-1]) // CHUNK_SIZE, dtype=torch.bool)
     ends[stops[:-1] // CHUNK_SIZE - 1] = True
-    return Packed(tuple(lengths), place.to(device), int(stops[-1]), ends.to(device))
+    starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(device, torch.int32)
+    return Packed(tuple(lengths), place.to(device), int(stops[-1]), ends.to(device), starts)
 
 
 def spread(x: Tensor, packed: Packed) -> Tensor:
@@ -44,4 +46,20 @@ def spread(x: Tensor, packed: Packed) -> Tensor:
 
 def gather(x: Tensor, packed: Packed) -> Tensor:
     """[1, M, ...] -> [1, T, ...]."""
-    return x.index_select(1, packed.place)
+    return _Gather.apply(x, packed.place)
+
+
+class _Gather(torch.autograd.Function):
+    """Its gradient is copied to its place, where torch would add it up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.num_places = x.shape[1]
+        return x.index_select(1, place)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (place,) = ctx.saved_tensors
+        wide = gradient.new_zeros(1, ctx.num_places, *gradient.shape[2:])
+        return wide.index_copy_(1, place, gradient), None

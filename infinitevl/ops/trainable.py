@@ -1,8 +1,8 @@
-"""The three operations of the decoder that decide how fast it trains, shaped for many short sequences.
+"""The operations of the decoder that decide how fast it trains; same signatures and results as in `ops`.
 
-Same signatures and results as in `ops`; here every step is a large batched product with a gradient of its
-own, so that torch.compile sees one graph a layer and nothing loops in Python but a short scan over chunks.
-Sequences start empty, and their length is a multiple of CHUNK.
+On a GPU in bfloat16 they are kernels (`triton.train_*`, `flash`). What stands here is the same in plain
+torch, for every device and dtype: each step is a large batched product with a gradient of its own, and nothing
+loops in Python but a short scan over chunks. Sequences start empty.
 """
 
 import functools
@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinitevl.ops import flash
+from infinitevl.ops.backend import why_torch
 from infinitevl.ops.delta_net import delta_net_chunk
 from infinitevl.ops.kernels import Kernels
+from infinitevl.ops.packed import Packed
+from infinitevl.ops.rotary import rotate
 from infinitevl.ops.window import window_chunk
 
 CHUNK = 64
@@ -21,12 +25,55 @@ _SMALLEST = 8
 
 def trainable(dtype: torch.dtype) -> Kernels:
     """Kernels to train with; products of the delta rule in `dtype`."""
-    rule = functools.partial(delta_rule_chunk, dtype=dtype)
     return Kernels(
-        "trainable",
-        delta_net_chunk=functools.partial(delta_net_chunk, conv=causal_conv_chunk, rule=rule),
-        window_chunk=functools.partial(window_chunk, attend=attend_chunk),
+        "trainable", delta_net_chunk=functools.partial(_delta_net, dtype=dtype), window_chunk=_window
     )
+
+
+def _delta_net(
+    mixed: Tensor,
+    a: Tensor,
+    b: Tensor,
+    taps: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    memory: Tensor,
+    tail: Tensor,
+    num_valid: Tensor | None = None,
+    packed: Packed | None = None,
+    *,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ops.delta_net.delta_net_chunk` at the start of sequences."""
+    given = (mixed, a, b, taps, A_log, dt_bias, memory, tail, num_valid, packed)
+    if mixed.dtype == dtype == torch.bfloat16 and not why_torch(mixed.device):
+        from infinitevl.ops.triton.train_net import delta_net_chunk as in_triton
+
+        return in_triton(*given)
+    rule = functools.partial(delta_rule_chunk, dtype=dtype)
+    return delta_net_chunk(*given, conv=causal_conv_chunk, rule=rule)
+
+
+def _window(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    window: int | None,
+    packed: Packed | None = None,
+) -> Tensor:
+    """As `ops.window.window_chunk`."""
+    if not flash.supports(q):
+        return window_chunk(q, k, v, cos, sin, window, packed)
+    (batch, length), q, k = q.shape[:2], rotate(q, cos, sin), rotate(k, cos, sin)
+    if packed is None:
+        starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * length
+        longest = length
+    else:
+        starts, longest = packed.starts, max(packed.lengths)
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    return flash.attend_packed(*flat, starts, longest, window).view(q.shape)
 
 
 def causal_conv_chunk(
@@ -42,24 +89,6 @@ def causal_conv_chunk(
     for tap in range(1, width):
         mixed = mixed + seen[:, tap : tap + length] * weight[:, tap]
     return F.silu(mixed), tail
-
-
-def attend_chunk(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ring: tuple[Tensor, Tensor] | None,
-    length: Tensor | None,
-    window: int | None,
-) -> Tensor:
-    """As `ops.attention` at the start of a sequence: one masked attention, key heads repeated."""
-    assert ring is None, "training reads sequences from their start"
-    groups = q.shape[2] // k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
-    place = torch.arange(q.shape[2], device=q.device)
-    back = place[:, None] - place[None]
-    seen = (back >= 0) & (back < (q.shape[2] if window is None else window))
-    return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2)
 
 
 def delta_rule_chunk(
@@ -79,6 +108,7 @@ def delta_rule_chunk(
         q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
         ends: bool [T / CHUNK], after which chunks the memory is emptied; None: after none.
     """
+    length = q.shape[1]
     q, k, v = (_split(x).to(memory.dtype) for x in (q, k, v))  # [B, H, N, C, D]
     log_decay, beta = (_split(x[..., None])[..., 0].to(memory.dtype) for x in (log_decay, beta))
     since = log_decay.cumsum(-1)  # [B, H, N, C]
@@ -97,12 +127,13 @@ def delta_rule_chunk(
     before, written, last = scan_chunks(values, erased, to_end, kept, memory)
     inner = ((q.to(dtype) @ keys.mT).to(memory.dtype) * decay).to(dtype)
     out = (q * grown).to(dtype) @ before.to(dtype) + inner @ written
-    return out.flatten(2, 3).transpose(1, 2), last
+    return out.flatten(2, 3)[:, :, :length].transpose(1, 2), last
 
 
 def _split(x: Tensor) -> Tensor:
-    """[B, T, H, D] -> [B, H, N, C, D]."""
-    return x.transpose(1, 2).unflatten(2, (-1, CHUNK))
+    """[B, T, H, D] -> [B, H, N, C, D]; the filling zeros write nothing and decay nothing."""
+    x = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % CHUNK))
+    return x.unflatten(2, (-1, CHUNK))
 
 
 def _fresh(x: Tensor) -> Tensor:

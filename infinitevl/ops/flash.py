@@ -1,0 +1,100 @@
+"""Window attention of whole sequences through the flash kernel that torch ships: nothing is masked, repeated
+or filled up, and memory grows with the number of tokens.
+
+Its gradient adds up queries in any order, unless torch.use_deterministic_algorithms(True) is set.
+"""
+
+import torch
+from torch import Tensor
+
+_WIDEST = 256
+
+
+def supports(q: Tensor) -> bool:
+    """Whether the kernel takes these queries [..., D]."""
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= _WIDEST
+    )
+
+
+def attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, window: int | None
+) -> Tensor:
+    """Causal attention within each of N sequences that lie one behind the other.
+
+    Args:
+        q: [T, H, D]. k, v: [T, H_kv, D]. starts: int32 [N + 1], the first token of each, and T. longest: of
+            them, in tokens. window: keys that a query sees, its own among them; None for all.
+
+    Returns:
+        [T, H, D].
+    """
+    back = -1 if window is None or window >= longest else window - 1
+    return _attend(q, k, v, starts, max(longest, 2), back)[0]  # for a longest of 1 it does something else
+
+
+@torch.library.custom_op("infinitevl::flash_attend", mutates_args=())
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, back: int
+) -> tuple[Tensor, Tensor]:
+    """The result, and the logarithm of its sums [H, T]."""
+    out, sums, *_ = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        starts,
+        starts,
+        longest,
+        longest,
+        0.0,
+        True,
+        False,
+        window_size_left=back,
+        window_size_right=0,
+    )
+    return out, sums
+
+
+@_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, back: int):
+    return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("infinitevl::flash_attend_backward", mutates_args=())
+def _attend_backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    starts: Tensor,
+    longest: int,
+    back: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of the dropout that there is not
+    return torch.ops.aten._flash_attention_backward(
+        d_out, q, k, v, out, sums, starts, starts, longest, longest, 0.0, True, seed,
+        torch.empty(0, device=q.device), window_size_left=back, window_size_right=0,
+    )  # fmt: skip
+
+
+@_attend_backward.register_fake
+def _(d_out, q, k, v, out, sums, starts, longest, back):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _keep(ctx, inputs, output) -> None:
+    q, k, v, starts, ctx.longest, ctx.back = inputs
+    ctx.save_for_backward(q, k, v, *output, starts)
+
+
+def _gradients(ctx, d_out: Tensor, _):
+    gradients = _attend_backward(d_out, *ctx.saved_tensors, ctx.longest, ctx.back)
+    return *gradients, None, None, None
+
+
+_attend.register_autograd(_gradients, setup_context=_keep)

@@ -1,0 +1,32 @@
+"""Gated DeltaNet in training, between its projections: see `ops.delta_net`."""
+
+from torch import Tensor
+
+from infinitevl.ops.delta_net import gates
+from infinitevl.ops.packed import Packed, gather, spread
+from infinitevl.ops.triton.train_conv import conv_heads
+from infinitevl.ops.triton.train_rule import delta_rule
+
+
+def delta_net_chunk(
+    mixed: Tensor,
+    a: Tensor,
+    b: Tensor,
+    taps: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    memory: Tensor,
+    tail: Tensor,
+    num_valid: Tensor | None = None,
+    packed: Packed | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ops.delta_net.delta_net_chunk` at the start of sequences; the result in mixed's dtype."""
+    assert num_valid is None, "training batches are padded at the end and need no counts"
+    _, heads, key_width, value_width = memory.shape
+    log_decay, beta = gates(a, b, A_log, dt_bias)
+    if packed is not None:
+        mixed, log_decay, beta = (spread(x, packed) for x in (mixed, log_decay, beta))
+    ends = None if packed is None else packed.ends
+    q, k, v = conv_heads(mixed, taps, heads, key_width, value_width)
+    out, memory = delta_rule(q, k, v, log_decay, beta, memory, ends)
+    return out if packed is None else gather(out, packed), memory, tail

@@ -1,0 +1,92 @@
+"""The gated delta rule in training as one operation with a gradient, for torch and its compiler."""
+
+import torch
+from torch import Tensor
+
+from infinitevl.ops.triton import train_delta, train_delta_backward
+from infinitevl.ops.triton.train_delta import Kept, empty_kept
+
+MAX_KEY_WIDTH = 128
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    ends: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `ops.delta_rule`, in one dtype for q, k, v and the result; repeatable bit for bit.
+
+    Args:
+        q, k: [B, T, H, K], K at most 128. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
+        ends: bool [T / 64], after which chunks the memory is emptied; None: after none.
+    """
+    out, last, *_ = _delta_rule(q, k, v, log_decay.float(), beta.float(), memory.float(), ends)
+    return out, last
+
+
+@torch.library.custom_op("infinitevl::train_delta_rule", mutates_args=())
+def _delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    ends: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output, last memory, and `Kept`."""
+    assert q.shape[3] <= MAX_KEY_WIDTH and q.dtype == k.dtype == v.dtype
+    given = [x.contiguous() for x in (q, k, v, log_decay, beta, memory)]
+    out, last, kept = train_delta.forward(*given, ends)
+    return out, last, *kept
+
+
+@_delta_rule.register_fake
+def _(q, k, v, log_decay, beta, memory, ends):
+    return _like(v), _like(memory), *empty_kept(q, v)
+
+
+@torch.library.custom_op("infinitevl::train_delta_rule_backward", mutates_args=())
+def _delta_rule_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    ends: Tensor | None,
+    kept: list[Tensor],
+    d_out: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q, k, v, beta, d_out, d_last = (x.contiguous() for x in (q, k, v, beta, d_out, d_last))
+    return train_delta_backward.backward(q, k, v, beta, ends, Kept(*kept), d_out, d_last)
+
+
+@_delta_rule_backward.register_fake
+def _(q, k, v, beta, ends, kept, d_out, d_last):
+    return _like(q), _like(k), _like(v), _like(beta), _like(beta), _like(d_last)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx, inputs, output) -> None:
+    q, k, v, _, beta, _, ends = inputs
+    ctx.save_for_backward(q, k, v, beta, ends, *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, d_out: Tensor | None, d_last: Tensor | None, *_):
+    q, k, v, beta, ends, *kept = ctx.saved_tensors
+    if d_out is None:
+        d_out = torch.zeros_like(v)
+    if d_last is None:
+        d_last = beta.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    return *_delta_rule_backward(q, k, v, beta, ends, kept, d_out.to(v.dtype), d_last), None
+
+
+_delta_rule.register_autograd(_gradients, setup_context=_keep)
