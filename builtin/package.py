@@ -57,16 +57,19 @@ def main() -> None:
     arguments = parser.parse_args()
     model = InfiniteVLForConditionalGeneration.from_pretrained(arguments.weights, dtype=torch.bfloat16)
     model.save_pretrained(arguments.out)
-    pixels = FRAME_SIZE**2
-    pictures = Qwen2VLImageProcessorPil(min_pixels=pixels, max_pixels=pixels)
-    InfiniteVLProcessor(pictures, wrap_tokenizer(arguments.tokenizer), frame_size=FRAME_SIZE).save_pretrained(
-        arguments.out
-    )
+    save_processor(arguments.tokenizer, arguments.out)
     scores = json.loads(arguments.scores.read_text()) if arguments.scores else None
     (arguments.out / "README.md").write_text(CARD + (score_table(scores) if scores else ""))
     for file in arguments.out.iterdir():
         file.chmod(0o644)
     print(f"{arguments.out}: {sum(f.stat().st_size for f in arguments.out.iterdir()) / 1e6:.2f} MB")
+
+
+def save_processor(tokenizer: Path, folder: Path) -> None:
+    """The processor of every model of the small world."""
+    pixels = FRAME_SIZE**2
+    pictures = Qwen2VLImageProcessorPil(min_pixels=pixels, max_pixels=pixels)
+    InfiniteVLProcessor(pictures, wrap_tokenizer(tokenizer), frame_size=FRAME_SIZE).save_pretrained(folder)
 
 
 def score_table(scores: dict) -> str:

@@ -17,6 +17,7 @@ from random import Random
 import torch
 from tokenizers import Tokenizer
 
+from builtin.package import save_processor
 from infinitevl.model.fused import training_kernels
 from infinitevl.scenes.world import load_world
 from infinitevl.training.batches import BUCKETS
@@ -44,7 +45,7 @@ def main() -> None:
     trainer = build(arguments)
     if arguments.export:
         trainer.resume()
-        export(trainer, arguments.export)
+        export(trainer, arguments.export, arguments.data / "tokenizer.json")
     elif arguments.rehearse:
         rehearse(trainer)
     else:
@@ -74,9 +75,10 @@ def build(arguments: argparse.Namespace) -> Trainer:
     return trainer
 
 
-def export(trainer: Trainer, folder: Path) -> None:
-    """Weights in bfloat16 as safetensors shards, with the configuration."""
+def export(trainer: Trainer, folder: Path, tokenizer: Path) -> None:
+    """Weights in bfloat16 as safetensors shards, with the configuration and the processor."""
     trainer.learner.model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="12MB")
+    save_processor(tokenizer, folder)
     print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB", flush=True)
 
 

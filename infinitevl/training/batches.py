@@ -22,7 +22,7 @@ from infinitevl.scenes.render import Picture, PicturePlan, plan_pictures
 from infinitevl.scenes.splits import rng_of
 from infinitevl.scenes.tasks import CHAT, STREAM, TEXT, Sample, picture_sample
 from infinitevl.scenes.world import World
-from infinitevl.training.buckets import BUCKETS, Bucket, bucket_weights, draw_sample
+from infinitevl.training.buckets import BUCKETS, Bucket, bucket_weights, draw_sample, keyed_weights
 
 GRID = 4  # merged tokens a side of a frame of 112 pixels
 FRAME_TOKENS = GRID * GRID
@@ -189,11 +189,22 @@ def join(rows: list[Row], frames: list[list[Picture]], length: int, most: int, w
 
 
 class Planner:
-    """Plans the batches of one split; the same numbers give the same batch."""
+    """Plans the batches of one split; the same numbers give the same batch.
 
-    def __init__(self, world: World, tokenizer: Tokenizer, split: str, seed: int, num_pictures: int):
+    keyed_share: how many of the second batches practise keyed recall, 0..1.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        tokenizer: Tokenizer,
+        split: str,
+        seed: int,
+        num_pictures: int,
+        keyed_share: float = 0.0,
+    ):
         self.world, self.writer, self.split = world, Writer(tokenizer), split
-        self.seed, self.num_pictures = seed, num_pictures
+        self.seed, self.num_pictures, self.keyed_share = seed, num_pictures, keyed_share
         self.style = Style.of(world, split)
 
     def pictures(self, step: int) -> PicturePlan:
@@ -209,7 +220,8 @@ class Planner:
     def step(self, step: int, progress: float) -> tuple[Batch, Batch, str]:
         """The two batches of one training step, and the name of the second one's bucket."""
         rng = rng_of(self.split, self.seed, 1, step)
-        weights = bucket_weights(progress)
+        is_keyed = self.keyed_share > 0 and rng.random() < self.keyed_share
+        weights = keyed_weights(progress) if is_keyed else bucket_weights(progress)
         bucket = BUCKETS[rng.choices(list(weights), list(weights.values()))[0]]
         return self.batch(BUCKETS["picture"], rng), self.batch(bucket, rng), bucket.name
 

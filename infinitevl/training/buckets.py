@@ -42,8 +42,7 @@ BUCKETS = {
         Bucket("stream16", 16, 384, 4),
         Bucket("stream32", 32, 640, 4),
         Bucket("stream64", 64, 1152, 4),
-        Bucket("keyed3", 3, 256, 6),
-        Bucket("keyed5", 5, 320, 6),
+        Bucket("keyed4", 4, 256, 6),
         Bucket("keyed8", 8, 384, 6),
         Bucket("keyed16", 16, 512, 6),
         Bucket("keyed32", 32, 768, 8),
@@ -83,6 +82,17 @@ def bucket_weights(progress: float) -> dict[str, float]:
         "stream32": 0.16,
         "stream64": 0.08,
     }
+
+
+def keyed_weights(progress: float) -> dict[str, float]:
+    """Which batch of keyed recall a step takes, where it takes one: short streams first."""
+    if progress < 0.25:
+        return {"keyed4": 1.0}
+    if progress < 0.5:
+        return {"keyed4": 0.4, "keyed8": 0.6}
+    if progress < 0.7:
+        return {"keyed4": 0.2, "keyed8": 0.4, "keyed16": 0.4}
+    return {"keyed4": 0.15, "keyed8": 0.3, "keyed16": 0.3, "keyed32": 0.15, "keyed64": 0.1}
 
 
 def draw_sample(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:

@@ -1,9 +1,13 @@
 """What is being taught: the model, and two heads that name what lies under each patch while its eyes open."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infinitevl.config import LINEAR
+from infinitevl.errors import InputError
 from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
@@ -71,6 +75,42 @@ def _in_blocks(patches: Tensor) -> Tensor:
     """[N, 64] in reading order -> [N * 16, 4], the patches of each merged token."""
     blocks = patches.view(-1, GRID, 2, GRID, 2).transpose(2, 3)
     return blocks.reshape(-1, 4)
+
+
+@torch.no_grad()
+def inherit_(model: InfiniteVLForConditionalGeneration, folder: str | os.PathLike[str]) -> list[str]:
+    """Take over the weights of the model in `folder`, in place, except mixers of another kind.
+
+    Returns:
+        The names of the weights that stay as they are.
+
+    Raises:
+        CheckpointError: the folder holds no usable model.
+        InputError: a weight there has another shape.
+    """
+    older = InfiniteVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    given, kept = dict(older.named_parameters()), []
+    kinds = [kind == LINEAR for kind in model.config.text_config.layer_types]
+    before = [kind == LINEAR for kind in older.config.text_config.layer_types]
+    for name, weight in model.named_parameters():
+        if _is_other_mixer(name, kinds, before):
+            kept.append(name)
+        elif name not in given or given[name].shape != weight.shape:
+            raise InputError(
+                f"{folder} has no {name} of shape {tuple(weight.shape)}; start from another model."
+            )
+        else:
+            weight.copy_(given[name])
+    return kept
+
+
+def _is_other_mixer(name: str, kinds: list[bool], before: list[bool]) -> bool:
+    """Whether a weight belongs to a mixer that is attention in one model and a delta net in the other."""
+    parts = name.split(".")
+    if parts[1:3] != ["language_model", "layers"] or parts[4] != "self_attn":
+        return False
+    number = int(parts[3])
+    return number >= len(before) or kinds[number] != before[number]
 
 
 @torch.no_grad()

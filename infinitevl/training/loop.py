@@ -21,7 +21,7 @@ from infinitevl.scenes.render import PatchNamer, PicturePlan, render
 from infinitevl.scenes.splits import TRAIN
 from infinitevl.scenes.world import Textures, World
 from infinitevl.training.batches import Batch, Planner, endless
-from infinitevl.training.learner import DeviceBatch, Learner, start_weights_
+from infinitevl.training.learner import DeviceBatch, Learner, inherit_, start_weights_
 from infinitevl.training.log import Log
 from infinitevl.training.recipe import Recipe
 from infinitevl.training.schedule import Clock, is_dense, joint_progress, learning_rate
@@ -56,10 +56,12 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.options, self.textures = recipe, options, textures
         self.device = options.device
-        self.planner = Planner(world, tokenizer, TRAIN, recipe.seed, recipe.num_pictures)
+        self.planner = Planner(world, tokenizer, TRAIN, recipe.seed, recipe.num_pictures, recipe.keyed_share)
         self.namer = PatchNamer(world, textures)
         model = InfiniteVLForConditionalGeneration(recipe.config(special_ids(tokenizer)))
         start_weights_(model)
+        if recipe.start_from is not None:
+            inherit_(model, recipe.start_from)
         self.learner = Learner(model, self.namer.num_objects).to(self.device).train()
         self.optimizer = self._optimizer()
         self.clock = Clock(recipe.minutes, options.num_steps)
@@ -168,7 +170,7 @@ class Trainer:
         """One step of AdamW; a gradient that is not finite is left out, without waiting for the device."""
         rate = learning_rate(self.recipe, self.clock.progress, self.clock.step - self.phase_start)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.recipe.clip, foreach=True)
         if self._is_cuda:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -187,11 +189,16 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_cuda)
 
     def _optimizer(self) -> torch.optim.AdamW:
-        parameters = list(self.learner.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
+        visual = list(self.learner.model.model.visual.parameters())
+        others = [p for p in self.learner.parameters() if all(p is not weight for weight in visual)]
+        groups = []
+        for parameters, share in ((visual, self.recipe.vision_rate), (others, 1.0)):
+            matrices = [p for p in parameters if p.dim() > 1]
+            vectors = [p for p in parameters if p.dim() <= 1]
+            groups += [
+                {"params": matrices, "weight_decay": self.recipe.weight_decay, "share": share},
+                {"params": vectors, "weight_decay": 0.0, "share": share},
+            ]
         return torch.optim.AdamW(groups, lr=1e-3, betas=self.recipe.betas, fused=self._is_cuda)
 
     def _compile(self) -> None:

@@ -1,6 +1,6 @@
 """The settings of a supervised run, read from one YAML file."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ _MEDIA_TOKENS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. Learning rates are peaks; shares and weights are 0..1; `minutes` counts training alone."""
+    """One run. Learning rates are peaks; shares and weights are 0..1; `minutes` counts training alone.
+
+    keyed_share: of the second batches, how many practise keyed recall. start_from: a folder whose weights the
+    model starts with, but for those of mixers that it has not; None starts from nothing. vision_rate: of the
+    learning rate, for the vision encoder.
+    """
 
     seed: int
     vocabulary: int
@@ -36,14 +41,18 @@ class Recipe:
     weight_decay: float
     betas: tuple[float, float]
     clip: float
+    keyed_share: float = 0.0
+    start_from: str | None = None
+    vision_rate: float = 1.0
 
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":
         """Raises InputError that names unknown and missing settings."""
         found = yaml.safe_load(Path(path).read_text())
         known = {field.name for field in fields(cls)}
-        if set(found) != known:
-            unknown, missing = sorted(set(found) - known), sorted(known - set(found))
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= set(found) <= known:
+            unknown, missing = sorted(set(found) - known), sorted(needed - set(found))
             raise InputError(f"{path}: unknown settings {unknown}, missing ones {missing}")
         return cls(**{**found, "betas": tuple(found["betas"])})
 

@@ -24,7 +24,7 @@ from tests.training.courses import write_recipe, write_world
 
 PACK = str(demo_pack_path())
 DRAWS = [
-    {"num_pictures": 12, "buckets": {"stream4": 1, "keyed3": 1}},
+    {"num_pictures": 12, "buckets": {"stream4": 1, "keyed4": 1}},
     {"num_pictures": 8, "buckets": {"stream8": 1}, "buckets_at_end": {"stream4": 1}},
 ]
 

@@ -1,5 +1,6 @@
 """The supervised loop: batches that say what they should, a run that can be stopped, a loss that falls."""
 
+import dataclasses
 from pathlib import Path
 from random import Random
 
@@ -222,3 +223,28 @@ def test_a_recipe_with_a_wrong_word_is_refused_by_name(tmp_path):
     path.write_text(RECIPE.read_text().replace("clip:", "klip:"))
     with pytest.raises(InputError, match="klip"):
         Recipe.read(path)
+
+
+def test_a_run_may_start_from_another_model_but_for_mixers_of_another_kind(
+    recipe, world_and_textures, tokenizer, tmp_path
+):
+    hybrid = dataclasses.replace(
+        recipe, decoder={**recipe.decoder, "layer_types": ["sliding_attention", "linear_attention"]}
+    )
+    first = _trainer(hybrid, world_and_textures, tokenizer, tmp_path / "first")
+    first.learner.model.save_pretrained(tmp_path / "model")
+    full = dataclasses.replace(
+        recipe,
+        seed=2,
+        decoder={**recipe.decoder, "layer_types": ["full_attention", "full_attention"]},
+        start_from=str(tmp_path / "model"),
+    )
+    second = _trainer(full, world_and_textures, tokenizer, tmp_path / "second")
+    before = dict(first.learner.model.named_parameters())
+    for name, weight in second.learner.model.named_parameters():
+        is_new = ".layers.1.self_attn." in name
+        assert is_new or torch.equal(weight, before[name])
+    assert not torch.equal(
+        second.learner.model.model.language_model.layers[1].self_attn.q_proj.weight,
+        before["model.language_model.layers.1.self_attn.q_proj.weight"],
+    )
