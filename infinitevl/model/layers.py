@@ -4,10 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from infinitevl.model.fused import Fusable, padded, stack_, widen_
-from infinitevl.ops.norm import gated_rms_norm
 
 
 class RMSNorm(Fusable):
@@ -33,7 +31,7 @@ class GatedRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """Two of [..., width] -> the same shape, in the gate's dtype."""
-        return gated_rms_norm(x, gate, self.weight, self.eps)
+        return self.kernels.gated_rms_norm(x, gate, self.weight, self.eps)
 
 
 class GatedMLP(Fusable):
@@ -55,7 +53,7 @@ class GatedMLP(Fusable):
         fast = self._fast()
         if fast is None:
             normed = norm(x)
-            return x + self.down_proj(F.silu(self.gate_proj(normed)) * self.up_proj(normed))
+            return x + self.down_proj(self.kernels.swiglu(self.gate_proj(normed), self.up_proj(normed)))
         inner = fast.kernels.norm_swiglu(x, norm.weight, norm.eps, fast["gate_up"], fast["gate_up_bias"])
         return fast.kernels.linear_add(inner, fast["down"], x, self.down_proj.bias)
 

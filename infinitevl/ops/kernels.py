@@ -23,6 +23,8 @@ class Kernels:
     vision_attention: Callable = vision.vision_attention
     rotary_angles: Callable = rotary.rotary_angles
     rms_norm: Callable = norm.rms_norm
+    gated_rms_norm: Callable = norm.gated_rms_norm
+    swiglu: Callable = products.swiglu
     linear: Callable = products.linear
     norm_linear: Callable = products.norm_linear
     norm_swiglu: Callable = products.norm_swiglu

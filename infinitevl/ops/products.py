@@ -15,6 +15,11 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, dense(weight), bias)
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """SiLU(gate) * up."""
+    return F.silu(gate) * up
+
+
 def norm_linear(
     x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> Tensor:
@@ -26,8 +31,7 @@ def norm_swiglu(
     x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> Tensor:
     """SiLU(gate) * up of rms_norm(x); weight holds the rows of the gate, then as many of up."""
-    gate, up = F.linear(rms_norm(x, norm_weight, eps), dense(weight), bias).chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return swiglu(*F.linear(rms_norm(x, norm_weight, eps), dense(weight), bias).chunk(2, dim=-1))
 
 
 def linear_add(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,11 +1,14 @@
 """The operations of the decoder that decide how fast it trains; same signatures and results as in `ops`.
 
 On a GPU in bfloat16 they are kernels (`triton.train_*`, `flash`). What stands here is the same in plain
-torch, for every device and dtype: each step is a large batched product with a gradient of its own, and nothing
-loops in Python but a short scan over chunks. Sequences start empty.
+torch, for every device and dtype: each step is a large batched product with a gradient of its own, and
+nothing loops in Python but a short scan over chunks. Sequences start empty.
 """
 
 import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,33 +28,36 @@ _SMALLEST = 8
 
 def trainable(dtype: torch.dtype) -> Kernels:
     """Kernels to train with; products of the delta rule in `dtype`."""
-    return Kernels(
+    plain = Kernels(
         "trainable", delta_net_chunk=functools.partial(_delta_net, dtype=dtype), window_chunk=_window
+    )
+    if dtype != torch.bfloat16 or not torch.cuda.is_available() or why_torch(torch.device("cuda")):
+        return plain
+    from infinitevl.ops.triton import train_net, train_pointwise
+
+    return replace(
+        plain,
+        name="trainable, Triton",
+        delta_net_chunk=_on_gpu(train_net.delta_net_chunk, plain.delta_net_chunk),
+        rms_norm=_on_gpu(train_pointwise.rms_norm, plain.rms_norm),
+        gated_rms_norm=_on_gpu(train_pointwise.gated_rms_norm, plain.gated_rms_norm),
+        swiglu=_on_gpu(train_pointwise.swiglu, plain.swiglu),
     )
 
 
-def _delta_net(
-    mixed: Tensor,
-    a: Tensor,
-    b: Tensor,
-    taps: Tensor,
-    A_log: Tensor,
-    dt_bias: Tensor,
-    memory: Tensor,
-    tail: Tensor,
-    num_valid: Tensor | None = None,
-    packed: Packed | None = None,
-    *,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `ops.delta_net.delta_net_chunk` at the start of sequences."""
-    given = (mixed, a, b, taps, A_log, dt_bias, memory, tail, num_valid, packed)
-    if mixed.dtype == dtype == torch.bfloat16 and not why_torch(mixed.device):
-        from infinitevl.ops.triton.train_net import delta_net_chunk as in_triton
+def _on_gpu(fast: Callable, plain: Callable) -> Callable:
+    """`fast` where the first argument is bfloat16 on a GPU, else `plain`."""
 
-        return in_triton(*given)
+    def either(x: Tensor, *others: Any) -> Any:
+        return (fast if x.is_cuda and x.dtype == torch.bfloat16 else plain)(x, *others)
+
+    return either
+
+
+def _delta_net(mixed: Tensor, *others: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ops.delta_net.delta_net_chunk` at the start of sequences."""
     rule = functools.partial(delta_rule_chunk, dtype=dtype)
-    return delta_net_chunk(*given, conv=causal_conv_chunk, rule=rule)
+    return delta_net_chunk(mixed, *others, conv=causal_conv_chunk, rule=rule)
 
 
 def _window(
@@ -72,8 +78,8 @@ def _window(
         longest = length
     else:
         starts, longest = packed.starts, max(packed.lengths)
-    flat = (x.flatten(0, 1) for x in (q, k, v))
-    return flash.attend_packed(*flat, starts, longest, window).view(q.shape)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return flash.attend_packed(q, k, v, starts, longest, window).unflatten(0, (batch, length))
 
 
 def causal_conv_chunk(

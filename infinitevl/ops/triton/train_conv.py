@@ -27,10 +27,11 @@ def conv_heads(
     Returns:
         Queries (norm K^-0.5) and keys (norm 1) [B, T, H, K], values [B, T, H, V], in mixed's dtype.
     """
-    batch, length = mixed.shape[:2]
     q, k, v = _empty_heads(mixed, heads, key_width, value_width)
     grid, sizes = _work(mixed, taps, heads, key_width, value_width)
-    _forward[grid](mixed, taps.contiguous(), q, k, v, length, *mixed.stride()[:2], **sizes, num_warps=4)
+    _forward[grid](
+        mixed, taps.contiguous(), q, k, v, mixed.shape[1], *mixed.stride()[:2], **sizes, num_warps=4
+    )
     return q, k, v
 
 
@@ -45,7 +46,7 @@ def conv_heads_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `conv_heads` with respect to mixed and taps; sums over tokens in a fixed order."""
     (batch, length, channels), width = mixed.shape, taps.shape[1]
-    grid, sizes = _work(mixed, taps, *d_q.shape[2:], d_v.shape[3])
+    grid, sizes = _work(mixed, taps, d_q.shape[2], d_q.shape[3], d_v.shape[3])
     taps = taps.contiguous()
     d_total = mixed.new_empty(batch, length, channels)
     d_taps = mixed.new_empty(batch, grid[0], width, channels, dtype=torch.float32)

@@ -13,7 +13,6 @@ from torch import Tensor
 from infinitevl.ops.triton.train_delta import (
     COLUMNS,
     SCAN_COLUMNS,
-    SIZE,
     Kept,
     columns_of,
     decay_between,

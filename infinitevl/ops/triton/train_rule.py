@@ -40,8 +40,8 @@ def _delta_rule(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, last memory, and `Kept`."""
     assert q.shape[3] <= MAX_KEY_WIDTH and q.dtype == k.dtype == v.dtype
-    given = [x.contiguous() for x in (q, k, v, log_decay, beta, memory)]
-    out, last, kept = train_delta.forward(*given, ends)
+    q, k, v, log_decay, beta, memory = (x.contiguous() for x in (q, k, v, log_decay, beta, memory))
+    out, last, kept = train_delta.forward(q, k, v, log_decay, beta, memory, ends)
     return out, last, *kept
 
 
