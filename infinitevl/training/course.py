@@ -16,14 +16,16 @@ from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed
+from infinitevl.training.flops import Weights, stage_flops
 from infinitevl.training.journal import draw_loss
 from infinitevl.training.lora import add_adapters, merged
 from infinitevl.training.parts import freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
 from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching, read_checkpoint
 from infinitevl.training.scenes import SceneFeed
-from infinitevl.training.stages.distill import distill_layers, distill_logits, share_frozen_
-from infinitevl.training.stages.reading import Batch, answers, real_tokens
+from infinitevl.training.sharding import Sharded
+from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
+from infinitevl.training.stages.reading import Batch, answers, real_tokens, work
 from infinitevl.training.stages.sft import sft
 from infinitevl.training.teacher import load_teacher
 
@@ -34,7 +36,8 @@ MODEL, ADAPTER = "model", "adapter"
 class Course:
     """Everything that a stage works with; `adapted` is the peft model around the student, if there is one.
 
-    bytes_shared: of weights that teacher and student hold once. dtype: of the student's folder.
+    bytes_shared: of weights that teacher and student hold once. same: layers that they hold once, whole.
+    dtype: of the student's folder.
     """
 
     recipe: Recipe
@@ -45,13 +48,15 @@ class Course:
     feed: PackedFeed | SceneFeed
     dtype: torch.dtype
     bytes_shared: int
+    same: frozenset[int]
+    weights: Weights
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The stage's loss, summed over the tokens that `count` counts."""
         recipe, teacher = self.recipe, self.teacher
         if isinstance(recipe, DistillLayers):
             assert teacher is not None
-            return distill_layers(self.student, teacher, batch)
+            return distill_layers(self.student, teacher, batch, self.same)
         if isinstance(recipe, DistillLogits):
             assert teacher is not None
             return distill_logits(self.student, teacher, batch, recipe.temperature, recipe.all_tokens)
@@ -64,6 +69,23 @@ class Course:
             return int(real_tokens(batch).sum())
         return len(answers(batch)[1])
 
+    def flops(self, batch: Batch) -> float:
+        """Operations that a batch needs, forward and backward."""
+        teacher = None if self.teacher is None else self.teacher.config
+        asked = work(batch, self.count(batch))
+        return stage_flops(self.recipe.stage, self.student.config, self.weights, asked, teacher)
+
+
+def open_student(recipe: Recipe) -> tuple[InfiniteVLForConditionalGeneration, Any]:
+    """The model to start from, where exactly the weights of the stage train; and the peft model around it, if
+    there are adapters."""
+    student = InfiniteVLForConditionalGeneration.from_pretrained(recipe.student, dtype="auto")
+    torch.manual_seed(recipe.seed)
+    if isinstance(recipe, LongSft):
+        return student, add_adapters(student, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+    freeze_(student, student.config.text_config.layer_types, recipe.stage)
+    return student, None
+
 
 def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
     """Load what the recipe names, and let exactly the weights of its stage train.
@@ -71,28 +93,23 @@ def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
     Raises:
         InfiniteVLError: a model, its processor or data that cannot be used.
     """
-    student = InfiniteVLForConditionalGeneration.from_pretrained(recipe.student, dtype="auto")
-    processor = InfiniteVLProcessor.from_pretrained(recipe.student)
-    dtype, adapted = student.dtype, None
-    torch.manual_seed(recipe.seed)
-    if isinstance(recipe, LongSft):
-        adapted = add_adapters(student, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
-    else:
-        freeze_(student, student.config.text_config.layer_types, recipe.stage)
+    student, adapted = open_student(recipe)
+    processor, dtype = InfiniteVLProcessor.from_pretrained(recipe.student), student.dtype
+    weights = Weights.of(student, len(student.config.text_config.layer_types))
     _place_(student, recipe.precision, accelerator.device)
     if recipe.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    teacher, shared = None, 0
+    teacher, shared, same = None, 0, frozenset[int]()
     if isinstance(recipe, DistillLayers | DistillLogits):
         teacher = load_teacher(recipe.teacher)
         _place_(teacher, recipe.precision, accelerator.device)
-        shared = share_frozen_(student, teacher)
+        shared, same = share_frozen_(student, teacher), same_layers(student, teacher)
     if recipe.compile:
         for model in (student, teacher):
             if model is not None:
                 compile_layers_(model)
     feed = _open_feed(recipe, processor, student, accelerator)
-    return Course(recipe, student, teacher, adapted, processor, feed, dtype, shared)
+    return Course(recipe, student, teacher, adapted, processor, feed, dtype, shared, same, weights)
 
 
 def compile_layers_(model: InfiniteVLForConditionalGeneration) -> None:
@@ -139,8 +156,10 @@ def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None
     accelerator = Accelerator()
     course = open_course(recipe, accelerator)
     precision = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
-    lesson = Lesson(course.student, course.loss, precision)
-    run = Run(Teaching(lesson, course.feed, course.count), settings(recipe), folder, accelerator)
+    lesson = Lesson(course.student, course.loss, precision, course.teacher)
+    flops = course.flops if accelerator.device.type == "cuda" else None  # whose peak may be known
+    teaching = Teaching(lesson, course.feed, course.count, flops)
+    run = Run(teaching, settings(recipe), folder, accelerator)
     if resume:
         run.resume()
     with fast_kernels(course):
@@ -150,10 +169,24 @@ def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None
     if not complete:
         run.save()
         return None
+    take_back(course, run)
     if accelerator.is_main_process:
         finish(course, folder)
     accelerator.wait_for_everyone()
     return folder / MODEL
+
+
+def take_back(course: Course, run: Run) -> None:
+    """Let the course's student hold the trained weights, whole, in the first process; all must ask."""
+    if not isinstance(run.spread, Sharded):
+        run.spread.restore()
+        return
+    trained = run.whole_weights()
+    if trained:
+        course.student, course.adapted = open_student(course.recipe)
+        for name, weight in Lesson(course.student, course.loss).named_parameters():
+            if name in trained:
+                weight.data = trained[name]
 
 
 def finish(course: Course, folder: Path) -> None:
@@ -218,6 +251,8 @@ def settings(recipe: Recipe) -> Settings:
         save_every=recipe.save_every,
         log_every=recipe.log_every,
         identity=identity(recipe),
+        sharding=recipe.sharding,
+        log_to=recipe.log_to,
     )
 
 

@@ -1,42 +1,76 @@
-"""What a stage writes about itself: one JSON object a line, and its loss as a picture."""
+"""What a stage writes about itself: one JSON object a line, what boards show, and its loss as a picture."""
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from infinitevl.training.boards import TensorBoard, WandB, open_board
+from infinitevl.training.flops import nominal_peak
+
 
 class Journal:
-    """Lines of a run; where a run goes on, lines of steps that are done again are dropped."""
+    """Lines of a run; where a run goes on, lines of steps that are done again are dropped.
 
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes = path, writes
+    Args:
+        num_processes: whose work together a line speaks of. log_to: names of boards that show it too.
+    """
+
+    def __init__(self, path: Path, writes: bool = True, num_processes: int = 1, log_to: Sequence[str] = ()):
+        self.path, self.writes, self.log_to = path, writes, log_to
+        self.boards: list[TensorBoard | WandB] = []
         self._since = time.perf_counter()
-        self._step, self._num_steps = 0, 0
+        self._step, self._num_steps, self._tokens, self._flops = 0, 0, 0, 0.0
+        self._peak = num_processes * (nominal_peak(_gpu()) or 0.0)
 
     def start(self, step: int, num_steps: int) -> None:
-        """The run begins, or goes on, after `step` steps."""
+        """The run begins, or goes on, after `step` steps. Raises InputError for a board that cannot open."""
         self._since, self._step, self._num_steps = time.perf_counter(), step, num_steps
+        self._tokens, self._flops = 0, 0.0
         if self.writes:
             kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
             self.path.write_text("".join(f"{line}\n" for line in kept))
+            self.boards = [open_board(name, self.path.parent, step) for name in self.log_to]
 
-    def write(self, step: int, num_tokens: int, facts: dict[str, Any]) -> None:
-        """A line, on the screen too: facts, the pace of the last step, and the time that is left."""
-        now = time.perf_counter()
-        passed, done = now - self._since, step - self._step
-        self._since, self._step = now, step
-        line: dict[str, Any] = {"step": step, "num_steps": self._num_steps, **facts, "tokens": num_tokens}
-        line["tokens_per_second"] = round(num_tokens * done / max(passed, 1e-9))
-        line["seconds_left"] = round(passed / max(done, 1) * (self._num_steps - step), 1)
-        if torch.cuda.is_available():
-            line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    def add(self, tokens: int, flops: float) -> None:
+        """What one step did; a line tells the pace of all steps since the line before."""
+        self._tokens += tokens
+        self._flops += flops
+
+    def write(self, step: int, facts: dict[str, float]) -> None:
+        """A line, on the screen too: facts, the pace, and the time that is left."""
+        line = {"step": step, "num_steps": self._num_steps, **facts, **self._pace(step)}
         if self.writes:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
+        for board in self.boards:
+            board.write(step, {name: value for name, value in line.items() if name != "step"})
+
+    def _pace(self, step: int) -> dict[str, float]:
+        """Tokens a second, share of the devices' nominal peak where that is known, seconds left, memory."""
+        now = time.perf_counter()
+        passed, done = max(now - self._since, 1e-9), max(step - self._step, 1)
+        pace: dict[str, float] = {"tokens_per_second": round(self._tokens / passed)}
+        if self._peak and self._flops:
+            pace["mfu"] = round(self._flops / passed / self._peak, 4)
+        pace["seconds_left"] = round(passed / done * (self._num_steps - step), 1)
+        if torch.cuda.is_available():
+            pace["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        self._since, self._step, self._tokens, self._flops = now, step, 0, 0.0
+        return pace
+
+    def close(self) -> None:
+        """See that boards have everything."""
+        for board in self.boards:
+            board.close()
+        self.boards = []
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def losses(path: Path) -> list[tuple[int, float]]:

@@ -135,9 +135,14 @@ class StageRecipe(Strict):
     compile: bool = Field(
         False, description="Compile the decoder's layers: faster steps, after a minute or so at the start."
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="With several processes: each holds all weights, or a part of each layer's (FSDP2).",
+    )
     seed: int = Field(0, ge=0, description="Of the samples' order and of dropout.")
     save_every: PositiveInt = Field(200, description="Steps between checkpoints.")
     log_every: PositiveInt = Field(1, description="Steps between lines of the log.")
+    log_to: list[Literal["tensorboard", "wandb"]] = Field([], description="Where the log is shown too.")
 
 
 class DistillLayers(StageRecipe):
@@ -174,7 +179,8 @@ class LongSft(StageRecipe):
 Recipe = DistillLayers | DistillLogits | Sft | LongSft
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
 # What may change when a run goes on: where things lie, and how often they are written.
-_FREE = {"out", "save_every", "log_every", "precision", "gradient_checkpointing", "compile"}
+_FREE = {"out", "save_every", "log_every", "log_to"}
+_FREE |= {"precision", "gradient_checkpointing", "compile", "sharding"}
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -1,16 +1,17 @@
 """The loop that all stages share, on accelerate: exact sums over unequal batches, and a clean resume.
 
 A step's randomness follows from its number alone. The rest of a run's state is what a checkpoint holds: the
-trained weights, AdamW's moments, and where each process stands in the data.
+trained weights, AdamW's moments, and where each process stands in the data. A checkpoint is the same file
+whatever the number of processes and however weights are spread over them.
 """
 
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from accelerate import Accelerator
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
 from infinitevl.training.journal import Journal
+from infinitevl.training.sharding import NONE, Spread, spread, trained_weights
 from infinitevl.training.stages.reading import Batch
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+# How torch words it when another process does not answer any more.
+_LOST = ("Connection", "connection", "NCCL", "gloo", "Gloo", "Timed out", "Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Settings:
     """How the weights move.
 
     warm_up: share of all steps. identity: settings that a run and the one it resumes must have in common.
+    sharding: how weights are spread over processes (`training.sharding`).
     """
 
     num_steps: int
@@ -42,6 +47,8 @@ class Settings:
     save_every: int = 100
     log_every: int = 1
     identity: dict[str, Any] = field(default_factory=dict)
+    sharding: str = NONE
+    log_to: Sequence[str] = ()
 
 
 class Feed(Protocol):
@@ -61,31 +68,44 @@ class Feed(Protocol):
 class Teaching:
     """What is taught. A module with the stage's loss as its forward, so that it can be spread over processes.
 
-    count: over how many tokens the loss of a batch is a sum.
+    count: over how many tokens the loss of a batch is a sum. flops: operations of a batch, if they are known.
     """
 
-    lesson: nn.Module
+    lesson: "Lesson"
     feed: Feed
     count: Callable[[Batch], int]
+    flops: Callable[[Batch], float] | None = None
 
 
 class Lesson(nn.Module):
-    """A student, and a loss of it as forward; products are in `precision`, None for that of the weights."""
+    """A student, and a loss of it as forward; products are in `precision`, None for that of the weights.
+
+    teacher: whose weights the loss reads too, so that they can be sharded with the student's.
+    """
 
     def __init__(
         self,
         student: nn.Module,
         loss: Callable[[Batch], Tensor],
         precision: torch.dtype | None = None,
+        teacher: nn.Module | None = None,
     ):
         super().__init__()
-        self.student, self.loss, self.precision = student, loss, precision
+        self.student, self.teacher = student, teacher
+        self.loss, self.precision = loss, precision
 
     def forward(self, batch: Batch) -> Tensor:
         """A sum over tokens."""
         kind = batch["input_ids"].device.type
         with torch.autocast(kind, self.precision, enabled=self.precision is not None):
             return self.loss(batch)
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module; a teacher never trains."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -105,95 +125,163 @@ class Run:
 
     def __init__(self, teaching: Teaching, settings: Settings, folder: Path, accelerator: Accelerator):
         self.settings, self.folder, self.accelerator = settings, folder, accelerator
-        self.feed, self.count = teaching.feed, teaching.count
-        self.trained = {n: p for n, p in teaching.lesson.named_parameters() if p.requires_grad}
-        if not self.trained:
+        self.feed, self.count, self.flops = teaching.feed, teaching.count, teaching.flops
+        if not trained_weights(teaching.lesson):
             raise InfiniteVLError("nothing trains in this stage; see the table of `infinitevl train init`.")
-        optimizer = torch.optim.AdamW(_groups(self.trained.values(), settings), betas=settings.betas)
-        self.lesson, self.optimizer = accelerator.prepare(teaching.lesson, optimizer)
+        self.spread: Spread = spread(
+            teaching.lesson, accelerator, settings.sharding, teaching.lesson.precision
+        )
+        self.lesson, self.trained = self.spread.lesson, self.spread.trained
+        fused = True if accelerator.device.type == "cuda" else None
+        groups = _groups(self.trained.values(), settings)
+        self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, fused=fused)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(folder / LOG, accelerator.is_main_process)
+        self.journal = Journal(
+            folder / LOG, accelerator.is_main_process, accelerator.num_processes, settings.log_to
+        )
 
     def go(self, stop_after: int | None = None) -> bool:
         """Learn until the last step, or for `stop_after` steps; returns whether the stage is complete.
 
         Raises:
-            InfiniteVLError: the loss or the gradient is no number, or the disk is full; the last checkpoint
-                is whole in any case.
+            InfiniteVLError: the loss or the gradient is no number, the disk is full, or another process is
+                gone; the last checkpoint is whole in any case.
         """
         last = self.settings.num_steps if stop_after is None else self.step + stop_after
         self.lesson.train()
         self.journal.start(self.step, self.settings.num_steps)
-        while self.step < min(last, self.settings.num_steps):
-            self._learn()
-            if self.step % self.settings.save_every == 0 or self.step == self.settings.num_steps:
-                self.save()
+        with self._all_here():
+            while self.step < min(last, self.settings.num_steps):
+                self.learn()
+                if self.step % self.settings.save_every == 0 or self.step == self.settings.num_steps:
+                    self.save()
+        self.journal.close()
         return self.step == self.settings.num_steps
 
-    def _learn(self) -> None:
+    def learn(self) -> dict[str, Any]:
+        """One step; returns its loss and what else the log says of it. Raises as `go`."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        batches = [to_device(batch, self.accelerator.device) for batch in self.feed.next()]
+        batches = self.feed.next()
+        facts = self._facts(batches)
+        batches = [to_device(batch, self.accelerator.device) for batch in batches]
         # after the data, whose loader may draw numbers too
         torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * world + rank)
-        num_tokens, num_counted = self._sums(
-            [sum(batch["input_ids"].numel() for batch in batches), sum(map(self.count, batches))]
-        )
-        rate = learning_rate(self.settings, self.step)
-        loss = self._backward(batches, world / max(num_counted, 1))
-        norm = float(self.accelerator.clip_grad_norm_(self.trained.values(), self.settings.clip))
-        (total,) = self._sums([loss / world])
-        self._check_finite(total, norm)
+        mine = self._backward(batches, world / max(facts["answers"], 1)) / world
+        norm = self.spread.norm()
+        loss, gradient = torch.stack([self._sum(mine), norm.to(mine)]).tolist()
+        self._check_finite(loss, gradient)
+        self._move(learning_rate(self.settings, self.step), gradient)
+        self.step += 1
+        told = {
+            "loss": loss,
+            "gradient_norm": gradient,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        self.journal.add(facts["tokens"], facts.pop("flops"))
+        if self.step % self.settings.log_every == 0 or self.step == self.settings.num_steps:
+            self.journal.write(self.step, told | facts)
+        return told | facts
+
+    def _facts(self, batches: Sequence[Batch]) -> dict[str, Any]:
+        """Tokens, those that the loss is over, and operations of the step, over all processes."""
+        flops = 0.0 if self.flops is None else sum(map(self.flops, batches))
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        numbers = [tokens, sum(map(self.count, batches)), flops]
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
+            numbers = self._sum(mine).tolist()
+        return {"tokens": int(numbers[0]), "answers": int(numbers[1]), "flops": numbers[2]}
+
+    def _backward(self, batches: Sequence[Batch], scale: float) -> Tensor:
+        """Gradients of all batches of the step together; processes exchange them once, with the last one.
+
+        Returns the loss, which stays on the device: a look at it would make the host wait.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            with contextlib.nullcontext() if is_last else self.spread.accumulating():
+                loss = self.lesson(batch) * scale
+                loss.backward()
+            total += loss.detach()
+        self.spread.collect()
+        return total
+
+    @torch.no_grad()
+    def _move(self, rate: float, norm: float) -> None:
+        """AdamW's step with the gradient cut to its largest norm."""
+        if norm > self.settings.clip:
+            gradients = [weight.grad for weight in self.trained.values() if weight.grad is not None]
+            torch._foreach_mul_(gradients, self.settings.clip / (norm + 1e-6))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step += 1
-        facts = {"loss": total, "gradient_norm": norm, "learning_rate": rate, "answers": int(num_counted)}
-        if self.step % self.settings.log_every == 0 or self.step == self.settings.num_steps:
-            self.journal.write(self.step, int(num_tokens), facts)
+        self.spread.publish()
 
-    def _backward(self, batches: Sequence[Batch], scale: float) -> float:
-        """Gradients of all batches of the step together; processes exchange them once, with the last one."""
-        total = 0.0
-        for number, batch in enumerate(batches):
-            is_last = number == len(batches) - 1
-            alone = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.lesson)
-            with alone:
-                loss = self.lesson(batch) * scale
-                self.accelerator.backward(loss)
-            total += loss.item()
-        return total
-
-    def _sums(self, numbers: Sequence[float]) -> list[float]:
+    def _sum(self, mine: Tensor) -> Tensor:
         """Over all processes."""
-        mine = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
-        return self.accelerator.reduce(mine, "sum").tolist()
+        return self.accelerator.reduce(mine, "sum") if self.accelerator.num_processes > 1 else mine
+
+    @contextlib.contextmanager
+    def _all_here(self) -> Iterator[None]:
+        """Within it the loss of another process is told as such."""
+        try:
+            yield
+        except RuntimeError as error:
+            alone = self.accelerator.num_processes == 1
+            if alone or isinstance(error, InfiniteVLError) or not any(word in str(error) for word in _LOST):
+                raise
+            raise InfiniteVLError(
+                f"step {self.step + 1}: another process of this run does not answer any more, so this one "
+                f"stops too; {self._kept()}. Look at the other processes' output, and start all of them "
+                f"again with --resume. ({str(error).splitlines()[0]})"
+            ) from error
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        path = self.folder / CHECKPOINT
-        kept = f"{path} holds the last good step" if path.exists() else "no step was saved yet"
         raise InfiniteVLError(
             f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. The weights were not "
-            f"moved, and {kept}. Look at this step's samples, or resume with a lower learning_rate or clip."
+            f"moved, and {self._kept()}. Look at this step's samples, or resume with a lower learning_rate "
+            "or clip."
         )
+
+    def _kept(self) -> str:
+        path = self.folder / CHECKPOINT
+        return f"{path} holds the last good step" if path.exists() else "no step was saved yet"
 
     def save(self) -> None:
         """Everything that the run needs to go on, whole or not at all."""
         places = gather_object([self.feed.state()])
+        trained, moments = self.whole_weights(), self._whole_moments()
         if not self.accelerator.is_main_process:
             return
         state = {
             "step": self.step,
-            "trained": {name: weight.detach() for name, weight in self.trained.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "trained": trained,
+            "moments": moments,
             "feed": {key: value for place in places for key, value in place.items()},
             "identity": self.settings.identity,
         }
         with atomic_write(self.folder / CHECKPOINT) as path:
             torch.save(state, path)
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The trained weights, float32, in the first process; nothing in the others. All must ask."""
+        whole = {name: self.spread.whole(name, weight) for name, weight in self.trained.items()}
+        return {name: weight for name, weight in whole.items() if weight is not None}
+
+    def _whole_moments(self) -> dict[str, dict[str, Tensor]]:
+        """AdamW's, by the weight's name, where `whole_weights` is."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, weight in self.trained.items():
+            for key, value in self.optimizer.state[weight].items():
+                whole = self.spread.whole(name, value) if value.dim() else value
+                if whole is not None:
+                    found.setdefault(name, {})[key] = whole
+        return found
 
     def resume(self) -> None:
         """Go on from the checkpoint in the run's folder.
@@ -207,10 +295,25 @@ class Run:
             raise InfiniteVLError(f"{self.folder / CHECKPOINT} holds other weights than this stage trains.")
         with torch.no_grad():
             for name, weight in self.trained.items():
-                weight.copy_(state["trained"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+                weight.copy_(self.spread.part(name, state["trained"][name]))
+        self._load_moments(state["moments"])
+        self.spread.publish()
         self.feed.go_on(state["feed"])
         self.step = state["step"]
+
+    def _load_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        names = {weight: name for name, weight in self.trained.items()}
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        parts = {
+            number: {
+                key: self.spread.part(names[weight], value) if value.dim() else value
+                for key, value in moments[names[weight]].items()
+            }
+            for number, weight in enumerate(weights)
+            if names[weight] in moments
+        }
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": parts, "param_groups": groups})
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -219,7 +322,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise InfiniteVLError(f"there is no {path} to resume from. Start the stage without --resume.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError) as error:
         raise InfiniteVLError(f"{path} is damaged: {error}. Remove it and start the stage again.") from error
 

@@ -5,23 +5,35 @@ from torch import Tensor
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.training.losses import layer_loss, logits_loss
-from infinitevl.training.stages.reading import Batch, answers, read, real_tokens
+from infinitevl.training.stages.reading import Batch, answers, longest, picked, read, real_tokens
 
 Model = InfiniteVLForConditionalGeneration
 
 
-def distill_layers(student: Model, teacher: Model, batch: Batch) -> Tensor:
+def distill_layers(
+    student: Model, teacher: Model, batch: Batch, same: frozenset[int] = frozenset()
+) -> Tensor:
     """Stage 1a: each student layer gets the teacher's input of that layer, and should give its output.
+
+    Args:
+        same: layers whose weights are the teacher's (`same_layers`): where a window holds every sequence of
+            the batch, nothing differs and nothing is computed.
 
     Returns:
         Mean over layers of the squared error, times 1000, summed over real tokens.
     """
     reading = read(teacher, batch)
     counts = real_tokens(batch)
-    x, losses = reading.embeds, []
-    for layer, taught in zip(reading.layers(student), reading.layers(teacher), strict=True):
+    x, length = reading.embeds, longest(batch)
+    losses: list[Tensor] = []
+    pairs = zip(reading.layers(student), reading.layers(teacher), strict=True)
+    for number, (layer, taught) in enumerate(pairs):
         with torch.no_grad():
             wanted = taught(x)
+        if number in same and layer.sees(length) == taught.sees(length):
+            losses.append(x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32)))
+            x = wanted
+            continue
         with torch.set_grad_enabled(layer.trains and torch.is_grad_enabled()):
             losses.append(layer_loss(layer(x), wanted, counts))
         x = wanted
@@ -40,10 +52,10 @@ def distill_logits(
         KL(teacher || student) at the temperature, times its square, summed over those tokens.
     """
     reading = read(teacher, batch)
-    asked = real_tokens(batch) if all_tokens else answers(batch)[0]
+    asked = (real_tokens(batch) if all_tokens else answers(batch)[0]).flatten().nonzero()[:, 0]
     with torch.no_grad():
-        wanted = reading.through(teacher)[asked]
-    given = reading.through(student)[asked]
+        wanted = picked(reading.through(teacher), asked)
+    given = picked(reading.through(student), asked)
     return logits_loss(given, student.lm_head.weight, wanted, teacher.lm_head.weight, temperature)
 
 
@@ -56,6 +68,16 @@ def share_frozen_(student: Model, teacher: Model) -> int:
             saved += parameter.nbytes if parameter.data_ptr() != other.data_ptr() else 0
             parameter.data = other.data
     return saved
+
+
+def same_layers(student: Model, teacher: Model) -> frozenset[int]:
+    """Numbers of the layers whose weights both hold once (`share_frozen_`), so that none of them trains."""
+    decoders = (student.model.language_model.layers, teacher.model.language_model.layers)
+    return frozenset(
+        number
+        for number, layers in enumerate(zip(*decoders, strict=True))
+        if len({tuple(weight.data_ptr() for weight in layer.parameters()) for layer in layers}) == 1
+    )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

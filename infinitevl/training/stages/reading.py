@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import IMAGE, VIDEO, token_kinds
+from infinitevl.model.window_attention import WindowAttention
+from infinitevl.training.flops import Work
 from infinitevl.training.losses import supervised
 
 Batch = dict[str, Any]
@@ -51,6 +53,13 @@ class Layer:
         """[B, T, C] -> [B, T, C]."""
         return self.module(x, self.cos, self.sin, **_packed(self.packed))
 
+    def sees(self, length: int) -> int | None:
+        """How far attention looks back in sequences of up to `length` tokens; None for a Gated DeltaNet."""
+        mixer = self.module.self_attn
+        if not isinstance(mixer, WindowAttention):
+            return None
+        return length if mixer.window is None else min(length, mixer.window)
+
     @property
     def trains(self) -> bool:
         """Whether any of its weights receives a gradient."""
@@ -81,6 +90,29 @@ def answers(batch: Batch) -> tuple[Tensor, Tensor]:
     """Which tokens come before one that is learned, bool [B, T], and what comes after them, int64 [N]."""
     asked = supervised(batch["labels"])
     return asked, batch["labels"][:, 1:][asked[:, :-1]]
+
+
+def picked(hidden: Tensor, places: Tensor) -> Tensor:
+    """Tokens [N, C] of [B, T, C], at int64 [N] among all B T."""
+    return hidden.flatten(0, 1).index_select(0, places)
+
+
+def longest(batch: Batch) -> int:
+    """Tokens of the longest sequence that may be in a batch."""
+    lengths = batch.get("sequence_lengths")
+    return batch["input_ids"].shape[1] if lengths is None else max(lengths)
+
+
+def work(batch: Batch, num_answers: int) -> Work:
+    """What a batch asks for, padding included, with logits of so many tokens."""
+    ids = batch["input_ids"]
+    lengths = batch.get("sequence_lengths") or [ids.shape[1]] * len(ids)
+    grids = [(t, h, w) for _, _, name in _MEDIA for t, h, w in _listed(batch.get(name))]
+    return Work(tuple(lengths), tuple(grids), num_answers)
+
+
+def _listed(grids: Any) -> list[list[int]]:
+    return [] if grids is None else torch.as_tensor(grids).tolist()
 
 
 def _packed(packed: Any) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from torch import Tensor
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.training.losses import answer_loss
-from infinitevl.training.stages.reading import Batch, answers, read
+from infinitevl.training.stages.reading import Batch, answers, picked, read
 
 
 def sft(student: InfiniteVLForConditionalGeneration, batch: Batch) -> Tensor:
     """Cross-entropy, summed over the tokens of answers."""
     asked, labels = answers(batch)
-    hidden = read(student, batch).through(student)[asked]
-    return answer_loss(hidden, student.lm_head.weight, labels)
+    places = asked.flatten().nonzero()[:, 0]  # before the long way, so that the host does not wait within it
+    hidden = read(student, batch).through(student)
+    return answer_loss(picked(hidden, places), student.lm_head.weight, labels)
