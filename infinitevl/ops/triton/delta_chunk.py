@@ -29,6 +29,7 @@ class ChunkTuning:
     warps: int = 4
     stages: int = 2
     float32: str = "tf32x3"
+    solved_width: int = 0
 
 
 DEFAULT = ChunkTuning()
@@ -53,7 +54,7 @@ def delta_net_chunk_(
     _, heads, key_width, value_width = memory.shape
     chunks = prepare(
         mixed, a, b, taps, A_log, dt_bias, memory, tail, rows, num_valid,
-        tuning.prepare_block_v, tuning.prepare_warps, tuning.float32,
+        tuning.prepare_block_v, tuning.prepare_warps, tuning.float32, tuning.solved_width,
     )  # fmt: skip
     block_v, early = min(tuning.block_v, chunks.values.shape[-1]), launches_early(mixed)
     out = memory.new_empty(batch, length, heads, value_width)

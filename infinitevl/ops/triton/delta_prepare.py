@@ -55,6 +55,7 @@ def prepare(
     block_v: int,
     num_warps: int,
     float32: str,
+    solved_width: int = 0,
 ) -> Chunks:
     """Arguments as `delta_net_chunk_`; memory gives sizes only, and tail is only read."""
     batch, length = mixed.shape[:2]
@@ -75,7 +76,8 @@ def prepare(
         memory.new_empty(*place, SIZE, SIZE), length,
         *mixed.stride()[:2], *a.stride(), *b.stride(), tail.stride(0),
         H=heads, K=key_width, V=value_width, W=taps.shape[1], BK=wide_k, WIDE_V=wide_v, SIZE=SIZE,
-        PRECISION=chunks.precision, EARLY=early, BV=block_v, num_warps=num_warps, launch_pdl=early,
+        PRECISION=chunks.precision, EARLY=early, BV=block_v, SOLVED=solved_width, num_warps=num_warps,
+        launch_pdl=early,
     )  # fmt: skip
     return chunks
 
@@ -86,7 +88,7 @@ def _prepare(
     mixed_row, mixed_token, a_row, a_token, a_head, b_row, b_token, b_head, tail_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
-    BV: tl.constexpr,
+    BV: tl.constexpr, SOLVED: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, heads then value blocks of heads, rows): two kinds of programs that share nothing."""
     if EARLY:  # the scan may fetch the memory as soon as nobody before this kernel still changes it
@@ -121,7 +123,7 @@ def _prepare(
         # computed once more.
         tl.debug_barrier()
         q, k = tl.load(q_place), tl.load(k_place)
-        _relate(q, k, log_decay, beta, squares, scales, work, place, K, SIZE, PRECISION)
+        _relate(q, k, log_decay, beta, squares, scales, work, place, K, SIZE, PRECISION, SOLVED)
     else:
         blocks: tl.constexpr = (V + BV - 1) // BV
         head, block = (part - H) // blocks, (part - H) % blocks
@@ -153,7 +155,7 @@ def _conv_silu(
 @triton.jit
 def _relate(
     q, k, log_decay, beta, squares, scales, work, place,
-    K: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, SOLVED: tl.constexpr,
 ):  # fmt: skip
     """Store how the tokens of a chunk meet each other and the memory before it; q, k [SIZE, K] not normed.
 
@@ -181,7 +183,14 @@ def _relate(
     work += place * SIZE * SIZE
     tl.store(work + square, met)
     tl.debug_barrier()
-    _invert_(work, SIZE, PRECISION)
+    if SOLVED == 0:
+        _invert_(work, SIZE, PRECISION)
+    else:
+        _solve_(work, SOLVED, SIZE)
+        if SOLVED <= 16:
+            _merge_(work, 16, SIZE, PRECISION)
+        if SOLVED <= 32:
+            _merge_(work, 32, SIZE, PRECISION)
     solved = tl.load(work + square) * beta[None, :]
     _store_split(squares + square, solved, SIZE * SIZE, PRECISION)
     scales += place * 4 * SIZE + token
@@ -214,6 +223,44 @@ def _invert_(square, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     tl.debug_barrier()
     _merge_(square, BLOCK, SIZE, PRECISION)
     _merge_(square, 2 * BLOCK, SIZE, PRECISION)
+
+
+@triton.jit
+def _nothing():
+    """A tuple to which rows are added."""
+    return ()
+
+
+@triton.jit
+def _solve_(square, BLOCK: tl.constexpr, SIZE: tl.constexpr):
+    """In place: blocks of BLOCK on the diagonal of [SIZE, SIZE] float32, strictly lower triangular A, become
+    the inverse of 1 + A.
+
+    A thread owns a column, and its rows are registers: no step waits for another thread.
+    """
+    lane = tl.arange(0, SIZE)
+    column = lane % BLOCK
+    corner = square + (lane // BLOCK) * (BLOCK * (SIZE + 1))
+    solved = _nothing()
+    for row in tl.static_range(BLOCK):
+        x = tl.where(column == row, 1.0, 0.0)
+        for start in tl.static_range(0, row, 4):
+            four = tl.load(corner[:, None] + (row * SIZE + start) + tl.arange(0, 4)[None, :])
+            even, odd = tl.split(tl.reshape(four, (SIZE, 2, 2)))
+            first, third = tl.split(even)
+            second, fourth = tl.split(odd)
+            x -= first * solved[start]
+            if start + 1 < row:
+                x -= second * solved[start + 1]
+            if start + 2 < row:
+                x -= third * solved[start + 2]
+            if start + 3 < row:
+                x -= fourth * solved[start + 3]
+        solved += (x,)
+    tl.debug_barrier()
+    for row in tl.static_range(BLOCK):
+        tl.store(corner + row * SIZE + column, solved[row])
+    tl.debug_barrier()
 
 
 @triton.jit
