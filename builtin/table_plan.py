@@ -17,6 +17,7 @@ from infinitevl.training.recipes import DrawSettings, SceneSettings, Strict
 KINDS = {"S": SLIDING, "L": LINEAR, "F": FULL}
 ORDER = (DISTILL_LAYERS, DISTILL_LOGITS, SFT)
 Stage = Literal["distill-layers", "distill-logits", "sft"]
+_SAFETY = 0.9  # a pace is measured over few steps
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -165,5 +166,5 @@ def fit_steps(plan: Plan, paces: dict[str, dict[str, float]], seconds: float, nu
         (sum(shares[run][stage] * pace[stage] for stage in pace) for run, pace in paces.items() if pace),
         default=math.inf,
     )
-    steps = int(max(seconds, 0) / num_waves / slowest)
+    steps = int(_SAFETY * max(seconds, 0) / num_waves / slowest)
     return min(plan.most_steps, max(steps - steps % 20, 4))

@@ -42,7 +42,7 @@ def write_tiny(plan: Plan, folder: Path) -> Path:
     found |= {"pace_seconds": 0.1, "exam_seconds": 5, "most_steps": 8}
     found["exam"]["num_samples"] = 2
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(found))
+    path.write_text(yaml.safe_dump(found, sort_keys=False))
     return path
 
 

@@ -11,6 +11,7 @@ and a log of its own; all take the same number of steps, decided once from what 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +28,8 @@ from builtin.table_exam import write_exam
 from builtin.table_figures import draw_figures
 from builtin.table_page import write_page
 from builtin.table_plan import Plan, Row, fit_steps, read_plan, rows_of
+from builtin.table_recall import gather_recall
+from builtin.table_results import gather, read_results
 from builtin.table_row import DATA, EXAM, PACE, STEPS
 from builtin.table_tiny import write_tiny
 from infinitevl.files import atomic_write
@@ -49,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The paper's tables at a small scale.")
     parser.add_argument("--plan", type=Path, default=Path("recipes/tables/small.yaml"))
     parser.add_argument("--folder", type=Path, default=Path("runs/tables"), help="of data, logs and results")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where tables.md and figures go")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="of the page and its numbers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", help="these tables")
     parser.add_argument("--rows", nargs="*", help="these rows")
@@ -57,7 +60,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every row, instead of what the clock allows")
     parser.add_argument("--stop-after", type=float, default=9.0, help="minutes after which this call ends")
     parser.add_argument("--tiny", action="store_true", help="a tiny teacher of random weights, a few steps")
-    parser.add_argument("--draw", action="store_true", help="only write the page")
+    parser.add_argument("--draw", action="store_true", help="only write the page and the figures")
+    parser.add_argument("--commit", help="of the code that runs, for the record")
     arguments = parser.parse_args()
     plan = read_plan(arguments.plan)
     if arguments.tiny:
@@ -65,8 +69,12 @@ def main() -> None:
         plan = read_plan(arguments.plan)
     if not arguments.draw:
         run(plan, arguments)
-    write_page(plan, arguments.folder, arguments.docs)
-    draw_figures(plan, arguments.folder, arguments.docs)
+    gather(plan, arguments.folder, arguments.docs, arguments.commit)
+    gather_recall(Path(plan.recall), arguments.docs)
+    results = read_results(plan, arguments.docs)
+    write_page(results, arguments.docs)
+    if importlib.util.find_spec("matplotlib"):
+        draw_figures(results, arguments.docs)
 
 
 def run(plan: Plan, arguments: argparse.Namespace) -> None:
@@ -158,6 +166,7 @@ class Crew:
             started.log.close()
             self.working.remove(started)
             complete = started.row.result(self.runs) is not None
+            gather(self.plan, self.runs, self.arguments.docs, self.arguments.commit)
             last = (started.row.folder(self.runs) / "output.txt").read_text().splitlines()[-1:]
             print(f"{started.row.name}: {'complete' if complete else f'not complete {last}'}", flush=True)
 
