@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
 from infinitevl.processing.images import frame_patches
@@ -31,6 +32,7 @@ from infinitevl.scenes.render import FRAME_SIZE, PATCH, plan_pictures, render
 from infinitevl.scenes.streams import StreamSize, stream_sample
 from infinitevl.scenes.tasks import CHAT, Sample, Turn, about_kind, picture_sample, text_sample
 from infinitevl.scenes.world import Textures, World, load_world
+from infinitevl.state import StreamState
 from infinitevl.training.batches import FRAME_TOKENS, Writer
 
 LONGEST_ANSWER = 40
@@ -69,10 +71,16 @@ class Examiner:
         return self.reply(*self.prompts(samples, textures, world))
 
     @torch.inference_mode()
-    def reply(self, embeds: Tensor, positions: Tensor, lengths: Tensor) -> list[str]:
-        """The greedy answers to prompts [B, T, C] of `lengths` [B], with positions [3, B, T]."""
-        decoder, longest = self.model.model.language_model, embeds.shape[1] + LONGEST_ANSWER
-        state = self.model.allocate_state(len(embeds), max_length=longest)
+    def reply(
+        self, embeds: Tensor, positions: Tensor, lengths: Tensor, state: StreamState | None = None
+    ) -> list[str]:
+        """The greedy answers to prompts [B, T, C] of `lengths` [B], with positions [3, B, T].
+
+        state: what was read before, which takes prompt and answer in; None: nothing.
+        """
+        decoder = self.model.model.language_model
+        if state is None:
+            state = self.model.allocate_state(len(embeds), max_length=embeds.shape[1] + LONGEST_ANSWER)
         hidden = decoder(embeds, positions, state, lengths)
         last = hidden.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
         place = state.next_position.clone()
@@ -250,20 +258,45 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write JSON here")
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = InfiniteVLForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype).to(device)
+    model = open_model(arguments.model)
     if arguments.shuffle:
         shuffle_(model)
-    examiner = Examiner(model, Tokenizer.from_file(str(arguments.data / "tokenizer.json")))
-    count = arguments.samples or (1000 if device.type == "cuda" else 40)
-    results = []
-    for task in tasks(*scenes(arguments.data, arguments.split, device), arguments.lengths):
-        if arguments.only in task.name:
-            results.append(_timed(examiner, task, math.ceil(count * task.share), arguments.split))
+    found = examine(
+        model, arguments.data, arguments.split, arguments.lengths, arguments.samples, arguments.only
+    )
     if arguments.out:
-        facts = {"split": arguments.split, "model": str(arguments.model), "device": str(device)}
-        arguments.out.write_text(json.dumps({**facts, "results": results}, indent=1))
+        arguments.out.write_text(json.dumps({"model": str(arguments.model), **found}, indent=1))
+
+
+def open_model(folder: Path) -> InfiniteVLForConditionalGeneration:
+    """A model ready to answer many samples at once: on a GPU in bfloat16, with its weights laid out."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return InfiniteVLForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
+
+
+def examine(
+    model: InfiniteVLForConditionalGeneration,
+    data: Path,
+    split: str,
+    lengths: list[int],
+    samples: int | None = None,
+    only: str = "",
+) -> dict:
+    """The table as JSON values: every task whose name contains `only`, streams of `lengths` frames.
+
+    samples: per task; by default 1000 on a GPU, 40 on a CPU.
+    """
+    examiner = Examiner(model, Tokenizer.from_file(str(data / "tokenizer.json")))
+    is_cuda = model.device.type == "cuda"
+    if is_cuda:
+        fuse_(model)
+    count = samples or (1000 if is_cuda else 40)
+    results = []
+    for task in tasks(*scenes(data, split, model.device), lengths):
+        if only in task.name:
+            results.append(_timed(examiner, task, math.ceil(count * task.share), split))
+    return {"split": split, "device": str(model.device), "results": results}
 
 
 def _timed(examiner: Examiner, task: Task, count: int, split: str) -> dict:

@@ -1,0 +1,62 @@
+"""What a school has finished as a few files of limited size, and back.
+
+python -m builtin.pieces --take FOLDER_OF_PIECES --folder runs/builtin
+"""
+
+import argparse
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+PIECE = 15_000_000  # bytes
+NAME = "school-{:02d}.part"
+_SMALL = 2_000_000  # bytes of logs, figures and scores, which are always taken
+
+
+def keep(folder: Path, out: Path, models: Sequence[str]) -> list[Path]:
+    """Write small files of `folder` and the folders `models` in it as pieces into `out`; returns them."""
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w:gz", compresslevel=1) as archive:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and (
+                _is_small(path, folder) or name.startswith(tuple(f"{m}/" for m in models))
+            ):
+                archive.add(path, arcname=name)
+    whole, pieces = memory.getvalue(), []
+    out.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, len(whole), PIECE)):
+        pieces.append(out / NAME.format(number))
+        pieces[-1].write_bytes(whole[start : start + PIECE])
+    return pieces
+
+
+def take(pieces: Path, folder: Path) -> None:
+    """Put back into `folder` what `keep` wrote into `pieces`."""
+    whole = b"".join(piece.read_bytes() for piece in sorted(pieces.glob(NAME.format(0).replace("00", "*"))))
+    with tarfile.open(fileobj=io.BytesIO(whole), mode="r:gz") as archive:
+        archive.extractall(folder, filter="data")
+
+
+def _is_small(path: Path, folder: Path) -> bool:
+    """Scores, plans, marks, logs and figures, but nothing of a model's folder or of a compiler's cache."""
+    parts = path.relative_to(folder).parts
+    is_kind = path.suffix in {".json", ".jsonl", ".png"}
+    return (
+        is_kind
+        and not {"model", "adapter", "student", "inductor"} & set(parts)
+        and path.stat().st_size < _SMALL
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Put the pieces of a school back into its folder.")
+    parser.add_argument("--take", type=Path, required=True, help="folder of the pieces")
+    parser.add_argument("--folder", type=Path, default=Path("runs/builtin"))
+    arguments = parser.parse_args()
+    take(arguments.take, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The school with tiny numbers: every step runs, nothing is learnt."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from infinitevl.training.recipe import Recipe as TeacherRecipe
+from infinitevl.training.recipes import DrawSettings, LongSft, LoraSettings, Recipe
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How tiny. lengths: frames of streams in exams."""
+
+    num_steps: int = 2
+    num_pictures: int = 4
+    samples: int = 2
+    lengths: tuple[int, ...] = (4, 8)
+    longest: int = 16  # frames in a bucket
+
+
+def tiny_teacher(recipe: TeacherRecipe, sizes: Sizes) -> TeacherRecipe:
+    """A model of a thousandth of the size, from nothing, in a few steps."""
+    decoder = recipe.decoder | {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "layer_types": recipe.decoder["layer_types"][:4],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "mrope_section": [2, 3, 3],
+    }
+    vision = recipe.vision | {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
+    tiny: dict[str, Any] = {
+        "vision": vision,
+        "decoder": decoder,
+        "start_from": None,
+        "num_pictures": sizes.num_pictures,
+    }
+    return dataclasses.replace(recipe, **tiny)
+
+
+def tiny_recipe(recipe: Recipe, sizes: Sizes) -> Recipe:
+    """The same stage with few pictures, short streams and small adapters, in float32."""
+    scenes = recipe.data.scenes
+    assert scenes is not None
+    draws = [_tiny_draw(draw, sizes) for draw in scenes.draws]
+    data = recipe.data.model_copy(update={"scenes": scenes.model_copy(update={"draws": draws})})
+    changes: dict[str, Any] = {"data": data, "precision": "float32", "compile": False}
+    if isinstance(recipe, LongSft):
+        changes["lora"] = LoraSettings(rank=4, alpha=8)
+    return recipe.model_copy(update=changes)
+
+
+def _tiny_draw(draw: DrawSettings, sizes: Sizes) -> DrawSettings:
+    kept = {name: weight for name, weight in draw.buckets.items() if _frames(name) <= sizes.longest}
+    return DrawSettings(num_pictures=sizes.num_pictures, buckets=kept)
+
+
+def _frames(bucket: str) -> int:
+    digits = bucket.lstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits) if digits else 1

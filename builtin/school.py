@@ -1,0 +1,333 @@
+"""The built-in model through the published pipeline: teacher, surgery, stages 1a, 1b, 2 and 3, scores.
+
+    python -m builtin.school                            # all of it, about 20 minutes of one H200
+    python -m builtin.school --stop-after 9 --until sft # ends after 9 minutes or after stage 2 ...
+    python -m builtin.school                            # ... and goes on from where it was
+    python -m builtin.school --tiny --folder runs/tiny  # a rehearsal with tiny numbers, on a CPU
+
+A step that is finished is left out. How many steps a stage takes follows from its seconds (`SECONDS`) and
+from its pace, which is measured first and written beside it. school.jsonl says how long everything took.
+"""
+
+import argparse
+import contextlib
+import functools
+import gc
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from builtin import recall
+from builtin.evaluate import examine, open_model
+from builtin.pieces import keep
+from builtin.rehearsal import Sizes, tiny_recipe, tiny_teacher
+from builtin.train import export
+from infinitevl.files import atomic_write
+from infinitevl.scenes import splits
+from infinitevl.scenes.world import load_world
+from infinitevl.training.course import ADAPTER, MODEL, teach
+from infinitevl.training.log import draw_curves
+from infinitevl.training.loop import Options, Trainer
+from infinitevl.training.recipe import Recipe as TeacherRecipe
+from infinitevl.training.recipes import DistillLayers, DistillLogits, Recipe, read_recipe
+from infinitevl.training.run import CHECKPOINT, LOG
+from infinitevl.training.surgery import StudentPlan, make_student, save_student
+
+SECONDS = {"distill_layers": 35.0, "distill_logits": 70.0, "sft": 200.0, "long_sft": 130.0}
+BEFORE = {
+    "distill_layers": "student",
+    "distill_logits": "distill_layers/model",
+    "sft": "distill_logits/model",
+}
+BEFORE["long_sft"] = "sft/model"
+WINDOW, INITIALIZER_RANGE = 64, 0.0625  # of the student; hidden_size^-0.5
+TRIAL_STEPS = 36  # of which the last third is measured
+OPENING = 60.0  # seconds for loading, compiling and measuring before a stage
+SCORES, RECALL, DONE = "scores", "recall", "done"
+
+
+class Stopped(Exception):
+    """The time of this call is over; what is done so far lies on the disk."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the school. seconds: that it is likely to take; without so many left it is not begun."""
+
+    name: str
+    seconds: float
+    run: Callable[[], None]
+
+
+class School:
+    """A folder in which one step after another is finished.
+
+    Args:
+        sizes: of a rehearsal; None for the real thing. stop_after: seconds that this call may take.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        data: Path = Path(".data"),
+        recipes: Path = Path("recipes/small"),
+        *,
+        workers: int = 14,
+        stop_after: float = 1e9,
+        scale: float = 1.0,
+        sizes: Sizes | None = None,
+    ):
+        self.folder, self.data, self.recipes = folder, data, recipes
+        self.workers, self.scale, self.sizes = workers, scale, sizes
+        self.ends = time.perf_counter() + stop_after
+        self.finished: list[str] = []
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((folder / "inductor").absolute()))
+
+    def steps(self) -> list[Step]:
+        """All steps, in order."""
+        teacher = 60 * self._teacher_recipe().minutes * self.scale
+        stages = [
+            Step(name, OPENING + seconds * self.scale, functools.partial(self.stage, name))
+            for name, seconds in SECONDS.items()
+        ]
+        return [
+            Step("teacher", teacher + OPENING, self.teacher),
+            Step("student", 10, self.student),
+            *stages[:2],
+            self._exam("teacher", splits.TEST),
+            *stages[2:],
+            self._exam("sft", splits.TEST),
+            self._exam("long_sft", splits.TEST),
+            Step(RECALL, 120, self.recall),
+            *(self._exam(name, splits.VALIDATION) for name in ("sft", "long_sft", "teacher")),
+        ]
+
+    def go(self, until: str | None = None) -> bool:
+        """Every step that is not finished, up to `until`; returns whether all of them are."""
+        for step in self.steps():
+            if not self._done(step.name).exists() and not self._try(step):
+                return False
+            if step.name == until:
+                break
+        return True
+
+    def _try(self, step: Step) -> bool:
+        """Whether to go on with the next step; a failed exam is no reason to stop."""
+        start = time.perf_counter()
+        begun = step.name in SECONDS and (self.folder / step.name / CHECKPOINT).exists()
+        if self.left < step.seconds and not begun and not self._can_pause(step.name):
+            self._tell(step.name, "no time left for it in this call", 0.0)
+            return False
+        try:
+            step.run()
+        except Stopped:
+            self._tell(step.name, "stopped, goes on in the next call", time.perf_counter() - start)
+            return False
+        except Exception:
+            traceback.print_exc()
+            self._tell(step.name, "failed", time.perf_counter() - start)
+            return step.name.startswith(("exam", RECALL))
+        passed = time.perf_counter() - start
+        self._tell(step.name, "done", passed)
+        self.finished.append(step.name)
+        _write(self._done(step.name), {"seconds": round(passed, 1), "device": _device_name()})
+        gc.collect()
+        torch._dynamo.reset()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
+    @property
+    def left(self) -> float:
+        """Seconds of this call that are left."""
+        return self.ends - time.perf_counter()
+
+    # ------ the steps
+
+    def teacher(self) -> None:
+        """Full attention in every layer, by the clock of its recipe."""
+        recipe, folder = self._teacher_recipe(), self.folder / "teacher"
+        world, textures = load_world(self.data / "train.pack", device=self.device)
+        tokenizer = self.data / "tokenizer.json"
+        options = Options(
+            folder,
+            self.device,
+            0 if self.sizes else self.workers,
+            compile=self.device.type == "cuda",
+            num_steps=self.sizes.num_steps if self.sizes else None,
+            stop_after=self.left / 60 - 0.3,
+            log_every=1 if self.sizes else 25,
+        )
+        trainer = Trainer(recipe, world, textures, Tokenizer.from_file(str(tokenizer)), options)
+        if trainer.checkpoint.exists():
+            trainer.resume()
+        if not trainer.run():
+            raise Stopped
+        with contextlib.suppress(ImportError):
+            draw_curves(folder / "log.jsonl", folder / "curves.png")
+        export(trainer, folder / MODEL, tokenizer)
+        trainer.checkpoint.unlink()
+
+    def student(self) -> None:
+        """Window attention and new Gated DeltaNets in the teacher's place."""
+        shutil.rmtree(self.folder / "student", ignore_errors=True)
+        plan = StudentPlan(window=WINDOW, initializer_range=INITIALIZER_RANGE)
+        teacher = self.folder / "teacher" / MODEL
+        missing = save_student(make_student(teacher, plan), teacher, self.folder / "student")
+        assert missing is None, missing
+
+    def stage(self, name: str) -> None:
+        """One of the four stages, in as many steps as fit into its seconds."""
+        recipe, out = self._recipe(name), self.folder / name
+        plan = self.folder / f"{name}.json"
+        if not plan.exists():
+            _write(plan, self._plan(recipe, SECONDS[name] * self.scale))
+        decided = json.loads(plan.read_text())
+        recipe = recipe.model_copy(update={"num_steps": decided["num_steps"]})
+        allowed = int((self.left - 20) / max(decided["pace"], 1e-9))
+        resume = (out / CHECKPOINT).exists()
+        if allowed < 1:
+            raise Stopped
+        stop_after = allowed if allowed < decided["num_steps"] else None
+        if teach(recipe, resume=resume, stop_after=stop_after) is None:
+            raise Stopped
+        (out / CHECKPOINT).unlink(missing_ok=True)
+
+    def _plan(self, recipe: Recipe, seconds: float) -> dict:
+        """How many steps fit into so many seconds."""
+        if self.sizes:
+            return {"num_steps": self.sizes.num_steps, "pace": 0.0}
+        trial = Path(recipe.out).with_name("trial")
+        shutil.rmtree(trial, ignore_errors=True)
+        short = {"out": str(trial), "num_steps": 2 * TRIAL_STEPS, "log_every": TRIAL_STEPS // 3}
+        teach(recipe.model_copy(update=short), stop_after=TRIAL_STEPS)
+        last = json.loads((trial / LOG).read_text().splitlines()[-1])
+        shutil.rmtree(trial)
+        gc.collect()
+        pace = last["seconds_left"] / (2 * TRIAL_STEPS - last["step"])
+        return {"num_steps": max(10, int(seconds / pace)), "pace": round(pace, 5), "seconds": seconds}
+
+    def _exam(self, name: str, split: str) -> Step:
+        return Step(f"exam-{name}-{split}", 60, lambda: self.exam(name, split))
+
+    def exam(self, name: str, split: str) -> None:
+        """Scores of a model on a split; the model of a step that is not here is an error."""
+        sizes = self.sizes
+        lengths, samples = (list(sizes.lengths), sizes.samples) if sizes else ([4, 16, 64, 256], None)
+        if split == splits.VALIDATION and not sizes:
+            samples = 300
+        found = examine(open_model(self.folder / name / MODEL), self.data, split, lengths, samples)
+        (self.folder / SCORES).mkdir(exist_ok=True)
+        _write(self.folder / SCORES / f"{name}-{split}.json", {"model": name, **found})
+
+    def recall(self) -> None:
+        """Recall against the length of a stream, for whatever models are here."""
+        names = {"stage 2": "sft", "stage 3": "long_sft"}
+        models = {title: open_model(self.folder / name / MODEL) for title, name in names.items()}
+        if (self.folder / "teacher" / MODEL).exists():
+            models |= recall.with_teacher(self.folder / "teacher" / MODEL, WINDOW)
+        sizes = self.sizes
+        extent = recall.Extent(sizes.lengths, sizes.samples, 8) if sizes else recall.Extent()
+        recall.save(recall.run(models, self.data, splits.TEST, extent), self.folder / RECALL)
+
+    # ------ recipes, marks
+
+    def _recipe(self, name: str) -> Recipe:
+        """A stage's recipe with this school's folders, data and workers."""
+        recipe = read_recipe(self.recipes / f"{name}.yaml")
+        if self.sizes:
+            recipe = tiny_recipe(recipe, self.sizes)
+        assert recipe.data.scenes is not None
+        scenes = recipe.data.scenes.model_copy(update={"pack": str(self.data / "train.pack")})
+        workers = 0 if self.sizes else self.workers
+        changes: dict[str, Any] = {
+            "student": str(self.folder / BEFORE[name]),
+            "out": str(self.folder / name),
+            "data": recipe.data.model_copy(update={"scenes": scenes, "workers": workers}),
+            "compile": recipe.compile and self.device.type == "cuda",
+        }
+        if isinstance(recipe, DistillLayers | DistillLogits):
+            changes["teacher"] = str(self.folder / "teacher" / MODEL)
+        return recipe.model_copy(update=changes)
+
+    def _teacher_recipe(self) -> TeacherRecipe:
+        recipe = TeacherRecipe.read(self.recipes / "teacher.yaml")
+        return tiny_teacher(recipe, self.sizes) if self.sizes else recipe
+
+    def _can_pause(self, name: str) -> bool:
+        """Whether a step that was begun goes on in the next call, and this one has a minute for it."""
+        return (name == "teacher" or name in SECONDS) and self.left > OPENING + 30
+
+    def _done(self, name: str) -> Path:
+        return self.folder / DONE / f"{name}.json"
+
+    def _tell(self, name: str, what: str, seconds: float) -> None:
+        line = {"step": name, "what": what, "seconds": round(seconds, 1), "at": time.strftime("%H:%M:%S")}
+        print(json.dumps(line), flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "school.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def _write(path: Path, found: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(found, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The built-in model through the published pipeline.")
+    parser.add_argument("--folder", type=Path, default=Path("runs/builtin"))
+    parser.add_argument("--data", type=Path, default=Path(".data"), help="folder of build_data")
+    parser.add_argument("--recipes", type=Path, default=Path("recipes/small"))
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--until", help="the last step of this call")
+    parser.add_argument("--stop-after", type=float, default=1e7, help="minutes that this call may take")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the seconds that the stages take")
+    parser.add_argument("--tiny", action="store_true", help="rehearse every step with tiny numbers")
+    parser.add_argument("--keep", type=Path, help="write what this call finished here, in files of 15 MB")
+    arguments = parser.parse_args()
+    school = School(
+        arguments.folder,
+        arguments.data,
+        arguments.recipes,
+        workers=arguments.workers,
+        stop_after=60 * arguments.stop_after,
+        scale=arguments.scale,
+        sizes=Sizes() if arguments.tiny else None,
+    )
+    complete = school.go(arguments.until)
+    if arguments.keep:
+        keep(arguments.folder, arguments.keep, [*models_of(school.finished)])
+    print("complete" if complete else "goes on with the same command", flush=True)
+
+
+def models_of(steps: list[str]) -> list[str]:
+    """Folders of the models that these steps made, and that a later call or the package needs."""
+    wanted = {
+        "teacher": f"teacher/{MODEL}",
+        "distill_logits": f"distill_logits/{MODEL}",
+        "sft": f"sft/{MODEL}",
+    }
+    wanted["long_sft"] = f"long_sft/{ADAPTER}"
+    if "sft" in steps:
+        wanted.pop("distill_logits")
+    return [folder for step, folder in wanted.items() if step in steps]
+
+
+if __name__ == "__main__":
+    main()
