@@ -244,18 +244,8 @@ def _solve_(square, BLOCK: tl.constexpr, SIZE: tl.constexpr):
     solved = _nothing()
     for row in tl.static_range(BLOCK):
         x = tl.where(column == row, 1.0, 0.0)
-        for start in tl.static_range(0, row, 4):
-            four = tl.load(corner[:, None] + (row * SIZE + start) + tl.arange(0, 4)[None, :])
-            even, odd = tl.split(tl.reshape(four, (SIZE, 2, 2)))
-            first, third = tl.split(even)
-            second, fourth = tl.split(odd)
-            x -= first * solved[start]
-            if start + 1 < row:
-                x -= second * solved[start + 1]
-            if start + 2 < row:
-                x -= third * solved[start + 2]
-            if start + 3 < row:
-                x -= fourth * solved[start + 3]
+        for before in tl.static_range(row):
+            x -= tl.load(corner + (row * SIZE + before)) * solved[before]
         solved += (x,)
     tl.debug_barrier()
     for row in tl.static_range(BLOCK):
