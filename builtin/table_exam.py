@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from builtin.evaluate import FRAMES_AT_ONCE, Examiner, Task, scenes, tasks
 from builtin.table_plan import Plan
 from infinitevl.files import atomic_write
+from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.scenes import splits
 from infinitevl.scenes.tasks import tidy
@@ -53,6 +54,8 @@ def _pages(examiner: Examiner, task: Task, count: int) -> list[dict[str, Any]]:
 def sit(plan: Plan, model: InfiniteVLForConditionalGeneration, path: Path) -> dict[str, dict[str, int]]:
     """The number of right answers of `model`, and of samples, by task."""
     examiner = Examiner(model, Tokenizer.from_file(str(plan.tokenizer)))
+    if model.device.type == "cuda":
+        fuse_(model)
     exam = torch.load(path, map_location=model.device, weights_only=True)
     return {name: _marks(examiner, pages) for name, pages in exam.items()}
 

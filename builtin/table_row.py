@@ -7,11 +7,13 @@ the steps are decided for all (`steps.json`); one that was stopped goes on where
 """
 
 import argparse
+import contextlib
+import copy
 import functools
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,12 @@ class Student:
 
     def begin(self, stage: str, num_steps: int, first: int, runs: Path, folder: Path) -> Run:
         """A stage of `num_steps`, from step `first` of the row; trained weights are float32 from here on."""
+        self.model = copy.deepcopy(self.model)  # parameters on which an earlier run left nothing
         freeze_(self.model, self.kinds, stage)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.dtype)
-        lesson = Lesson(self.model, self._loss(stage), self.dtype if self.device.type == "cuda" else None)
+        precision = None if self.dtype == torch.float32 else self.dtype
+        lesson = Lesson(self.model, self._loss(stage), precision)
         feed = StoredFeed(runs / DATA, self.row.seed, first)
         settings = Settings(
             num_steps,
@@ -77,6 +81,12 @@ class Student:
             identity={"row": self.row.name, "stage": stage, "steps": num_steps, "first": first},
         )
         return Run(Teaching(lesson, feed, _count(stage)), settings, folder, Accelerator())
+
+    @contextlib.contextmanager
+    def kernels(self) -> Iterator[None]:
+        """Within it student and teacher run on kernels that train fast."""
+        with training_kernels(self.model, self.dtype), training_kernels(self.teacher, self.dtype):
+            yield
 
     def _loss(self, stage: str) -> Callable[[Batch], Tensor]:
         if stage == DISTILL_LAYERS:
@@ -117,9 +127,7 @@ def run_row(plan: Plan, row: Row, runs: Path, device: torch.device, until: float
         if not (runs / STEPS).exists():
             student = _measure(student, runs, folder, until)
         steps = row.plan.steps(_total_steps(runs / STEPS, until))
-    with training_kernels(student.model, student.dtype), training_kernels(student.teacher, student.dtype):
-        taught = _teach(student, steps, runs, folder, until)
-    if not taught:
+    if not _teach(student, steps, runs, folder, until):
         return False
     trained = _trained(student)
     student.model.eval().to(student.dtype)
@@ -149,13 +157,14 @@ def _teach(student: Student, steps: dict[str, int], runs: Path, folder: Path, un
         if (folder / stage / CHECKPOINT).exists():
             run.resume()
         start = time.perf_counter()
-        while run.step < num_steps and time.time() < until:
-            run.go(_AT_ONCE)
-        if run.step < num_steps:
-            run.save()
+        with student.kernels():
+            while run.step < num_steps and time.time() < until:
+                run.go(_AT_ONCE)
         _add_seconds(folder, time.perf_counter() - start)
         if run.step < num_steps:
+            run.save()
             return False
+        run.spread.restore()
         first += num_steps
     return True
 
@@ -163,10 +172,11 @@ def _teach(student: Student, steps: dict[str, int], runs: Path, folder: Path, un
 def _measure(student: Student, runs: Path, folder: Path, until: float) -> Student:
     """Write how many seconds a step of each stage takes; returns a student that has learnt nothing."""
     aside, pace = folder / "pace", {}
-    with training_kernels(student.model, student.dtype), training_kernels(student.teacher, student.dtype):
-        for stage in ORDER:
-            if stage in student.row.plan.stages and time.time() < until:
-                pace[stage] = _seconds_a_step(student.begin(stage, _FAR, 0, runs, aside), student.plan)
+    for stage in ORDER:
+        if stage in student.row.plan.stages and time.time() < until:
+            run = student.begin(stage, _FAR, 0, runs, aside)
+            with student.kernels():
+                pace[stage] = _seconds_a_step(run, student.plan)
     shutil.rmtree(aside, ignore_errors=True)
     with atomic_write(folder / PACE) as path:
         path.write_text(json.dumps(pace))
