@@ -1,5 +1,6 @@
 """`infinitevl bench`: measurements as lines of JSON, and the figures drawn from them."""
 
+import os
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,6 +181,50 @@ def memory(
     from infinitevl.bench import memory as benchmark
 
     benchmark.run(bench, _list("--tokens", tokens, benchmark.TOKENS), mode.value)
+
+
+class Stage(StrEnum):
+    """Stages whose steps can be measured."""
+
+    distill_layers = "distill-layers"
+    distill_logits = "distill-logits"
+    sft = "sft"
+    long_sft = "long-sft"
+
+
+@command(app)
+def train(
+    stage: Annotated[Stage, typer.Option("--stage", help="Which stage's step.")] = Stage.sft,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=64, help="Of a packed row; default: 8192, long-sft 32768.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of a step, over all processes.")] = 2,
+    steps: Annotated[int | None, typer.Option("--steps", min=2, help="Steps; default: by stage.")] = None,
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--checkpointing/--no-checkpointing",
+            help="Compute activations anew; default: one process only where they do not fit, several always.",
+        ),
+    ] = None,
+    size: SizeOption = Size.builtin,
+    device: DeviceOption = None,
+    dtype: NumberOption = Dtype.auto,
+    out: OutOption = None,
+    commit: CommitOption = None,
+) -> None:
+    """Time, memory and losses of a training step; with torchrun on several GPUs, and how that scales."""
+    bench = _bench("train", size, device, dtype, 1, False, out, commit)
+    from infinitevl.bench import train as benchmark
+    from infinitevl.errors import InputError
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > rows:
+        raise InputError(f"--rows is {rows}: every process needs a row; give at least as many as there are.")
+    name = stage.value
+    plan = benchmark.Plan(
+        name, tokens or benchmark.TOKENS[name], rows, steps or benchmark.STEPS[name], checkpointing
+    )
+    benchmark.run(bench, plan)
 
 
 @command(app)

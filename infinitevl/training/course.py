@@ -21,7 +21,17 @@ from infinitevl.training.journal import draw_loss
 from infinitevl.training.lora import add_adapters, merged
 from infinitevl.training.parts import freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
-from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching, read_checkpoint
+from infinitevl.training.run import (
+    CHECKPOINT,
+    LOG,
+    Feed,
+    Lesson,
+    Run,
+    Settings,
+    Teaching,
+    processes,
+    read_checkpoint,
+)
 from infinitevl.training.scenes import SceneFeed
 from infinitevl.training.sharding import Sharded
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
@@ -45,7 +55,7 @@ class Course:
     teacher: InfiniteVLForConditionalGeneration | None
     adapted: Any
     processor: InfiniteVLProcessor
-    feed: PackedFeed | SceneFeed
+    feed: Feed
     dtype: torch.dtype
     bytes_shared: int
     same: frozenset[int]
@@ -80,11 +90,16 @@ def open_student(recipe: Recipe) -> tuple[InfiniteVLForConditionalGeneration, An
     """The model to start from, where exactly the weights of the stage train; and the peft model around it, if
     there are adapters."""
     student = InfiniteVLForConditionalGeneration.from_pretrained(recipe.student, dtype="auto")
+    return student, choose_weights_(student, recipe)
+
+
+def choose_weights_(student: InfiniteVLForConditionalGeneration, recipe: Recipe) -> Any:
+    """Let exactly the weights of the stage train; returns the peft model around it, if there are adapters."""
     torch.manual_seed(recipe.seed)
     if isinstance(recipe, LongSft):
-        return student, add_adapters(student, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+        return add_adapters(student, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     freeze_(student, student.config.text_config.layer_types, recipe.stage)
-    return student, None
+    return None
 
 
 def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
@@ -94,21 +109,34 @@ def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
         InfiniteVLError: a model, its processor or data that cannot be used.
     """
     student, adapted = open_student(recipe)
-    processor, dtype = InfiniteVLProcessor.from_pretrained(recipe.student), student.dtype
-    weights = Weights.of(student, len(student.config.text_config.layer_types))
-    _place_(student, recipe.precision, accelerator.device)
+    processor = InfiniteVLProcessor.from_pretrained(recipe.student)
+    teacher = load_teacher(recipe.teacher) if isinstance(recipe, DistillLayers | DistillLogits) else None
+    feed = _open_feed(recipe, processor, student, accelerator)
+    return set_up(recipe, student, adapted, teacher, processor, feed, accelerator.device)
+
+
+def set_up(
+    recipe: Recipe,
+    student: InfiniteVLForConditionalGeneration,
+    adapted: Any,
+    teacher: InfiniteVLForConditionalGeneration | None,
+    processor: InfiniteVLProcessor,
+    feed: Feed,
+    device: torch.device,
+) -> Course:
+    """Models whose trainable weights are chosen, ready to learn on a device; what both hold is held once."""
+    dtype, weights = student.dtype, Weights.of(student, len(student.config.text_config.layer_types))
+    _place_(student, recipe.precision, device)
     if recipe.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    teacher, shared, same = None, 0, frozenset[int]()
-    if isinstance(recipe, DistillLayers | DistillLogits):
-        teacher = load_teacher(recipe.teacher)
-        _place_(teacher, recipe.precision, accelerator.device)
+    shared, same = 0, frozenset[int]()
+    if teacher is not None:
+        _place_(teacher, recipe.precision, device)
         shared, same = share_frozen_(student, teacher), same_layers(student, teacher)
     if recipe.compile:
         for model in (student, teacher):
             if model is not None:
                 compile_layers_(model)
-    feed = _open_feed(recipe, processor, student, accelerator)
     return Course(recipe, student, teacher, adapted, processor, feed, dtype, shared, same, weights)
 
 
@@ -153,7 +181,7 @@ def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None
     folder = Path(recipe.out)
     if not resume and (folder / CHECKPOINT).exists():
         raise InfiniteVLError(f"{folder} holds a run already. Add --resume, or give another folder as `out`.")
-    accelerator = Accelerator()
+    accelerator = processes()
     course = open_course(recipe, accelerator)
     precision = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
     lesson = Lesson(course.student, course.loss, precision, course.teacher)
@@ -214,7 +242,7 @@ def export(recipe: Recipe) -> Path:
     """
     folder = Path(recipe.out)
     read_checkpoint(folder)  # before anything large is loaded
-    accelerator = Accelerator()
+    accelerator = processes()
     course = open_course(recipe, accelerator)
     teaching = Teaching(Lesson(course.student, course.loss), course.feed, course.count)
     run = Run(teaching, settings(recipe), folder, accelerator)
@@ -229,7 +257,7 @@ def fast_kernels(course: Course) -> Iterator[None]:
     """Within it student and teacher run on kernels that train fast."""
     dtype = getattr(torch, course.recipe.precision)
     reader = course.student if course.teacher is None else course.teacher
-    if course.recipe.data.scenes is not None and reader.device.type == "cuda":
+    if course.recipe.precision == "bfloat16" and reader.device.type == "cuda":
         fuse_(reader.model.visual)  # frozen in every stage, and half of the work where pictures are many
     with contextlib.ExitStack() as stack:
         for model in (course.student, course.teacher):

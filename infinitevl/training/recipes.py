@@ -196,10 +196,19 @@ def read_recipe(path: str | Path) -> Recipe:
         raise InputError(f"{file} is no readable recipe: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is no recipe: it holds {type(found).__name__}, not settings.")
+    return parse_recipe(found, str(file))
+
+
+def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        InputError: settings that are unknown, missing or out of range, by name.
+    """
     try:
         return _ANY.validate_python(found)
     except ValidationError as error:
-        raise InputError(f"{file}: {'; '.join(_told(problem) for problem in error.errors())}") from error
+        raise InputError(f"{where}: {'; '.join(_told(problem) for problem in error.errors())}") from error
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:

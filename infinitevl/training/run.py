@@ -54,6 +54,10 @@ class Settings:
 class Feed(Protocol):
     """What a run learns from, step after step."""
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Bad samples of this process so far: the reason by place."""
+
     def next(self) -> Sequence[Batch]:
         """This process's part of the next step, at least one batch."""
 
@@ -106,6 +110,11 @@ class Lesson(nn.Module):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+
+def processes(on_cpu: bool = False) -> Accelerator:
+    """This process among those that torchrun started, if it did, each with a device of its own."""
+    return Accelerator(cpu=on_cpu)
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -164,10 +173,10 @@ class Run:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.feed.next()
         facts = self._facts(batches)
-        batches = [to_device(batch, self.accelerator.device) for batch in batches]
+        batches = [self.placed(batch) for batch in batches]
         # after the data, whose loader may draw numbers too
         torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * world + rank)
-        mine = self._backward(batches, world / max(facts["answers"], 1)) / world
+        mine = self.gradients(batches, world / max(facts["answers"], 1)) / world
         norm = self.spread.norm()
         loss, gradient = torch.stack([self._sum(mine), norm.to(mine)]).tolist()
         self._check_finite(loss, gradient)
@@ -178,10 +187,15 @@ class Run:
             "gradient_norm": gradient,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        self.journal.add(facts["tokens"], facts.pop("flops"))
+        flops = facts.pop("flops")
+        self.journal.add(facts["tokens"], flops)
         if self.step % self.settings.log_every == 0 or self.step == self.settings.num_steps:
             self.journal.write(self.step, told | facts)
-        return told | facts
+        return {**told, **facts, "flops": flops}
+
+    def placed(self, batch: Batch) -> Batch:
+        """A batch on this process's device."""
+        return to_device(batch, self.accelerator.device)
 
     def _facts(self, batches: Sequence[Batch]) -> dict[str, Any]:
         """Tokens, those that the loss is over, and operations of the step, over all processes."""
@@ -193,7 +207,7 @@ class Run:
             numbers = self._sum(mine).tolist()
         return {"tokens": int(numbers[0]), "answers": int(numbers[1]), "flops": numbers[2]}
 
-    def _backward(self, batches: Sequence[Batch], scale: float) -> Tensor:
+    def gradients(self, batches: Sequence[Batch], scale: float) -> Tensor:
         """Gradients of all batches of the step together; processes exchange them once, with the last one.
 
         Returns the loss, which stays on the device: a look at it would make the host wait.

@@ -145,8 +145,8 @@ class Sharded:
     """Every process holds a part of each matrix of the decoder's layers; a layer is whole while it computes.
 
     All else stays whole in every process: vectors and taps, because they are small and compute in float32;
-    what is frozen outside of the layers (vision encoder, embedding, LM head), because a process whose batch has
-    no picture would leave the others waiting for its part.
+    what is frozen outside of the layers (vision encoder, embedding, LM head), because a process whose batch
+    has no picture would leave the others waiting for its part.
     """
 
     def __init__(self, lesson: nn.Module, device: torch.device, precision: torch.dtype | None):

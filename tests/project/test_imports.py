@@ -21,7 +21,7 @@ ROOMS = {
     "model": {"config", "ops", "state"},
     "engine": {"config", "model", "processing", "state", "state_file"},
     "training": {"config", "model", "processing", "scenes", "state"},
-    "bench": {"config", "engine", "model", "ops", "processing", "state"},
+    "bench": {"config", "engine", "model", "ops", "processing", "state", "training"},
     "evaluation": {"engine", "processing", "scenes"},
     "server": {"engine", "processing"},
 }

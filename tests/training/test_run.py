@@ -78,7 +78,7 @@ def test_accumulated_is_one_big_batch(tmp_path):
     gradients = []
     for run in runs:
         batches = run.feed.next()
-        run._backward(batches, 1 / sum(run.count(batch) for batch in batches))
+        run.gradients(batches, 1 / sum(run.count(batch) for batch in batches))
         gradients.append({name: weight.grad for name, weight in run.trained.items()})
     for other in gradients[1:]:
         assert all(relative_error(other[name], wanted) < 1e-4 for name, wanted in gradients[0].items())

@@ -1,0 +1,258 @@
+"""A step of a training stage on random weights: its time, memory, and share of the speed of a large product.
+
+Under torchrun every process takes its rows of the same steps, weights are sharded (FSDP2), and losses can be
+compared with those of one process, line by line of the same file.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infinitevl.bench.bench import Bench
+from infinitevl.bench.clock import Timing, measure, synchronize
+from infinitevl.bench.record import Record, read_records
+from infinitevl.bench.sizes import FRAME_SIZES, model_of_size, random_model
+from infinitevl.config import FULL, InfiniteVLConfig
+from infinitevl.training.course import Course, choose_weights_, fast_kernels, set_up
+from infinitevl.training.losses import IGNORED
+from infinitevl.training.parts import DISTILL_LAYERS, DISTILL_LOGITS, LONG_SFT, SFT, Part, part_of
+from infinitevl.training.recipes import Recipe, parse_recipe
+from infinitevl.training.run import Lesson, Run, Settings, Teaching, processes
+from infinitevl.training.stages.reading import Batch
+
+TOKENS = {SFT: 8192, LONG_SFT: 32768, DISTILL_LAYERS: 8192, DISTILL_LOGITS: 8192}
+STEPS = {SFT: 20, LONG_SFT: 6, DISTILL_LAYERS: 10, DISTILL_LOGITS: 10}
+_PARTS = (2, 4, 8, 8)  # a packed row: its half, its quarter and two eighths
+_PRODUCT = {"cuda": 8192, "cpu": 512}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    tokens: of a packed row. rows: of a step, over all processes. checkpointing: None tries without it first.
+    """
+
+    stage: str
+    tokens: int
+    rows: int
+    steps: int
+    checkpointing: bool | None
+
+
+class RandomRows:
+    """Packed rows that follow from their number: a quarter of the tokens are pictures, half are answers."""
+
+    def __init__(self, config: InfiniteVLConfig, plan: Plan, side: int, device: torch.device, place: Any):
+        self.config, self.plan, self.device, self.step = config, plan, device, 0
+        self.rank, self.world_size = place.process_index, place.num_processes
+        self.skipped: dict[str, str] = {}
+        vision = config.vision_config
+        self.grid = (1, side // vision.patch_size, side // vision.patch_size)
+        self.tokens_of_picture = self.grid[1] * self.grid[2] // vision.spatial_merge_size**2
+        self.patches = torch.randn(self.grid[1] * self.grid[2], vision.patch_dim)
+
+    def next(self) -> Sequence[Batch]:
+        """This process's rows of the next step."""
+        first, self.step = self.step * self.plan.rows, self.step + 1
+        return [self.row(first + number) for number in range(self.rank, self.plan.rows, self.world_size)]
+
+    def row(self, number: int) -> Batch:
+        """One row of four sequences."""
+        generator = torch.Generator().manual_seed(number)
+        lengths = [self.plan.tokens // part for part in _PARTS]
+        most = min(256, self.config.text_config.vocab_size)
+        ids = torch.randint(0, most, (1, sum(lengths)), generator=generator)
+        labels, start, pictures = ids.clone(), 0, 0
+        for length in lengths:
+            fitting = length // 4 // self.tokens_of_picture
+            ids[0, start : start + fitting * self.tokens_of_picture] = self.config.image_token_id
+            labels[0, start : start + length // 2] = IGNORED
+            start, pictures = start + length, pictures + fitting
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        row = {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": positions.expand(3, 1, -1),
+            "sequence_lengths": lengths,
+        }
+        return row | (self._pictures(pictures) if pictures else {})
+
+    def _pictures(self, count: int) -> dict[str, Tensor]:
+        """The same picture so many times: what it shows does not change how long it takes."""
+        patches = self.patches.to(self.device)  # as a loader that reads ahead would have it
+        return {
+            "pixel_values": patches.repeat(count, 1),
+            "image_grid_thw": torch.tensor([self.grid] * count),
+        }
+
+    def state(self) -> dict[str, int]:
+        """The step."""
+        return {"step": self.step}
+
+    def go_on(self, state: dict[str, int]) -> None:
+        """Stand there."""
+        self.step = state["step"]
+
+
+def run(bench: Bench, plan: Plan) -> None:
+    """Teach for `plan.steps` steps and keep what they took; the first process tells for all."""
+    accelerator = processes(on_cpu=bench.device.type == "cpu")
+    bench.device = accelerator.device
+    product = _product(bench)
+    bench.clear()
+    recipe = _recipe(plan, bench.options.dtype)
+    course = _course(bench, recipe, plan, accelerator)
+    with tempfile.TemporaryDirectory() as folder, fast_kernels(course):
+        lesson = Lesson(course.student, course.loss, _precision(bench), course.teacher)
+        settings = Settings(
+            num_steps=plan.steps + 1, learning_rate=5e-5, log_every=plan.steps + 1, sharding="fsdp"
+        )
+        teaching = Teaching(lesson, course.feed, course.count, course.flops)
+        learning = Run(teaching, settings, Path(folder), accelerator)
+        learning.lesson.train()
+        has_checkpoints = _choose_checkpointing(bench, plan, course, learning)
+        found = [_timed(bench, learning) for _ in range(plan.steps)]
+    if accelerator.is_main_process:
+        _tell(bench, plan, found, product, accelerator.num_processes, has_checkpoints)
+
+
+def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
+    """The stage with the settings that decide how long it takes."""
+    own = {"teacher": "none"} if plan.stage in (DISTILL_LAYERS, DISTILL_LOGITS) else {}
+    settings = {
+        "stage": plan.stage,
+        "student": "none",
+        "out": "none",
+        "data": {"sources": [{"path": "none"}], "row_tokens": plan.tokens, "rows_per_step": plan.rows},
+        "num_steps": plan.steps,
+        "learning_rate": 5e-5,
+        "precision": str(dtype).removeprefix("torch."),
+        "gradient_checkpointing": bool(plan.checkpointing),
+        **own,
+    }
+    return parse_recipe(settings)
+
+
+def _course(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Course:
+    """Models of the size on the device; what the student inherits from a teacher is the teacher's."""
+    student, processor = model_of_size(bench.options.size, bench.device, bench.options.dtype)
+    student.train()
+    teacher = None
+    if plan.stage in (DISTILL_LAYERS, DISTILL_LOGITS):
+        teacher = random_model(_teacher_config(student.config), bench.device, bench.options.dtype)
+        teacher.requires_grad_(False)
+        kinds, taught = student.config.text_config.layer_types, dict(teacher.named_parameters())
+        for name, weight in student.named_parameters():
+            if part_of(name, kinds) != Part.DELTA_NET:
+                weight.data = taught[name].data
+    adapted = choose_weights_(student, recipe)
+    side = FRAME_SIZES.get(bench.options.size, 112)
+    feed = RandomRows(student.config, plan, side, bench.device, accelerator)
+    return set_up(recipe, student, adapted, teacher, processor, feed, bench.device)
+
+
+def _teacher_config(config: InfiniteVLConfig) -> InfiniteVLConfig:
+    """The same with full attention in every layer."""
+    plain = config.to_dict()
+    plain["layer_types"] = [FULL] * len(config.text_config.layer_types)
+    return InfiniteVLConfig.from_dict(plain)
+
+
+def _precision(bench: Bench) -> torch.dtype | None:
+    return None if bench.options.dtype == torch.float32 else bench.options.dtype
+
+
+def _choose_checkpointing(bench: Bench, plan: Plan, course: Course, learning: Run) -> bool:
+    """Whether activations are computed anew; where the plan leaves it open, only if memory is too small.
+
+    With several processes it is not left open: one that runs out of memory leaves the others waiting.
+    """
+    wanted = plan.checkpointing
+    if wanted is None and learning.accelerator.num_processes == 1:
+        wanted = not _fits(learning)
+        learning.optimizer.zero_grad()
+        learning.feed.go_on({"step": 0})
+        bench.clear()
+    if wanted or wanted is None:
+        course.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return True
+    return False
+
+
+def _fits(learning: Run) -> bool:
+    """Whether a step's gradients can be had while AdamW's moments are there."""
+    batches = [learning.placed(batch) for batch in learning.feed.next()]
+    try:
+        moments = [torch.empty_like(weight) for weight in learning.trained.values() for _ in range(2)]
+        learning.gradients(batches, 1.0)
+        return bool(moments)
+    except torch.cuda.OutOfMemoryError:
+        return False
+
+
+def _timed(bench: Bench, learning: Run) -> dict[str, Any]:
+    synchronize(bench.device)
+    start = time.perf_counter()
+    facts = learning.learn()
+    synchronize(bench.device)
+    return {**facts, "ms": 1e3 * (time.perf_counter() - start)}
+
+
+def _product(bench: Bench) -> float:
+    """Operations a second of a large square product in the stage's precision, on this very device."""
+    size = _PRODUCT.get(bench.device.type, 512)
+    a = torch.randn(size, size, device=bench.device, dtype=bench.options.dtype)
+    return 2 * size**3 / (1e-3 * measure(lambda: a @ a, bench.device, repeats=10).median)
+
+
+def _tell(
+    bench: Bench, plan: Plan, found: list[dict[str, Any]], product: float, world: int, checkpoints: bool
+) -> None:
+    """Lines of the steps behind the warm-up, and of all losses."""
+    warm = min(3, plan.steps // 3)
+    timing = Timing.of([step["ms"] for step in found[warm:]])
+    seconds, step = 1e-3 * timing.median, found[-1]
+    losses = [each["loss"] for each in found]
+    chosen: dict[str, Any] = {
+        "stage": plan.stage,
+        "processes": world,
+        "row_tokens": plan.tokens,
+        "rows": plan.rows,
+        "checkpointing": checkpoints,
+    }
+    rate = step["flops"] / seconds / world
+    before = _alone(bench, chosen)
+    bench.time("training step", timing, **chosen)
+    bench.count("tokens in sum", step["tokens"] / seconds, "tokens/s", **chosen)
+    bench.count("operations", rate / 1e12, "TFLOP/s", **chosen)
+    bench.count("large product", product / 1e12, "TFLOP/s", **chosen)
+    bench.count("share of product", rate / product, "", **chosen)
+    bench.count("peak memory", bench.peak_bytes(), "B", **chosen)
+    bench.count("last loss", losses[-1], "", losses=losses, **chosen)
+    if before:
+        bench.count("scaling", step["tokens"] / seconds / before["tokens in sum"].value, "x", **chosen)
+        pairs = zip(losses, before["last loss"].settings["losses"], strict=False)
+        bench.count("losses apart", max(abs(a - b) / abs(b) for a, b in pairs), "", **chosen)
+
+
+def _alone(bench: Bench, chosen: dict[str, Any]) -> dict[str, Record]:
+    """Lines of one process in the same file, by what they say, where several run now."""
+    path = bench.options.out
+    if chosen["processes"] == 1 or path is None or not os.path.exists(path):
+        return {}
+    wanted = {**chosen, "processes": 1}
+    return {
+        record.what: record
+        for record in read_records(path)
+        if record.benchmark == bench.name
+        and record.size == bench.options.size
+        and all(record.settings.get(name) == value for name, value in wanted.items())
+    }
