@@ -15,8 +15,9 @@ class Packed(NamedTuple):
     Spread out, each sequence starts a chunk of its own and has a gap behind it that no convolution spans.
 
     lengths: tokens of each sequence, T together. place: int64 [T], where each token lies among M places.
-    num_places: M, a multiple of CHUNK_SIZE. ends: bool [M / CHUNK_SIZE], the chunks after which another
-    sequence begins. starts: int32 [N + 1], the first token of each in the row, and T.
+    source: int32 [M], the token of each place, or -1. num_places: M, a multiple of CHUNK_SIZE. ends: bool
+    [M / CHUNK_SIZE], the chunks after which another sequence begins. starts: int32 [N + 1], the first token
+    of each sequence in the row, and T.
     """
 
     lengths: tuple[int, ...]
@@ -24,6 +25,7 @@ class Packed(NamedTuple):
     num_places: int
     ends: Tensor
     starts: Tensor
+    source: Tensor
 
 
 def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
@@ -36,7 +38,9 @@ def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
     ends = torch.zeros(int(stops[-1]) // CHUNK_SIZE, dtype=torch.bool)
     ends[stops[:-1] // CHUNK_SIZE - 1] = True
     starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(device, torch.int32)
-    return Packed(tuple(lengths), place.to(device), int(stops[-1]), ends.to(device), starts)
+    source = torch.full((int(stops[-1]),), -1, dtype=torch.int32)
+    source[place] = torch.arange(len(place), dtype=torch.int32)
+    return Packed(tuple(lengths), place.to(device), len(source), ends.to(device), starts, source.to(device))
 
 
 def spread(x: Tensor, packed: Packed) -> Tensor:

@@ -24,9 +24,12 @@ def delta_net_chunk(
     assert num_valid is None, "training batches are padded at the end and need no counts"
     _, heads, key_width, value_width = memory.shape
     log_decay, beta = gates(a, b, A_log, dt_bias)
-    if packed is not None:
-        mixed, log_decay, beta = (spread(x, packed) for x in (mixed, log_decay, beta))
-    ends = None if packed is None else packed.ends
-    q, k, v = conv_heads(mixed, taps, heads, key_width, value_width)
-    out, memory = delta_rule(q, k, v, log_decay, beta, memory, ends)
-    return out if packed is None else gather(out, packed), memory, tail
+    sizes = heads, key_width, value_width
+    if packed is None:
+        q, k, v = conv_heads(mixed, taps, *sizes)
+        out, memory = delta_rule(q, k, v, log_decay, beta, memory)
+        return out, memory, tail
+    q, k, v = conv_heads(mixed, taps, *sizes, packed.place, packed.source)
+    log_decay, beta = spread(log_decay, packed), spread(beta, packed)
+    out, memory = delta_rule(q, k, v, log_decay, beta, memory, packed.ends)
+    return gather(out, packed), memory, tail

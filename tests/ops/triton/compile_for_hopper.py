@@ -8,7 +8,16 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from infinitevl.ops.triton import delta_chunk, delta_prepare, delta_step, matvec, pointwise
+from infinitevl.ops.packed import pack
+from infinitevl.ops.triton import (
+    delta_chunk,
+    delta_prepare,
+    delta_step,
+    matvec,
+    pointwise,
+    train_net,
+    train_pointwise,
+)
 from infinitevl.ops.triton.table import TRITON
 from infinitevl.ops.vision import Segments
 
@@ -71,12 +80,31 @@ def compile_all(sizes: tuple[int, ...], dtype: torch.dtype, length: int) -> None
         TRITON.gated_norm_linear_add(out, gate, zeros(value), EPS, zeros(hidden, heads * value), x.clone())
 
 
+def compile_training(sizes: tuple[int, ...], lengths: tuple[int, ...]) -> None:
+    """All kernels that train, forward and backward, packed and not."""
+    heads, key, value, _, _, _, _, hidden = sizes
+    channels, tokens = heads * (2 * key + value), sum(lengths)
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+
+    net = [zeros(1, tokens, width) for width in (channels, heads, heads)]
+    net += [zeros(*shape, dtype=torch.float32) for shape in ((channels, 4), (heads,), (heads,))]
+    state = torch.zeros(1, heads, key, value), torch.zeros(1, 3, channels)
+    for packed in (None, pack(lengths, 3, torch.device("cpu"))):
+        train_net.delta_net_chunk(*net, *state, None, packed)[0].sum().backward()
+    x, out = zeros(1, tokens, hidden), zeros(1, tokens, heads, value)
+    train_pointwise.rms_norm(x, zeros(hidden, dtype=torch.float32), EPS).sum().backward()
+    train_pointwise.gated_rms_norm(out, out, zeros(value), EPS).sum().backward()
+    train_pointwise.swiglu(x, x).sum().backward()
+
+
 def main() -> None:
     names = set()
     original = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        names.add(self.fn.__name__)
+        names.add(f"{self.fn.__module__.rsplit('.', 1)[-1]}.{self.fn.__name__}")
         return original(self, *args, grid=grid, warmup=True, **kwargs)
 
     driver.set_active(NoGpu())
@@ -85,6 +113,8 @@ def main() -> None:
         module.launches_early = lambda x: True
     compile_all(PUBLISHED, torch.bfloat16, 256)
     compile_all(TINY, torch.bfloat16, 16)
+    compile_training(PUBLISHED, (100, 156))
+    compile_training(TINY, (3, 70))
     for patches, heads, width, run in ((1024, 16, 80, 64), (1024, 16, 80, 1024), (32, 2, 16, 16)):
         angles = torch.zeros(2, patches, width)
         qkv = torch.zeros(patches, 3, heads, width, dtype=torch.bfloat16)

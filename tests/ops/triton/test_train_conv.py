@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from infinitevl.ops.norm import l2_norm
+from infinitevl.ops.packed import pack, spread
 from infinitevl.ops.trainable import causal_conv_chunk
 from infinitevl.ops.triton.train_conv import conv_heads
 from tests.support import relative_error
@@ -38,6 +39,23 @@ def test_values_and_gradients_equal_plain_torch(device, length, width, sizes):
     mixed = wide[..., :channels]
     wanted = taught(plainly, mixed, taps, *sizes)
     given = taught(conv_heads, wide.float().to(device)[..., :channels], taps.float().to(device), *sizes)
+    for ours, theirs in zip((*given[0], *given[1]), (*wanted[0], *wanted[1]), strict=True):
+        assert ours.shape == theirs.shape and relative_error(ours.cpu(), theirs) < 1e-5
+
+
+def test_sequences_of_one_row_are_convolved_where_they_are_spread_to(device):
+    lengths, sizes = [1, 70, 3], (2, 16, 16)
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(1, sum(lengths), 96, generator=generator, dtype=torch.float64)
+    taps = torch.randn(96, 4, generator=generator, dtype=torch.float64)
+    packed, there = (pack(lengths, 3, torch.device(where)) for where in ("cpu", device))
+
+    def spread_first(mixed, taps, *sizes):
+        return plainly(spread(mixed, packed), taps, *sizes)
+
+    wanted = taught(spread_first, mixed, taps, *sizes)
+    options = (*sizes, there.place, there.source)
+    given = taught(conv_heads, mixed.float().to(device), taps.float().to(device), *options)
     for ours, theirs in zip((*given[0], *given[1]), (*wanted[0], *wanted[1]), strict=True):
         assert ours.shape == theirs.shape and relative_error(ours.cpu(), theirs) < 1e-5
 
