@@ -39,17 +39,18 @@ def trainable(dtype: torch.dtype) -> Kernels:
         plain,
         name="trainable, Triton",
         delta_net_chunk=_on_gpu(train_net.delta_net_chunk, plain.delta_net_chunk),
-        rms_norm=_on_gpu(train_pointwise.rms_norm, plain.rms_norm),
+        window_chunk=functools.partial(_window, turn=train_pointwise.rotate),
+        rms_norm=_on_gpu(train_pointwise.rms_norm, plain.rms_norm, torch.float32),
         gated_rms_norm=_on_gpu(train_pointwise.gated_rms_norm, plain.gated_rms_norm),
         swiglu=_on_gpu(train_pointwise.swiglu, plain.swiglu),
     )
 
 
-def _on_gpu(fast: Callable, plain: Callable) -> Callable:
-    """`fast` where the first argument is bfloat16 on a GPU, else `plain`."""
+def _on_gpu(fast: Callable, plain: Callable, *others_too: torch.dtype) -> Callable:
+    """`fast` where the first argument is bfloat16 (or of another dtype named) on a GPU, else `plain`."""
 
     def either(x: Tensor, *others: Any) -> Any:
-        return (fast if x.is_cuda and x.dtype == torch.bfloat16 else plain)(x, *others)
+        return (fast if x.is_cuda and x.dtype in (torch.bfloat16, *others_too) else plain)(x, *others)
 
     return either
 
@@ -68,11 +69,12 @@ def _window(
     sin: Tensor,
     window: int | None,
     packed: Packed | None = None,
+    turn: Callable[..., Tensor] = rotate,
 ) -> Tensor:
-    """As `ops.window.window_chunk`."""
+    """As `ops.window.window_chunk`; `turn` rotates what the flash kernel takes."""
     if not flash.supports(q):
         return window_chunk(q, k, v, cos, sin, window, packed)
-    (batch, length), q, k = q.shape[:2], rotate(q, cos, sin), rotate(k, cos, sin)
+    (batch, length), q, k = q.shape[:2], turn(q, cos, sin), turn(k, cos, sin)
     if packed is None:
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * length
         longest = length

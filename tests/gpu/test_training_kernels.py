@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from infinitevl.ops import flash
-from infinitevl.ops.attention import attend_chunk
 from infinitevl.ops.delta_net import delta_net_chunk
 from infinitevl.ops.kernels import TORCH
 from infinitevl.ops.packed import pack
@@ -120,19 +119,25 @@ def test_a_compiled_delta_net_is_the_same():
         assert relative_error(first, second) < 1e-2
 
 
+def turns(length: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of angles that grow with the position."""
+    rates = torch.logspace(0, -4, 64, device="cuda").repeat(2)
+    angles = torch.arange(length, device="cuda")[None, :, None] * rates
+    return angles.cos(), angles.sin()
+
+
 @pytest.mark.parametrize("window", [None, 100, 4000])
 @pytest.mark.parametrize("lengths", [[1], [1500], [1, 7, 900, 101, 1]])
 def test_flash_attention_and_its_gradients_equal_the_definition(window, lengths):
     total = sum(lengths)
     heads = [draw(1, total, 16, 128), draw(1, total, 2, 128, seed=3), draw(1, total, 2, 128, seed=5)]
     rounded = [x.bfloat16() for x in heads]
-    angles = torch.ones(1, total, 128, device="cuda"), torch.zeros(1, total, 128, device="cuda")
+    angles = turns(total)
     packed = pack(lengths, 3, rounded[0].device) if len(lengths) > 1 else None
     assert flash.supports(rounded[0])
 
     def definition(*x: Tensor) -> Tensor:
-        parts = zip(*(t.split(lengths, dim=1) for t in x), strict=True)
-        return torch.cat([attend_chunk(*part, None, None, window) for part in parts], dim=1)
+        return TORCH.window_chunk(*x, *angles, window, packed)
 
     wanted = taught(definition, [x.double() for x in rounded])
     plain = taught(definition, rounded)
@@ -143,7 +148,7 @@ def test_flash_attention_and_its_gradients_equal_the_definition(window, lengths)
 
 def test_flash_attention_repeats_where_torch_is_asked_to():
     q, k, v = (draw(1, 3000, heads, 128).bfloat16() for heads in (16, 2, 2))
-    angles = torch.ones(1, 3000, 128, device="cuda"), torch.zeros(1, 3000, 128, device="cuda")
+    angles = turns(3000)
 
     def run(*x: Tensor) -> Tensor:
         return trainable(torch.bfloat16).window_chunk(*x, *angles, 1000, None)

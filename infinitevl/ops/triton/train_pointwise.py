@@ -28,6 +28,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _swiglu(gate, up)
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `ops.rotary.rotate`: x [..., H, D]; of the angles [..., D] the first half is read."""
+    return _rotate(x, cos, sin)
+
+
 def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -120,6 +125,31 @@ def _swiglu_backward(gate: Tensor, up: Tensor, d_y: Tensor) -> tuple[Tensor, Ten
 @_swiglu_backward.register_fake
 def _(gate: Tensor, up: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
     return _like(gate), _like(up)
+
+
+@torch.library.custom_op("infinitevl::train_rotate", mutates_args=())
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+    """back: by the same angles the other way."""
+    x, y, (heads, width) = x.contiguous(), _like(x), x.shape[-2:]
+    block = triton.next_power_of_2(width // 2), triton.next_power_of_2(heads)
+    _turn[(x.numel() // (heads * width),)](
+        x, cos.contiguous(), sin.contiguous(), y, heads, width // 2, back, *block, num_warps=4
+    )
+    return y
+
+
+@_rotate.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+    return _like(x)
+
+
+def _keep_angles(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[1:3])
+
+
+_rotate.register_autograd(
+    lambda ctx, d_y: (_rotate(d_y, *ctx.saved_tensors, True), None, None, None), setup_context=_keep_angles
+)
 
 
 def _keep_with_eps(ctx, inputs, output) -> None:
@@ -247,3 +277,21 @@ def _gate_up_backward(gate, up, d_y, d_gate, d_up, size, BLOCK: tl.constexpr):
     gradient, share = _load(d_y + place, place < size), tl.sigmoid(gates)
     _put(d_gate + place, gradient * ups * share * (1.0 + gates * (1.0 - share)), place < size)
     _put(d_up + place, gradient * gates * share, place < size)
+
+
+@triton.jit
+def _turn(
+    x, cos, sin, y, HEADS: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """One token a program."""
+    token, i, head = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK), tl.arange(0, BLOCK_H)
+    angle = token * 2 * HALF + i
+    c, s = _load(cos + angle, i < HALF)[None, :], _load(sin + angle, i < HALF)[None, :]
+    if BACK:
+        s = -s
+    inside = (head < HEADS)[:, None] & (i < HALF)[None, :]
+    place = (token * HEADS + head)[:, None] * 2 * HALF + i[None, :]
+    first, second = _load(x + place, inside), _load(x + place + HALF, inside)
+    _put(y + place, first * c - second * s, inside)
+    _put(y + place + HALF, second * c + first * s, inside)

@@ -97,6 +97,8 @@ def compile_training(sizes: tuple[int, ...], lengths: tuple[int, ...]) -> None:
     train_pointwise.rms_norm(x, zeros(hidden, dtype=torch.float32), EPS).sum().backward()
     train_pointwise.gated_rms_norm(out, out, zeros(value), EPS).sum().backward()
     train_pointwise.swiglu(x, x).sum().backward()
+    angles = torch.zeros(1, tokens, value)
+    train_pointwise.rotate(out, angles, angles).sum().backward()
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infinitevl.ops import norm, products
+from infinitevl.ops import norm, products, rotary
 from infinitevl.ops.triton import train_pointwise as kernels
 from tests.support import relative_error
 
@@ -36,6 +36,18 @@ def test_values_and_gradients_equal_plain_torch(device, tensors, name):
     found = taught(getattr(kernels, name), [x.float().to(device) for x in given], *options)
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.shape == theirs.shape and relative_error(ours.cpu(), theirs) < 1e-5
+
+
+def test_rotation_equals_plain_torch(device):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 12, generator=generator, dtype=torch.float64)
+    angles = torch.randn(2, 5, 6, generator=generator).double().repeat(1, 1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    wanted = taught(lambda x: rotary.rotate(x, cos, sin), [x])
+    turn = cos.float().to(device), sin.float().to(device)
+    given = taught(lambda x: kernels.rotate(x, *turn), [x.float().to(device)])
+    for ours, theirs in zip(given, wanted, strict=True):
+        assert relative_error(ours.cpu(), theirs) < 1e-6
 
 
 def test_a_float32_weight_leaves_a_bfloat16_stream_as_it_is(device):
