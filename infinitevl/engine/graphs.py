@@ -102,6 +102,8 @@ class Lanes:
         torch.cuda.synchronize(self.device)
         if not self.replays:
             return Rerun(step, inputs, outputs)
+        del outputs
+        torch.cuda.empty_cache()  # what the warm-up took: the capture has blocks of its own
         graph = torch.cuda.CUDAGraph()
         with _capturing(graph, self._pools[name], self.streams[name]):
             outputs = step(*inputs)

@@ -305,7 +305,8 @@ def test_threads_may_watch_ask_fork_park_and_close_at_once(model, processor):
 def test_pictures_are_seen_alike_with_a_plan_that_is_kept(model, processor):
     """A captured step reads its plan where it lay, so it may not depend on the cache of plans."""
     engine = Engine(model, processor)
-    clips = torch.stack([resize_frame(random_frame(seed), engine.frame_size) for seed in range(2)])[:, None]
+    frames = [resize_frame(random_frame(seed), engine.frame_size) for seed in range(2)]
+    clips = torch.stack(frames)[:, None].to(model.device)
     with torch.no_grad():
         kept = engine.steps.see(clips, engine.steps.plan(2, clips.device))
         assert torch.equal(kept, engine.steps.see(clips))
