@@ -31,6 +31,7 @@ from builtin.evaluate import examine, open_model
 from builtin.pieces import keep
 from builtin.rehearsal import Sizes, tiny_recipe, tiny_teacher
 from builtin.train import export
+from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
 from infinitevl.scenes import splits
 from infinitevl.scenes.world import load_world
@@ -42,7 +43,7 @@ from infinitevl.training.recipes import DistillLayers, DistillLogits, Recipe, re
 from infinitevl.training.run import CHECKPOINT, LOG
 from infinitevl.training.surgery import StudentPlan, make_student, save_student
 
-SECONDS = {"distill_layers": 35.0, "distill_logits": 70.0, "sft": 200.0, "long_sft": 130.0}
+SECONDS = {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 200.0, "long_sft": 130.0}
 BEFORE = {
     "distill_layers": "student",
     "distill_logits": "distill_layers/model",
@@ -51,7 +52,7 @@ BEFORE = {
 BEFORE["long_sft"] = "sft/model"
 WINDOW, INITIALIZER_RANGE = 64, 0.0625  # of the student; hidden_size^-0.5
 TRIAL_STEPS = 36  # of which the last third is measured
-OPENING = 60.0  # seconds for loading, compiling and measuring before a stage
+OPENING = 45.0  # seconds for loading, compiling and measuring before a stage
 SCORES, RECALL, DONE = "scores", "recall", "done"
 
 
@@ -187,14 +188,26 @@ class School:
         assert missing is None, missing
 
     def stage(self, name: str) -> None:
-        """One of the four stages, in as many steps as fit into its seconds."""
-        recipe, out = self._recipe(name), self.folder / name
+        """One of the four stages; if it fails, once more with half the learning rate and uncompiled."""
+        recipe = self._recipe(name)
+        try:
+            self._stage(name, recipe)
+        except (RuntimeError, InfiniteVLError):
+            traceback.print_exc()
+            for path in (self.folder / name, self.folder / f"{name}.json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            careful = {"learning_rate": recipe.learning_rate / 2, "compile": False}
+            self._stage(name, recipe.model_copy(update=careful))
+
+    def _stage(self, name: str, recipe: Recipe) -> None:
+        """In as many steps as fit into its seconds."""
+        out = self.folder / name
         plan = self.folder / f"{name}.json"
         if not plan.exists():
             _write(plan, self._plan(recipe, SECONDS[name] * self.scale))
         decided = json.loads(plan.read_text())
         recipe = recipe.model_copy(update={"num_steps": decided["num_steps"]})
-        allowed = int((self.left - 20) / max(decided["pace"], 1e-9))
+        allowed = int((self.left - OPENING / 2) / max(decided["pace"], 1e-9))
         resume = (out / CHECKPOINT).exists()
         if allowed < 1:
             raise Stopped

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from infinitevl.errors import CheckpointError
+from infinitevl.model import adapters
 from infinitevl.model.fused import check_precision, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
 
-BUILTIN = "builtin"
+BUILTIN, BUILTIN_STAGE_2 = "builtin", "builtin-stage2"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ def load(
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """A model and its processor, ready to answer.
 
+    A folder that holds an adapter beside its weights (`adapter/`, as peft writes it) is loaded with the
+    adapter merged.
+
     Args:
-        name: a folder, a hub name, or None for the built-in model.
+        name: a folder, a hub name, or None for the built-in model ("builtin-stage2": without its adapter).
         dtype: of the weights; by default bfloat16 on a GPU and the folder's own on a CPU (float32 for the
             built-in model, which is faster there).
         device: by default the first GPU if there is one, else the CPU.
@@ -73,7 +77,7 @@ def load(
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = str(builtin_folder() if name is None or name == BUILTIN else name)
+    source = str(builtin_folder() if _is_builtin(name) else name)
     is_folder = Path(source).exists()
     if precision is not None:
         check_precision(precision)
@@ -82,6 +86,8 @@ def load(
         model = InfiniteVLForConditionalGeneration.from_pretrained(
             source, dtype=dtype or _dtype(name, device)
         )
+        if name != BUILTIN_STAGE_2 and (Path(source) / adapters.FOLDER).is_dir():
+            adapters.merge_(model, Path(source) / adapters.FOLDER)
         processor = InfiniteVLProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         if is_folder and isinstance(error, CheckpointError):
@@ -99,11 +105,15 @@ def builtin_folder() -> Path:
     return Path(str(resources.files("infinitevl"))) / "assets" / BUILTIN
 
 
+def _is_builtin(name: str | os.PathLike[str] | None) -> bool:
+    return name in (None, BUILTIN, BUILTIN_STAGE_2)
+
+
 def _dtype(name: str | os.PathLike[str] | None, device: torch.device) -> Any:
     """What transformers takes as dtype: "auto" is the folder's own."""
     if device.type == "cuda":
         return torch.bfloat16
-    return torch.float32 if name in (None, BUILTIN) else "auto"
+    return torch.float32 if _is_builtin(name) else "auto"
 
 
 def _check_folder(source: str, is_folder: bool) -> None:
@@ -124,7 +134,7 @@ def _unusable(source: str, error: Exception, is_folder: bool) -> str:
 
 def _advice(name: str) -> str:
     """What to do about a name that is no folder and could not be downloaded."""
-    names = [entry.name for entry in CATALOGUE]
+    names = [entry.name for entry in CATALOGUE] + [BUILTIN_STAGE_2]
     if name in names:
         return "It is downloaded once from the hub, which needs a network; or give a folder that holds it."
     close = difflib.get_close_matches(name, names, n=1)

@@ -77,6 +77,7 @@ def test_every_setting_says_what_it_is(model):
 
 def changed(tmp_path, change, name="sft"):
     settings = yaml.safe_load((RECIPES / "small" / f"{name}.yaml").read_text())
+    settings["data"] = {"sources": [{"path": "data.jsonl"}]}
     change(settings)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -1,0 +1,84 @@
+"""Adapters beside a model's weights: merged on loading as peft merges them, refused where they cannot be."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import infinitevl
+from infinitevl.engine import loading
+from infinitevl.errors import CheckpointError
+from infinitevl.model.adapters import CONFIG, FOLDER, WEIGHTS, merge_
+from infinitevl.training.lora import adapter_weights, add_adapters, merged
+from tests.support import tiny_model, tiny_processor
+
+
+def _adapted(seed: int = 0):
+    """A model with adapters that matter."""
+    adapted = add_adapters(tiny_model(seed), rank=3, alpha=7)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in adapter_weights(adapted):
+        weight.data.normal_(0, 0.2, generator=generator)
+    return adapted
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    _adapted().save_pretrained(tmp_path / FOLDER)
+    return tmp_path
+
+
+def test_a_folder_with_an_adapter_loads_as_peft_merges_it(folder):
+    wanted = merged(_adapted()).state_dict()
+    model, _ = infinitevl.load(folder, dtype=torch.float32, device="cpu")
+    found, plain = model.state_dict(), tiny_model().state_dict()
+    assert set(found) == set(wanted)
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in found)
+    changed = [name for name in found if not torch.equal(found[name], plain[name])]
+    assert len(changed) == len(load_file(folder / FOLDER / WEIGHTS)) // 2 > 0
+
+
+def test_the_sum_is_exact(folder):
+    model = tiny_model().double()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    parts = load_file(folder / FOLDER / WEIGHTS)
+    merge_(model, folder / FOLDER)
+    name = "model.language_model.layers.1.self_attn.v_proj"
+    down, up = (parts[f"base_model.model.{name}.lora_{part}.weight"].double() for part in "AB")
+    wanted = before[f"{name}.weight"] + 7 / 3 * (up @ down)
+    assert torch.equal(dict(model.named_parameters())[f"{name}.weight"], wanted)
+
+
+def test_the_built_in_model_is_loaded_with_its_adapter_and_without(folder, monkeypatch):
+    monkeypatch.setattr(loading, "builtin_folder", lambda: folder)
+    stage_3, _ = infinitevl.load("builtin", device="cpu")
+    stage_2, _ = infinitevl.load("builtin-stage2", device="cpu")
+    plain, wanted = tiny_model().state_dict(), merged(_adapted()).state_dict()
+    assert all(torch.equal(weight, plain[name]) for name, weight in stage_2.state_dict().items())
+    assert all(torch.allclose(w, wanted[name], atol=1e-6) for name, w in stage_3.state_dict().items())
+
+
+def test_an_adapter_of_another_model_is_refused(folder):
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        merge_(tiny_model(intermediate_size=80), folder / FOLDER)
+
+
+def test_what_is_no_plain_adapter_is_refused_by_name(folder):
+    path = folder / FOLDER / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    with pytest.raises(CheckpointError, match="use_dora: True"):
+        infinitevl.load(folder, device="cpu")
+
+
+def test_missing_and_odd_weights_are_told(folder):
+    path = folder / FOLDER / WEIGHTS
+    weights = load_file(path)
+    save_file(dict(list(weights.items())[1:]), path)
+    with pytest.raises(CheckpointError, match="pairs of A and B"):
+        merge_(tiny_model(), folder / FOLDER)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=WEIGHTS):
+        merge_(tiny_model(), folder / FOLDER)
