@@ -168,7 +168,7 @@ def tasks(seen: Scene, unseen: Scene, lengths: list[int]) -> list[Task]:
         Task("read, unseen font families", unseen, _read(unseen), 2),
         Task("digits (MNIST)", unseen, lambda rng, n: _digit(unseen, rng, n), 4),
         Task("name, seen hands", seen, lambda rng, n: _name(seen, rng, None)),
-        Task("name, unseen drawings", unseen, lambda rng, n: _name(unseen, rng, n), 1),
+        Task("name, unseen drawings", unseen, lambda rng, n: _name(unseen, rng, n), 2),
         Task("kind, unseen concepts", seen, lambda rng, n: _kind(seen, rng)),
         Task("flag", seen, lambda rng, n: picture_sample(seen.world, seen.style, rng, "flag"), 0.5),
         Task("facts, sums and talk", seen, lambda rng, n: text_sample(seen.world, rng), 0.5),

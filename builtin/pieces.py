@@ -40,14 +40,10 @@ def take(pieces: Path, folder: Path) -> None:
 
 
 def _is_small(path: Path, folder: Path) -> bool:
-    """Scores, plans, marks, logs and figures, but nothing of a model's folder or of a compiler's cache."""
+    """Scores, plans, marks, logs and figures, but nothing of a model's folder."""
     parts = path.relative_to(folder).parts
     is_kind = path.suffix in {".json", ".jsonl", ".png"}
-    return (
-        is_kind
-        and not {"model", "adapter", "student", "inductor"} & set(parts)
-        and path.stat().st_size < _SMALL
-    )
+    return is_kind and not {"model", "adapter", "student"} & set(parts) and path.stat().st_size < _SMALL
 
 
 def main() -> None:

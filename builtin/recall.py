@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from builtin.evaluate import LONGEST_ANSWER, Examiner, Scene, open_model, scenes
+from builtin.evaluate import LONGEST_ANSWER, Examiner, Scene, fold, open_model, scenes
 from builtin.recall_figure import draw
 from infinitevl.config import FULL, SLIDING
 from infinitevl.model.fused import fuse_
@@ -44,6 +44,7 @@ LENGTHS = (8, 64, 256, 1024, 4096, 10_000)
 FRAMES_AT_ONCE = 4096  # of all streams together
 FRAMES_A_SECOND = 2
 _POOL_SEED, _STREAM_SEED = 11, 12
+_MOST_KEPT = 240_000  # frames of which a model keeps every key and value
 
 
 class TooLong(Exception):
@@ -208,18 +209,18 @@ def measure(reader: Reader, table: Tensor, streams: Streams, seconds: float) -> 
         state, norms = reader.read(table, streams.frames.to(reader.device), seconds)
     except TooLong:
         return {"not_run": f"reading takes more than {seconds:.0f} s"}
-    except torch.OutOfMemoryError:
-        return {"not_run": "out of memory"}
+    except RuntimeError as error:  # out of memory, for one
+        return {"not_run": str(error).splitlines()[0]}
     passed = time.perf_counter() - start
-    scores = {}
+    scores, alike = {}, {}
     for task in TASKS:
-        answers = reader.ask(state, streams.turns[task])
-        right = sum(turn.accepts(text) for turn, text in zip(streams.turns[task], answers, strict=True))
-        scores[task] = right / len(answers)
+        answers = list(zip(streams.turns[task], reader.ask(state, streams.turns[task]), strict=True))
+        scores[task] = sum(turn.accepts(text) for turn, text in answers) / len(answers)
+        alike[task] = sum(fold(text) == fold(turn.answer) for turn, text in answers) / len(answers)
     count, length = streams.frames.shape
     facts = {"streams": count, "state_bytes": state.num_bytes // count, "seconds": round(passed, 2)}
     facts["frames_per_second"] = round(count * length / max(passed, 1e-9))
-    return {"scores": scores, **facts, "norms": thinned(norms)}
+    return {"scores": scores, "scores_alike": alike, **facts, "norms": thinned(norms)}
 
 
 def thinned(norms: list[tuple[int, list[float]]], most: int = 40) -> list[tuple[int, list[float]]]:
@@ -257,7 +258,7 @@ def fewer(streams: Streams, model: InfiniteVLForConditionalGeneration, length: i
     """Of long streams as many as have room where a model keeps every key and value."""
     if FULL not in model.config.text_config.layer_types or length <= 1024:
         return streams
-    count = max(1, min(len(streams.frames), 16 * 4096 // length))
+    count = max(1, min(len(streams.frames), _MOST_KEPT // length))
     return Streams(streams.frames[:count], {task: turns[:count] for task, turns in streams.turns.items()})
 
 

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import gc
 import json
-import os
 import shutil
 import time
 import traceback
@@ -52,7 +51,7 @@ BEFORE = {
 BEFORE["long_sft"] = "sft/model"
 WINDOW, INITIALIZER_RANGE = 64, 0.0625  # of the student; hidden_size^-0.5
 TRIAL_STEPS = 36  # of which the last third is measured
-OPENING = 45.0  # seconds for loading, compiling and measuring before a stage
+OPENING = 25.0  # seconds for loading and measuring before a stage
 SCORES, RECALL, DONE = "scores", "recall", "done"
 
 
@@ -92,7 +91,6 @@ class School:
         self.ends = time.perf_counter() + stop_after
         self.finished: list[str] = []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((folder / "inductor").absolute()))
 
     def steps(self) -> list[Step]:
         """All steps, in order."""
@@ -143,9 +141,7 @@ class School:
         self.finished.append(step.name)
         _write(self._done(step.name), {"seconds": round(passed, 1), "device": _device_name()})
         gc.collect()
-        torch._dynamo.reset()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         return True
 
     @property
@@ -164,7 +160,6 @@ class School:
             folder,
             self.device,
             0 if self.sizes else self.workers,
-            compile=self.device.type == "cuda",
             num_steps=self.sizes.num_steps if self.sizes else None,
             stop_after=self.left / 60 - 0.3,
             log_every=1 if self.sizes else 25,
@@ -188,7 +183,7 @@ class School:
         assert missing is None, missing
 
     def stage(self, name: str) -> None:
-        """One of the four stages; if it fails, once more with half the learning rate and uncompiled."""
+        """One of the four stages; if it fails, once more with half the learning rate."""
         recipe = self._recipe(name)
         try:
             self._stage(name, recipe)
@@ -196,8 +191,7 @@ class School:
             traceback.print_exc()
             for path in (self.folder / name, self.folder / f"{name}.json"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            careful = {"learning_rate": recipe.learning_rate / 2, "compile": False}
-            self._stage(name, recipe.model_copy(update=careful))
+            self._stage(name, recipe.model_copy(update={"learning_rate": recipe.learning_rate / 2}))
 
     def _stage(self, name: str, recipe: Recipe) -> None:
         """In as many steps as fit into its seconds."""
@@ -236,7 +230,7 @@ class School:
     def exam(self, name: str, split: str) -> None:
         """Scores of a model on a split; the model of a step that is not here is an error."""
         sizes = self.sizes
-        lengths, samples = (list(sizes.lengths), sizes.samples) if sizes else ([4, 16, 64, 256], None)
+        lengths, samples = (list(sizes.lengths), sizes.samples) if sizes else ([4, 16, 64, 256], 600)
         if split == splits.VALIDATION and not sizes:
             samples = 300
         found = examine(open_model(self.folder / name / MODEL), self.data, split, lengths, samples)
@@ -267,7 +261,6 @@ class School:
             "student": str(self.folder / BEFORE[name]),
             "out": str(self.folder / name),
             "data": recipe.data.model_copy(update={"scenes": scenes, "workers": workers}),
-            "compile": recipe.compile and self.device.type == "cuda",
         }
         if isinstance(recipe, DistillLayers | DistillLogits):
             changes["teacher"] = str(self.folder / "teacher" / MODEL)
