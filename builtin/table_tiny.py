@@ -13,17 +13,17 @@ from infinitevl.training.learner import start_weights_
 from infinitevl.training.loop import special_ids
 from infinitevl.training.recipe import Recipe
 
-_DECODER = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+_DECODER = {  # heads as wide as the built-in model's, so that a GPU runs the same kernels
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 4,
-    "num_attention_heads": 2,
+    "num_attention_heads": 1,
     "num_key_value_heads": 1,
-    "head_dim": 16,
-    "mrope_section": [2, 3, 3],
-    "num_linear_heads": 2,
-    "num_linear_key_value_heads": 2,
-    "linear_head_dim": 16,
+    "head_dim": 64,
+    "mrope_section": [8, 12, 12],
+    "num_linear_heads": 1,
+    "num_linear_key_value_heads": 1,
+    "linear_head_dim": 64,
     "layer_types": ["full_attention"] * 4,
 }
 _VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48}

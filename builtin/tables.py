@@ -46,6 +46,7 @@ class Started:
     row: Row
     process: subprocess.Popen
     log: IO[str]
+    card: str | None
 
 
 def main() -> None:
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these tables")
     parser.add_argument("--rows", nargs="*", help="these rows")
     parser.add_argument("--at-once", type=int, default=14, help="rows side by side")
+    parser.add_argument("--cards", nargs="*", help="spread rows over these GPUs, by number")
     parser.add_argument("--steps", type=int, help="of every row, instead of what the clock allows")
     parser.add_argument("--stop-after", type=float, default=9.0, help="minutes after which this call ends")
     parser.add_argument("--tiny", action="store_true", help="a tiny teacher of random weights, a few steps")
@@ -139,9 +141,16 @@ class Crew:
         command = [sys.executable, "-m", "builtin.table_row", "--row", row.key, "--seed", str(row.seed)]
         command += ["--plan", str(self.arguments.plan), "--folder", str(self.runs)]
         command += ["--device", self.arguments.device, "--until", str(self.until)]
-        environment = {**_ENV, **os.environ}
+        card, environment = self._card(), {**_ENV, **os.environ}
+        if card is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = card
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        return Started(row, process, log)
+        return Started(row, process, log, card)
+
+    def _card(self) -> str | None:
+        """The one on which fewest rows run; None leaves it to the environment."""
+        busy = [started.card for started in self.working]
+        return min(self.arguments.cards, key=busy.count) if self.arguments.cards else None
 
     def _settle(self, waves: int) -> None:
         """Once every row has said how fast it is, decide how many steps all take."""
