@@ -4,33 +4,14 @@ The scan carries a block of the memory's value columns: a head of value width V 
 `block_v` that share queries, keys and gates.
 """
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from infinitevl.ops.triton.delta_parts import check, count, halves, product, row_of
-from infinitevl.ops.triton.delta_prepare import SIZE, prepare
+from infinitevl.ops.triton.delta_prepare import SIZE, ChunkTuning, prepare
 from infinitevl.ops.triton.early import launches_early
-
-
-@dataclass(frozen=True)
-class ChunkTuning:
-    """How the work is cut: value columns of one program, its warps and stages; results agree to rounding.
-
-    float32 names the precision of products when activations are float32 (`tl.dot`'s input_precision).
-    """
-
-    prepare_block_v: int = 128
-    prepare_warps: int = 8
-    block_v: int = 64
-    warps: int = 4
-    stages: int = 2
-    float32: str = "tf32x3"
-    solved_width: int = 0
-
 
 DEFAULT = ChunkTuning()
 
@@ -52,10 +33,7 @@ def delta_net_chunk_(
     check(mixed, taps, memory, tail)
     batch, length = mixed.shape[:2]
     _, heads, key_width, value_width = memory.shape
-    chunks = prepare(
-        mixed, a, b, taps, A_log, dt_bias, memory, tail, rows, num_valid,
-        tuning.prepare_block_v, tuning.prepare_warps, tuning.float32, tuning.solved_width,
-    )  # fmt: skip
+    chunks = prepare(mixed, a, b, taps, A_log, dt_bias, memory, tail, rows, num_valid, tuning)
     block_v, early = min(tuning.block_v, chunks.values.shape[-1]), launches_early(mixed)
     out = memory.new_empty(batch, length, heads, value_width)
     _scan[(heads, triton.cdiv(value_width, block_v) + 1, batch)](
@@ -63,6 +41,7 @@ def delta_net_chunk_(
         length, chunks.values.shape[2], *mixed.stride()[:2], tail.stride(0), memory.stride(0),
         H=heads, K=key_width, V=value_width, W=taps.shape[1], BK=chunks.keys.shape[-1],
         WIDE_V=chunks.values.shape[-1], SIZE=SIZE, PRECISION=chunks.precision, EARLY=early, BV=block_v,
+        BRIEF=tuning.brief and chunks.precision == "split",
         BC=max(chunks.keys.shape[-1], block_v), SLOTS=triton.next_power_of_2(taps.shape[1] - 1),
         num_warps=tuning.warps if chunks.precision == "split" else 8,
         num_stages=tuning.stages if chunks.precision == "split" else 1, launch_pdl=early,
@@ -76,7 +55,7 @@ def _scan(
     mixed_token, tail_row, memory_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
-    BV: tl.constexpr, BC: tl.constexpr, SLOTS: tl.constexpr,
+    BV: tl.constexpr, BRIEF: tl.constexpr, BC: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Grid (heads, value blocks and one more, rows); that one more renews the tail, which nobody reads now.
 
@@ -101,11 +80,11 @@ def _scan(
         keys += 2 * place * SIZE * BK
         values += place * SIZE * WIDE_V
         squares += 2 * place * (2 if PRECISION == "split" else 1) * SIZE * SIZE
-        scales += place * 4 * SIZE
+        scales += place * 5 * SIZE
         out += (batch.to(tl.int64) * T * H + head) * V
         for chunk in range(num_chunks):
             state, result = _scan_chunk(
-                state, keys, values, squares, scales, column, BK, WIDE_V, SIZE, PRECISION
+                state, keys, values, squares, scales, column, BK, WIDE_V, SIZE, PRECISION, BRIEF
             )
             token = tl.arange(0, SIZE)
             kept = (column < V)[:, None] & (chunk * SIZE + token < T)[None, :]
@@ -113,7 +92,7 @@ def _scan(
             keys += 2 * SIZE * BK
             values += SIZE * WIDE_V
             squares += 2 * (2 if PRECISION == "split" else 1) * SIZE * SIZE
-            scales += 4 * SIZE
+            scales += 5 * SIZE
             out += SIZE * H * V
         tl.store(stored, state, mask=inside)
 
@@ -121,7 +100,7 @@ def _scan(
 @triton.jit
 def _scan_chunk(
     state, keys, values, squares, scales, column,
-    BK: tl.constexpr, WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    BK: tl.constexpr, WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, BRIEF: tl.constexpr,
 ):  # fmt: skip
     """The memory [BV, BK] after a chunk, and the chunk's output [BV, SIZE]; both transposed."""
     token, width = tl.arange(0, SIZE), tl.arange(0, BK)
@@ -130,21 +109,24 @@ def _scan_chunk(
     v = tl.load(values + token[:, None] * WIDE_V + column[None, :])
     of_query, of_key = tl.load(scales + token), tl.load(scales + SIZE + token)
     of_written, of_memory = tl.load(scales + 2 * SIZE + token), tl.load(scales + 3 * SIZE)
+    of_value = tl.load(scales + 4 * SIZE + token)
     parts: tl.constexpr = 2 if PRECISION == "split" else 1
     zero = tl.zeros((column.shape[0], SIZE), tl.float32)
-    recalled = _wide_product(state, tl.trans(k), zero, PRECISION) * of_key[None, :]
-    wanted = tl.trans(v).to(tl.float32) - recalled
-    written = _square_product(wanted, squares, zero, SIZE, PRECISION)
-    out = _wide_product(state, tl.trans(q), zero, PRECISION) * of_query[None, :]
-    out = _square_product(written, squares + parts * SIZE * SIZE, out, SIZE, PRECISION)
-    state = _wide_product(written * of_written[None, :], k, state * of_memory, PRECISION)
+    recalled = _wide_product(state, tl.trans(k), zero, PRECISION, BRIEF)
+    wanted = tl.trans(v).to(tl.float32) * of_value[None, :] - recalled * of_key[None, :]
+    written = _square_product(wanted, squares, zero, SIZE, PRECISION, BRIEF)
+    out = _wide_product(state, tl.trans(q), zero, PRECISION, BRIEF) * of_query[None, :]
+    out = _square_product(written, squares + parts * SIZE * SIZE, out, SIZE, PRECISION, BRIEF)
+    state = _wide_product(written * of_written[None, :], k, state * of_memory, PRECISION, BRIEF)
     return state, out
 
 
 @triton.jit
-def _wide_product(x, y, start, PRECISION: tl.constexpr):
+def _wide_product(x, y, start, PRECISION: tl.constexpr, BRIEF: tl.constexpr):
     """start + x @ y for float32 x and y in activations' dtype."""
-    if PRECISION == "split":
+    if BRIEF:
+        return product(x.to(y.dtype), y, start, PRECISION)
+    elif PRECISION == "split":
         high, low = halves(x)
         return product(low, y, product(high, y, start, PRECISION), PRECISION)
     else:
@@ -152,10 +134,14 @@ def _wide_product(x, y, start, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _square_product(x, square, start, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+def _square_product(x, square, start, SIZE: tl.constexpr, PRECISION: tl.constexpr, BRIEF: tl.constexpr):
     """start + x @ y.T for float32 x and a stored y [SIZE, SIZE]."""
     place = square + tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-    if PRECISION == "split":
+    if BRIEF:
+        x = x.to(square.dtype.element_ty)
+        start = product(x, tl.trans(tl.load(place + SIZE * SIZE)), start, PRECISION)
+        return product(x, tl.trans(tl.load(place)), start, PRECISION)
+    elif PRECISION == "split":
         high, low = halves(x)
         y = tl.trans(tl.load(place))
         start = product(high, tl.trans(tl.load(place + SIZE * SIZE)), start, PRECISION)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from infinitevl.ops.triton.delta_prepare import _invert_
+from infinitevl.ops.triton.delta_inverse import invert_
 
 SIZE = 64  # tokens of a chunk
 SCAN_COLUMNS = 32  # value columns whose memory one program carries
@@ -173,7 +173,7 @@ def _prepare(
     work += place * SIZE * SIZE
     tl.store(work + square, met)
     tl.debug_barrier()
-    _invert_(work, SIZE, PRECISION)
+    invert_(work, SIZE, PRECISION)
     solve = tl.load(work + square).to(k.dtype.element_ty)
     tl.store(inverse + place * SIZE * SIZE + square, solve)
     grown = keys.to(tl.float32) * (strength * tl.exp(sums))[:, None]
