@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
 from infinitevl.training.journal import Journal
-from infinitevl.training.sharding import NONE, Spread, spread, trained_weights
+from infinitevl.training.sharding import NONE, Sharded, Spread, spread, trained_weights
 from infinitevl.training.stages.reading import Batch
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -201,11 +201,21 @@ class Run:
         """Tokens, those that the loss is over, and operations of the step, over all processes."""
         flops = 0.0 if self.flops is None else sum(map(self.flops, batches))
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        numbers = [tokens, sum(map(self.count, batches)), flops]
+        numbers = [tokens, sum(map(self.count, batches)), flops, len(batches), len(batches) ** 2]
         if self.accelerator.num_processes > 1:
             mine = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
             numbers = self._sum(mine).tolist()
+            self._check_equal(*numbers[3:])
         return {"tokens": int(numbers[0]), "answers": int(numbers[1]), "flops": numbers[2]}
+
+    def _check_equal(self, batches: float, squares: float) -> None:
+        """Processes that share layers compute them together, and must do so equally often."""
+        world = self.accelerator.num_processes
+        if isinstance(self.spread, Sharded) and world * squares != batches**2:
+            raise InfiniteVLError(
+                f"step {self.step + 1} has {batches:.0f} batches for {world} processes; with sharding each "
+                "must have equally many. Choose a rows_per_step that the number of processes divides."
+            )
 
     def gradients(self, batches: Sequence[Batch], scale: float) -> Tensor:
         """Gradients of all batches of the step together; processes exchange them once, with the last one.
@@ -304,6 +314,10 @@ class Run:
             InfiniteVLError: there is none, or it is of a run with other settings.
         """
         state = read_checkpoint(self.folder)
+        if self.accelerator.is_main_process:
+            # of a process that was killed while it wrote
+            for half in self.folder.glob(f".{CHECKPOINT}.*.part"):
+                half.unlink()
         check_same_run(state["identity"], self.settings.identity)
         if set(state["trained"]) != set(self.trained):
             raise InfiniteVLError(f"{self.folder / CHECKPOINT} holds other weights than this stage trains.")

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from infinitevl.training.journal import draw_loss, losses
 from infinitevl.training.lora import add_adapters
 from infinitevl.training.parts import SFT, freeze_
 from infinitevl.training.run import CHECKPOINT, LOG, Lesson, Run, Settings, Teaching, learning_rate
+from infinitevl.training.sharding import Copied, Replicated
 from infinitevl.training.stages.reading import answers
 from infinitevl.training.stages.sft import sft
 from tests.support import relative_error, tiny_model
@@ -65,6 +67,22 @@ def new_run(folder, batches=two_batches, student=None, **changes):
 
 def weights(run):
     return {name: weight.detach().clone() for name, weight in run.trained.items()}
+
+
+def test_copies_made_once_a_step_learn_what_autocast_learns_bit_for_bit(tmp_path):
+    def learned(folder, kind):
+        given, settings_ = teaching(two_batches), settings()
+        given.lesson.precision = torch.bfloat16
+        run = Run(given, settings_, folder, Accelerator(cpu=True))
+        assert isinstance(run.spread, kind)
+        run.go()
+        return weights(run), losses(folder / LOG)
+
+    copied = learned(tmp_path / "copied", Copied)
+    with mock.patch("infinitevl.training.run.spread", lambda lesson, here, *_: Replicated(lesson, here)):
+        cast = learned(tmp_path / "cast", Replicated)
+    assert copied[1] == cast[1]
+    assert all(torch.equal(weight, cast[0][name]) for name, weight in copied[0].items())
 
 
 def test_accumulated_is_one_big_batch(tmp_path):

@@ -22,7 +22,7 @@ from infinitevl.training.parts import (
     part_of,
     projections,
 )
-from infinitevl.training.stages.distill import distill_layers, distill_logits, share_frozen_
+from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
 from infinitevl.training.stages.reading import answers
 from infinitevl.training.stages.sft import sft
 from tests.support import prompt_inputs, relative_error, tiny_model
@@ -170,6 +170,26 @@ def test_teacher_and_student_hold_frozen_weights_once():
     assert not any(p.data_ptr() in addresses for p in student.parameters() if p.requires_grad)
     assert share_frozen_(student, teacher) == 0
     assert distill_layers(student, teacher, batch).item() == before
+
+
+def test_layers_that_teacher_and_student_share_are_not_computed_twice():
+    teacher, student = teacher_and_student()
+    freeze_(student, KINDS, DISTILL_LAYERS)
+    share_frozen_(student, teacher)
+    same = same_layers(student, teacher)
+    assert same == {0}
+    calls = []
+    student.model.language_model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    for lengths, times in (((12, 9), 0), ((20,), 1)):  # the window of 12 holds the first batch alone
+        batch, found = batch_of(*lengths), []
+        for given in (frozenset(), same):
+            calls.clear()
+            student.zero_grad()
+            loss = distill_layers(student, teacher, batch, given)
+            loss.backward()
+            found.append([loss.detach(), *(p.grad for p in student.parameters() if p.grad is not None)])
+        assert len(calls) == times
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -1,0 +1,46 @@
+"""Boards beside the log."""
+
+import builtins
+
+import pytest
+
+from infinitevl.errors import InputError
+from infinitevl.training.journal import Journal
+
+FACTS = {"loss": 2.0, "gradient_norm": 1.0}
+
+
+def test_tensorboard_gets_every_line(tmp_path):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    journal = Journal(tmp_path / "log.jsonl", log_to=["tensorboard"])
+    journal.start(0, 3)
+    for step in (1, 2):
+        journal.add(10, 0.0)
+        journal.write(step, {**FACTS, "loss": 3.0 - step})
+    journal.close()
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
+    assert "tokens_per_second" in found.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_board_that_is_not_installed_is_told_by_name(tmp_path, monkeypatch, name):
+    found = builtins.__import__
+
+    def missing(module, *rest):
+        if name in module:
+            raise ImportError(name)
+        return found(module, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(InputError, match=f"pip install {name}"):
+        Journal(tmp_path / "log.jsonl", log_to=[name]).start(0, 3)
+
+
+def test_other_processes_open_no_board(tmp_path):
+    journal = Journal(tmp_path / "log.jsonl", writes=False, log_to=["tensorboard"])
+    journal.start(0, 3)
+    assert journal.boards == []
