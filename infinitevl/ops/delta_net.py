@@ -46,7 +46,7 @@ def delta_net_chunk(
         [B, T, H, V] in memory's dtype, the memory and the tail after the last token that counts; of packed
         sequences the memory is the last one's, and the tail nobody's.
     """
-    log_decay, beta = gates(a, b, A_log, dt_bias)
+    log_decay, beta = _gates(a, b, A_log, dt_bias)
     if packed is not None:
         mixed, log_decay, beta = (spread(x, packed) for x in (mixed, log_decay, beta))
         qkv, tail = conv(mixed, taps, tail)
@@ -98,13 +98,13 @@ def delta_net_step_(
     """One token: the same with T = 1."""
     qkv, new_tail = causal_conv_step(mixed, taps, read_rows(tail, rows))
     before = read_rows(memory, rows)
-    out, after = delta_rule_step(*_heads(qkv, memory), *gates(a, b, A_log, dt_bias), before)
+    out, after = delta_rule_step(*_heads(qkv, memory), *_gates(a, b, A_log, dt_bias), before)
     write_rows_(memory, after, rows)
     write_rows_(tail, new_tail, rows)
     return out
 
 
-def gates(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor) -> tuple[Tensor, Tensor]:
+def _gates(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithm of the decay and writing strength, [B, T, H] in float32 or a's dtype if wider."""
     wide = torch.promote_types(a.dtype, torch.float32)
     dt = F.softplus(a.to(wide) + dt_bias.to(wide))

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from infinitevl.ops.delta_net import gates
-from infinitevl.ops.packed import Packed, gather, spread
+from infinitevl.ops.packed import Packed, gather
 from infinitevl.ops.triton.train_conv import conv_heads
+from infinitevl.ops.triton.train_gates import gates
 from infinitevl.ops.triton.train_rule import delta_rule
 
 
@@ -23,13 +23,8 @@ def delta_net_chunk(
     """As `ops.delta_net.delta_net_chunk` at the start of sequences; the result in mixed's dtype."""
     assert num_valid is None, "training batches are padded at the end and need no counts"
     _, heads, key_width, value_width = memory.shape
-    log_decay, beta = gates(a, b, A_log, dt_bias)
-    sizes = heads, key_width, value_width
-    if packed is None:
-        q, k, v = conv_heads(mixed, taps, *sizes)
-        out, memory = delta_rule(q, k, v, log_decay, beta, memory)
-        return out, memory, tail
-    q, k, v = conv_heads(mixed, taps, *sizes, packed.place, packed.source)
-    log_decay, beta = spread(log_decay, packed), spread(beta, packed)
-    out, memory = delta_rule(q, k, v, log_decay, beta, memory, packed.ends)
-    return gather(out, packed), memory, tail
+    place, source, ends = (None,) * 3 if packed is None else (packed.place, packed.source, packed.ends)
+    log_decay, beta = gates(a, b, A_log, dt_bias, place, source)
+    q, k, v = conv_heads(mixed, taps, heads, key_width, value_width, place, source)
+    out, memory = delta_rule(q, k, v, log_decay, beta, memory, ends)
+    return out if packed is None else gather(out, packed), memory, tail
