@@ -1,7 +1,7 @@
 # Short names for the commands of README.md and CONTRIBUTING.md; nothing here is needed to work without make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: environment check slow test-gpu demo data builtin-train builtin-evaluate
+.PHONY: environment check slow test-gpu demo data builtin-train school builtin-evaluate
 
 environment:  ## make .venv with everything that the tests need
 	python3 -m venv .venv
@@ -26,6 +26,10 @@ builtin-train:  ## train the built-in model; wants a GPU
 	$(PYTHON) -m builtin.train
 	$(PYTHON) -m builtin.train --export runs/builtin/model
 	$(PYTHON) -m builtin.tune_streams --model runs/builtin/model --export runs/builtin/tuned
+
+school:  ## the built-in model through the published pipeline, scored and packaged; wants a GPU
+	$(PYTHON) -m builtin.school
+	$(PYTHON) -m builtin.package
 
 builtin-evaluate:  ## score the built-in model on the test split
 	$(PYTHON) -m builtin.evaluate --split test

@@ -11,6 +11,7 @@ from its pace, which is measured first and written beside it. school.jsonl says 
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import gc
 import json
@@ -72,7 +73,9 @@ class School:
     """A folder in which one step after another is finished.
 
     Args:
-        sizes: of a rehearsal; None for the real thing. stop_after: seconds that this call may take.
+        start: the model whose weights the teacher starts with; None for that of its recipe.
+        stop_after: seconds that this call may take. scale: of the seconds that stages take.
+        sizes: of a rehearsal; None for the real thing.
     """
 
     def __init__(
@@ -81,20 +84,21 @@ class School:
         data: Path = Path(".data"),
         recipes: Path = Path("recipes/small"),
         *,
+        start: Path | None = None,
         workers: int = 14,
         stop_after: float = 1e9,
         scale: float = 1.0,
         sizes: Sizes | None = None,
     ):
         self.folder, self.data, self.recipes = folder, data, recipes
-        self.workers, self.scale, self.sizes = workers, scale, sizes
+        self.start, self.workers, self.scale, self.sizes = start, workers, scale, sizes
         self.ends = time.perf_counter() + stop_after
         self.finished: list[str] = []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def steps(self) -> list[Step]:
         """All steps, in order."""
-        teacher = 60 * self._teacher_recipe().minutes * self.scale
+        teacher = 60 * self._teacher_recipe().minutes
         stages = [
             Step(name, OPENING + seconds * self.scale, functools.partial(self.stage, name))
             for name, seconds in SECONDS.items()
@@ -268,7 +272,10 @@ class School:
 
     def _teacher_recipe(self) -> TeacherRecipe:
         recipe = TeacherRecipe.read(self.recipes / "teacher.yaml")
-        return tiny_teacher(recipe, self.sizes) if self.sizes else recipe
+        if self.sizes:
+            return tiny_teacher(recipe, self.sizes)
+        start = recipe.start_from if self.start is None else str(self.start)
+        return dataclasses.replace(recipe, start_from=start, minutes=recipe.minutes * self.scale)
 
     def _can_pause(self, name: str) -> bool:
         """Whether a step that was begun goes on in the next call, and this one has a minute for it."""
@@ -300,6 +307,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/builtin"))
     parser.add_argument("--data", type=Path, default=Path(".data"), help="folder of build_data")
     parser.add_argument("--recipes", type=Path, default=Path("recipes/small"))
+    parser.add_argument("--start", type=Path, help="model that the teacher starts from, not the recipe's")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--until", help="the last step of this call")
     parser.add_argument("--stop-after", type=float, default=1e7, help="minutes that this call may take")
@@ -311,6 +319,7 @@ def main() -> None:
         arguments.folder,
         arguments.data,
         arguments.recipes,
+        start=arguments.start,
         workers=arguments.workers,
         stop_after=60 * arguments.stop_after,
         scale=arguments.scale,

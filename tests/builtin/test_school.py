@@ -1,0 +1,85 @@
+"""The built-in model's school, rehearsed with tiny numbers: every step, a stop, the package."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import infinitevl
+from builtin.package import package
+from builtin.pieces import PIECE, keep, take
+from builtin.recall import thinned
+from builtin.rehearsal import Sizes
+from builtin.school import SECONDS, School, models_of
+from infinitevl.scenes.world import demo_pack_path
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = ROOT / "infinitevl" / "assets" / "builtin" / "tokenizer.json"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The small pack of the package in the place of all splits."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        shutil.copy(demo_pack_path(), folder / f"{split}.pack")
+    shutil.copy(TOKENIZER, folder)
+    return folder
+
+
+def _school(tmp_path, data, **more) -> School:
+    sizes = Sizes(samples=1, lengths=(4,))
+    return School(tmp_path / "school", data, ROOT / "recipes" / "small", sizes=sizes, **more)
+
+
+@pytest.mark.slow
+def test_every_step_runs_and_what_they_made_is_packaged(tmp_path, data):
+    assert _school(tmp_path, data).go("distill_layers")
+    school = _school(tmp_path, data)
+    assert school.go()
+    assert "teacher" not in school.finished and set(SECONDS) - {"distill_layers"} <= set(school.finished)
+    told = [json.loads(line) for line in (tmp_path / "school" / "school.jsonl").read_text().splitlines()]
+    assert all(line["what"] == "done" for line in told)
+    package(tmp_path / "school", ROOT / "recipes" / "small", TOKENIZER, tmp_path / "package")
+    model, _ = infinitevl.load(tmp_path / "package", device="cpu", dtype=torch.float32)
+    wanted, _ = infinitevl.load(tmp_path / "school" / "long_sft" / "model", device="cpu", dtype=torch.float32)
+    pairs = zip(model.parameters(), wanted.parameters(), strict=True)
+    assert all(torch.allclose(given, found, atol=2e-2, rtol=1e-2) for given, found in pairs)
+    card = (tmp_path / "package" / "README.md").read_text()
+    assert "| stage 3 | 4 |" in card and "| read, seen fonts |" in card
+    assert str(tmp_path) not in (tmp_path / "package" / "adapter" / "adapter_config.json").read_text()
+
+
+def test_a_call_without_time_begins_nothing(tmp_path, data):
+    school = _school(tmp_path, data, stop_after=5.0)
+    assert not school.go()
+    assert school.finished == []
+
+
+def test_pieces_come_back_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtin.pieces.PIECE", 1000)
+    folder = tmp_path / "school"
+    (folder / "sft" / "model").mkdir(parents=True)
+    (folder / "teacher" / "model").mkdir(parents=True)
+    (folder / "sft.json").write_text("{}")
+    (folder / "sft" / "model" / "w.safetensors").write_bytes(torch.randn(2000).numpy().tobytes())
+    (folder / "teacher" / "model" / "w.safetensors").write_bytes(b"1")
+    pieces = keep(folder, tmp_path / "pieces", models_of(["sft"]))
+    assert len(pieces) > 5 and PIECE < 16 * 2**20
+    take(tmp_path / "pieces", tmp_path / "back")
+    found = sorted(
+        path.relative_to(tmp_path / "back").as_posix() for path in (tmp_path / "back").rglob("*.*")
+    )
+    assert found == ["sft.json", "sft/model/w.safetensors"]
+    name = "sft/model/w.safetensors"
+    assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_norms_are_thinned_but_keep_their_ends():
+    norms = [(number, [float(number)]) for number in range(1, 101)]
+    kept = thinned(norms, 10)
+    assert kept[0] == norms[0] and kept[-1] == norms[-1] and len(kept) <= 11
+    assert thinned([(1, [])]) == []
