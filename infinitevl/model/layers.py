@@ -54,8 +54,12 @@ class GatedMLP(Fusable):
         if fast is None:
             normed = norm(x)
             return x + self.down_proj(self.kernels.swiglu(self.gate_proj(normed), self.up_proj(normed)))
-        inner = fast.kernels.norm_swiglu(x, norm.weight, norm.eps, fast["gate_up"], fast["gate_up_bias"])
-        return fast.kernels.linear_add(inner, fast["down"], x, self.down_proj.bias)
+        inputs = norm.weight, norm.eps, fast["gate_up"], fast["gate_up_bias"]
+        if self.down_proj.bias is None:
+            inner = fast.kernels.norm_swiglu(x, *inputs)
+        else:
+            inner, x = fast.kernels.norm_swiglu_shift(x, *inputs, self.down_proj.bias)
+        return fast.kernels.linear_add(inner, fast["down"], x)
 
     def _lay_out(self) -> dict[str, Any]:
         pair = (self.gate_proj, self.up_proj)

@@ -126,10 +126,11 @@ class VisionAttention(Fusable):
             qkv = self.qkv(norm(x)).unflatten(-1, (3, self.num_heads, -1))
             return x + self.proj(self.kernels.vision_attention(qkv, cos, sin, segments).flatten(1))
         kernels, bias = fast.kernels, (self.qkv.bias, self.proj.bias)
-        together = kernels.norm_linear(x, norm.weight, norm.eps, self.qkv.weight, bias[0])
+        # What proj adds to the residual besides the product is added where the residual is read anyway.
+        together, x = kernels.norm_linear_shift(x, norm.weight, norm.eps, self.qkv.weight, *bias)
         qkv = together.unflatten(-1, (3, self.num_heads, -1))
         out = kernels.vision_attention(qkv, cos, sin, segments).flatten(1)
-        return kernels.linear_add(out, self.proj.weight, x, bias[1])
+        return kernels.linear_add(out, self.proj.weight, x)
 
     def _lay_out(self) -> dict[str, Any]:
         return {}

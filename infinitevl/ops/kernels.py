@@ -28,6 +28,8 @@ class Kernels:
     linear: Callable = products.linear
     norm_linear: Callable = products.norm_linear
     norm_swiglu: Callable = products.norm_swiglu
+    norm_linear_shift: Callable = products.norm_linear_shift
+    norm_swiglu_shift: Callable = products.norm_swiglu_shift
     linear_add: Callable = products.linear_add
     gated_norm_linear_add: Callable = products.gated_norm_linear_add
 

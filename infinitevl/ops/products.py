@@ -34,6 +34,20 @@ def norm_swiglu(
     return swiglu(*F.linear(rms_norm(x, norm_weight, eps), dense(weight), bias).chunk(2, dim=-1))
 
 
+def norm_linear_shift(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`norm_linear`, and x + shift, which other kernels put where x was."""
+    return norm_linear(x, norm_weight, eps, weight, bias), x + shift
+
+
+def norm_swiglu_shift(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`norm_swiglu`, and x + shift, which other kernels put where x was."""
+    return norm_swiglu(x, norm_weight, eps, weight, bias), x + shift
+
+
 def linear_add(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
     """residual + the product; other kernels may put the result where the residual was."""
     return residual + F.linear(x, dense(weight), bias)

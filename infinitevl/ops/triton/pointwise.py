@@ -20,15 +20,24 @@ def as_rows(x: Tensor, width: int) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean x^2 + eps) over the last axis, times `weight`; rounded as ops.norm.rms_norm rounds."""
+    return _rms_norm(x, weight, eps, None)[0]
+
+
+def rms_norm_shift(x: Tensor, weight: Tensor, eps: float, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and x + shift, which lies where x lay if x can be seen as rows."""
+    return _rms_norm(x, weight, eps, shift)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     width = x.shape[-1]
     rows = as_rows(x, width)
     y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
     block, early = triton.next_power_of_2(width), launches_early(x)
     _rms_norm_kernel[(rows.shape[0],)](
-        rows, weight, y, rows.stride(0), eps, width, block, early,
+        rows, weight, shift, y, rows.stride(0), eps, width, block, early,
         num_warps=_num_warps(block), launch_pdl=early,
     )  # fmt: skip
-    return y
+    return y, rows.view(x.shape)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -80,7 +89,8 @@ def _num_warps(block: int) -> int:
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr, weight_ptr, y_ptr, x_stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+    x_ptr, weight_ptr, shift_ptr, y_ptr, x_stride, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)
@@ -91,6 +101,9 @@ def _rms_norm_kernel(
         gdc_wait()
     x = tl.load(x_ptr + row * x_stride + k, mask=k < WIDTH, other=0)
     wide = x.to(tl.float32)
+    if shift_ptr is not None:
+        shift = tl.load(shift_ptr + k, mask=k < WIDTH, other=0).to(tl.float32)
+        tl.store(x_ptr + row * x_stride + k, (wide + shift).to(x.dtype), mask=k < WIDTH)
     wide *= tl.rsqrt(tl.sum(wide * wide) / WIDTH + eps)
     y = weight * wide.to(x.dtype).to(tl.float32)
     tl.store(y_ptr + row * WIDTH + k, y.to(y_ptr.dtype.element_ty), mask=k < WIDTH)

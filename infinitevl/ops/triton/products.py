@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 from infinitevl.ops.quantized import Quantized, Weight
 from infinitevl.ops.triton.matvec import Product, gates_fit, matvec
-from infinitevl.ops.triton.pointwise import add_bias_, as_rows, gated_rms_norm, rms_norm, swiglu
+from infinitevl.ops.triton.pointwise import (
+    add_bias_,
+    as_rows,
+    gated_rms_norm,
+    rms_norm,
+    rms_norm_shift,
+    swiglu,
+)
 from infinitevl.ops.triton.quantized import few_bits, fp8_product, multiplies_fp8, reads_bits, whole
 
 # Most rows that `matvec` takes; beyond, cuBLAS. Milliseconds for all products of a token of the 4B decoder on
@@ -42,6 +49,22 @@ def norm_swiglu(
 ) -> Tensor:
     """SiLU(gate) * up of rms_norm(x); weight holds the rows of the gate, then as many of up."""
     return _run(Product(x, weight, bias, norm_weight=norm_weight, eps=eps, swiglu=True))
+
+
+def norm_linear_shift(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`norm_linear`, and x + shift where x was: a later product adds itself to a residual with its bias."""
+    normed, x = rms_norm_shift(x, norm_weight, eps, shift)
+    return linear(normed, weight, bias), x
+
+
+def norm_swiglu_shift(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`norm_swiglu`, and x + shift where x was."""
+    normed, x = rms_norm_shift(x, norm_weight, eps, shift)
+    return _run(Product(normed, weight, bias, swiglu=True)), x
 
 
 def linear_add(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -15,6 +15,8 @@ TRITON = Kernels(
     linear=products.linear,
     norm_linear=products.norm_linear,
     norm_swiglu=products.norm_swiglu,
+    norm_linear_shift=products.norm_linear_shift,
+    norm_swiglu_shift=products.norm_swiglu_shift,
     linear_add=products.linear_add,
     gated_norm_linear_add=products.gated_norm_linear_add,
 )

@@ -125,6 +125,21 @@ def test_odd_sizes_are_exact(
         assert_as_exact_as_torch(name, case.arguments(name))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 65])
+@pytest.mark.parametrize("name", ["norm_linear", "norm_swiglu"])
+def test_what_is_normalised_grows_by_a_shift(
+    name: str, rows: int, dtype: torch.dtype, device: str, poisoned: None
+) -> None:
+    case = Case(rows, 36, 52, dtype, device)
+    arguments = (*case.arguments(name), case.norm_weight)
+    wanted = getattr(definition, f"{name}_shift")(*arguments)
+    assert torch.equal(wanted[0], getattr(definition, name)(*arguments[:-1]))
+    found = getattr(products, f"{name}_shift")(*arguments)
+    assert relative(found[0], wanted[0]) < (1e-5 if dtype == torch.float32 else 2**-7)
+    assert torch.equal(found[1], wanted[1])
+    assert torch.equal(case.x, wanted[1]), "it lies where x was"
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 17, 65])
 def test_the_way_chosen_by_rows_is_exact(rows: int, dtype: torch.dtype, device: str, poisoned: None) -> None:
     for name in NAMES:
