@@ -20,7 +20,7 @@ from infinitevl.bench.clock import Timing, measure, synchronize
 from infinitevl.bench.record import Record, read_records
 from infinitevl.bench.sizes import FRAME_SIZES, model_of_size, random_model
 from infinitevl.config import FULL, InfiniteVLConfig
-from infinitevl.training.course import Course, choose_weights_, fast_kernels, set_up
+from infinitevl.training.course import Course, checkpoint_layers_, choose_weights_, fast_kernels, set_up
 from infinitevl.training.losses import IGNORED
 from infinitevl.training.parts import DISTILL_LAYERS, DISTILL_LOGITS, LONG_SFT, SFT, Part, part_of
 from infinitevl.training.recipes import Recipe, parse_recipe
@@ -37,14 +37,15 @@ _PRODUCT = {"cuda": 8192, "cpu": 512}
 class Plan:
     """What is measured.
 
-    tokens: of a packed row. rows: of a step, over all processes. checkpointing: None tries without it first.
+    tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that compute their
+    activations again; None finds out how few.
     """
 
     stage: str
     tokens: int
     rows: int
     steps: int
-    checkpointing: bool | None
+    checkpointed: int | None
 
 
 class RandomRows:
@@ -118,10 +119,10 @@ def run(bench: Bench, plan: Plan) -> None:
         teaching = Teaching(lesson, course.feed, course.count, course.flops)
         learning = Run(teaching, settings, Path(folder), accelerator)
         learning.lesson.train()
-        has_checkpoints = _choose_checkpointing(bench, plan, course, learning)
+        checkpointed = _choose_checkpointed(bench, plan, course, learning)
         found = [_timed(bench, learning) for _ in range(plan.steps)]
     if accelerator.is_main_process:
-        _tell(bench, plan, found, product, accelerator.num_processes, has_checkpoints)
+        _tell(bench, plan, found, product, accelerator.num_processes, checkpointed)
 
 
 def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
@@ -135,7 +136,7 @@ def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
         "num_steps": plan.steps,
         "learning_rate": 5e-5,
         "precision": str(dtype).removeprefix("torch."),
-        "gradient_checkpointing": bool(plan.checkpointing),
+        "checkpointed_layers": plan.checkpointed,
         **own,
     }
     return parse_recipe(settings)
@@ -170,30 +171,33 @@ def _precision(bench: Bench) -> torch.dtype | None:
     return None if bench.options.dtype == torch.float32 else bench.options.dtype
 
 
-def _choose_checkpointing(bench: Bench, plan: Plan, course: Course, learning: Run) -> bool:
-    """Whether activations are computed anew; where the plan leaves it open, only if memory is too small.
+def _choose_checkpointed(bench: Bench, plan: Plan, course: Course, learning: Run) -> int:
+    """How many layers compute their activations again: what the plan says, or a quarter more until a step fits.
 
-    With several processes it is not left open: one that runs out of memory leaves the others waiting.
+    Several processes do not try, and take all layers: one that runs out of memory leaves the others waiting.
     """
-    wanted = plan.checkpointing
-    if wanted is None and learning.accelerator.num_processes == 1:
-        wanted = not _fits(learning)
+    num_layers = len(course.student.model.language_model.layers)
+    if plan.checkpointed is not None or learning.accelerator.num_processes > 1:
+        return num_layers if plan.checkpointed is None else plan.checkpointed
+    for quarters in range(5):
+        count = -(-num_layers * quarters // 4)
+        checkpoint_layers_(course.student, count)
+        fits = _fits(learning)
         learning.optimizer.zero_grad()
         learning.feed.go_on({"step": 0})
         bench.clear()
-    if wanted or wanted is None:
-        course.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return True
-    return False
+        if fits:
+            break
+    return count
 
 
 def _fits(learning: Run) -> bool:
-    """Whether a step's gradients can be had while AdamW's moments are there."""
-    batches = [learning.placed(batch) for batch in learning.feed.next()]
+    """Whether a row can be learned while AdamW's moments and the gradients of another row are there."""
+    batch = learning.placed(learning.feed.next()[0])
     try:
-        moments = [torch.empty_like(weight) for weight in learning.trained.values() for _ in range(2)]
-        learning.gradients(batches, 1.0)
-        return bool(moments)
+        kept = [torch.empty_like(weight) for weight in learning.trained.values() for _ in range(3)]
+        learning.gradients([batch], 1.0)
+        return bool(kept)
     except torch.cuda.OutOfMemoryError:
         return False
 
@@ -214,7 +218,7 @@ def _product(bench: Bench) -> float:
 
 
 def _tell(
-    bench: Bench, plan: Plan, found: list[dict[str, Any]], product: float, world: int, checkpoints: bool
+    bench: Bench, plan: Plan, found: list[dict[str, Any]], product: float, world: int, checkpointed: int
 ) -> None:
     """Lines of the steps behind the warm-up, and of all losses."""
     warm = min(3, plan.steps // 3)
@@ -226,7 +230,7 @@ def _tell(
         "processes": world,
         "row_tokens": plan.tokens,
         "rows": plan.rows,
-        "checkpointing": checkpoints,
+        "checkpointed": checkpointed,
     }
     rate = step["flops"] / seconds / world
     before = _alone(bench, chosen)

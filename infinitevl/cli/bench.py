@@ -200,11 +200,12 @@ def train(
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of a step, over all processes.")] = 2,
     steps: Annotated[int | None, typer.Option("--steps", min=2, help="Steps; default: by stage.")] = None,
-    checkpointing: Annotated[
-        bool | None,
+    checkpointed: Annotated[
+        int | None,
         typer.Option(
-            "--checkpointing/--no-checkpointing",
-            help="Compute activations anew; default: one process only where they do not fit, several always.",
+            "--checkpointed",
+            min=0,
+            help="Layers that compute activations again; default: as few as fit, with several processes all.",
         ),
     ] = None,
     size: SizeOption = Size.builtin,
@@ -222,7 +223,7 @@ def train(
         raise InputError(f"--rows is {rows}: every process needs a row; give at least as many as there are.")
     name = stage.value
     plan = benchmark.Plan(
-        name, tokens or benchmark.TOKENS[name], rows, steps or benchmark.STEPS[name], checkpointing
+        name, tokens or benchmark.TOKENS[name], rows, steps or benchmark.STEPS[name], checkpointed
     )
     benchmark.run(bench, plan)
 

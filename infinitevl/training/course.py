@@ -127,8 +127,7 @@ def set_up(
     """Models whose trainable weights are chosen, ready to learn on a device; what both hold is held once."""
     dtype, weights = student.dtype, Weights.of(student, len(student.config.text_config.layer_types))
     _place_(student, recipe.precision, device)
-    if recipe.gradient_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_layers_(student, recipe.checkpointed_layers if recipe.gradient_checkpointing else 0)
     shared, same = 0, frozenset[int]()
     if teacher is not None:
         _place_(teacher, recipe.precision, device)
@@ -138,6 +137,15 @@ def set_up(
             if model is not None:
                 compile_layers_(model)
     return Course(recipe, student, teacher, adapted, processor, feed, dtype, shared, same, weights)
+
+
+def checkpoint_layers_(student: InfiniteVLForConditionalGeneration, count: int | None) -> None:
+    """Let the first `count` layers of the decoder (None: all) compute their activations again when needed."""
+    student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for block in student.model.visual.blocks:
+        block.gradient_checkpointing = False  # frozen: it keeps nothing in any case
+    for number, layer in enumerate(student.model.language_model.layers):
+        layer.gradient_checkpointing = count is None or number < count
 
 
 def compile_layers_(model: InfiniteVLForConditionalGeneration) -> None:

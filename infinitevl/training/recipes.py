@@ -132,6 +132,9 @@ class StageRecipe(Strict):
     gradient_checkpointing: bool = Field(
         True, description="Keep one activation a layer and compute the others again: less memory, slower."
     )
+    checkpointed_layers: int | None = Field(
+        None, ge=0, description="How many layers do so, the first ones; default: all of the decoder."
+    )
     compile: bool = Field(
         False, description="Compile the decoder's layers: faster steps, after a minute or so at the start."
     )
@@ -180,7 +183,7 @@ Recipe = DistillLayers | DistillLogits | Sft | LongSft
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
 # What may change when a run goes on: where things lie, and how often they are written.
 _FREE = {"out", "save_every", "log_every", "log_to"}
-_FREE |= {"precision", "gradient_checkpointing", "compile", "sharding"}
+_FREE |= {"precision", "gradient_checkpointing", "checkpointed_layers", "compile", "sharding"}
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -29,13 +29,13 @@ def test_every_stage_runs_on_a_cpu_and_keeps_its_lines(tmp_path, stage):
     assert [record.what for record in records] == [*WHAT, "last loss"]
     assert all(record.value > 0 and record.settings["stage"] == stage for record in records)
     assert len(records[-1].settings["losses"]) == 4
-    assert records[0].settings["checkpointing"] is False
+    assert records[0].settings["checkpointed"] == 0
 
 
 @pytest.mark.slow
 def test_two_processes_are_measured_beside_one(tmp_path):
     file = tmp_path / "lines.jsonl"
-    CliRunner().invoke(app, [*words(file), "--checkpointing"], catch_exceptions=False)
+    CliRunner().invoke(app, [*words(file), "--checkpointed", "4"], catch_exceptions=False)
     program = "from infinitevl.cli import main; main()"
     (tmp_path / "cli.py").write_text(program)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
