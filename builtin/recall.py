@@ -251,7 +251,9 @@ def run(
             results.append({"model": name, "frames": length, **found})
             shown = {key: value for key, value in results[-1].items() if key != "norms"}
             print(json.dumps(shown), flush=True)
-    return {"split": split, "device": str(first.device), "pool": extent.pool, "results": results}
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    facts = {"split": split, "device": str(first.device), "hardware": hardware, "pool": extent.pool}
+    return {**facts, "results": results}
 
 
 def fewer(streams: Streams, model: InfiniteVLForConditionalGeneration, length: int) -> Streams:

@@ -31,7 +31,7 @@ from builtin.evaluate import examine, open_model
 from builtin.pieces import keep
 from builtin.rehearsal import Sizes, tiny_recipe, tiny_teacher
 from builtin.train import export
-from infinitevl.errors import InfiniteVLError
+from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
 from infinitevl.scenes import splits
 from infinitevl.scenes.world import load_world
@@ -116,8 +116,15 @@ class School:
         ]
 
     def go(self, until: str | None = None) -> bool:
-        """Every step that is not finished, up to `until`; returns whether all of them are."""
-        for step in self.steps():
+        """Every step that is not finished, up to `until`; returns whether all of them are.
+
+        Raises:
+            InputError: no step has that name.
+        """
+        steps = self.steps()
+        if until is not None and until not in {step.name for step in steps}:
+            raise InputError(f"no step {until!r}; there are {', '.join(step.name for step in steps)}.")
+        for step in steps:
             if not self._done(step.name).exists() and not self._try(step):
                 return False
             if step.name == until:
