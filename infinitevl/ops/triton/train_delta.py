@@ -52,6 +52,11 @@ def empty_kept(q: Tensor, v: Tensor) -> Kept:
     )
 
 
+def empty_out(v: Tensor, place: Tensor | None) -> Tensor:
+    """Room for the output: of all places of v, or of the tokens that lie at `place`."""
+    return v.new_empty(v.shape[0], v.shape[1] if place is None else len(place), *v.shape[2:])
+
+
 def sizes_of(q: Tensor, v: Tensor) -> dict[str, int | str]:
     """Constants that all kernels of the rule share."""
     return {
@@ -71,7 +76,15 @@ def columns_of(v: Tensor, most: int) -> int:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, ends: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    memory: Tensor,
+    ends: Tensor | None,
+    place: Tensor | None,
+    source: Tensor | None,
 ) -> tuple[Tensor, Tensor, Kept]:
     """Output [B, T, H, V] in v's dtype, the last memory float32 [B, H, K, V], and what to keep.
 
@@ -79,6 +92,7 @@ def forward(
         q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: float32 [B, T, H]. memory: float32
             [B, H, K, V]. All contiguous.
         ends: bool [N], after which of the N chunks the memory is emptied; None: after none.
+        place, source: as in `ops.packed`, of arguments that are spread; the output is not.
     """
     batch, length, heads, _ = q.shape
     kept, sizes = empty_kept(q, v), sizes_of(q, v)
@@ -93,9 +107,9 @@ def forward(
         k, kept.values, kept.erased, kept.since, memory, ends, kept.before, kept.written, last, length,
         chunks, **sizes, BV=few, num_warps=4, num_stages=2,
     )  # fmt: skip
-    out, wide = torch.empty_like(v), columns_of(v, 2 * COLUMNS)
+    out, wide = empty_out(v, place), columns_of(v, 2 * COLUMNS)
     _read[(chunks, heads * triton.cdiv(v.shape[3], wide), batch)](
-        q, k, kept.since, kept.before, kept.written, out, length, **sizes, BV=wide, num_warps=8
+        q, k, kept.since, kept.before, kept.written, source, out, length, **sizes, BV=wide, num_warps=8
     )
     return out, last, kept
 
@@ -106,6 +120,21 @@ def rows_of(x, batch, chunk, head, T, H: tl.constexpr, WIDTH: tl.constexpr, SIZE
     token = chunk * SIZE + tl.arange(0, SIZE)
     place = ((batch.to(tl.int64) * T + token) * H + head)[:, None] * WIDTH + column[None, :]
     return x + place, (token < T)[:, None] & (column < WIDTH)[None, :]
+
+
+@triton.jit
+def tokens_of(
+    x, source, batch, chunk, head, T, H: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, column
+):
+    """The same of x whose tokens are not spread: those that lie in the chunk's places."""
+    at = chunk * SIZE + tl.arange(0, SIZE)
+    token, exists = batch.to(tl.int64) * T + at, at < T
+    if source is not None:
+        token = tl.load(source + at, mask=exists, other=-1).to(tl.int64)
+        exists = token >= 0
+    return x + (token * H + head)[:, None] * WIDTH + column[None, :], exists[:, None] & (column < WIDTH)[
+        None, :
+    ]
 
 
 @triton.jit
@@ -213,7 +242,7 @@ def _scan(
 
 @triton.jit(do_not_specialize=["T"])
 def _read(
-    q, k, since, before, written, out, T,
+    q, k, since, before, written, source, out, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -230,4 +259,4 @@ def _read(
     inner = dot(queries, tl.trans(keys)) * decay_between(sums, SIZE, False)
     total = dot(queries, get(tile(before, place, V, K, width, column))) * tl.exp(sums)[:, None]
     total += dot(inner.to(q.dtype.element_ty), get(tile(written, place, V, SIZE, token, column)))
-    put(rows_of(out, batch, chunk, head, T, H, V, SIZE, column), total)
+    put(tokens_of(out, source, batch, chunk, head, T, H, V, SIZE, column), total)

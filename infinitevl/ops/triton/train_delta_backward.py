@@ -23,6 +23,7 @@ from infinitevl.ops.triton.train_delta import (
     sizes_of,
     tile,
     to_end,
+    tokens_of,
 )
 
 KEY_COLUMNS = 64  # key columns of one program of `_read_backward`
@@ -34,11 +35,12 @@ def backward(
     v: Tensor,
     beta: Tensor,
     ends: Tensor | None,
+    source: Tensor | None,
     kept: Kept,
     d_out: Tensor,
     d_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, log_decay, beta and the first memory; all arguments contiguous."""
+    """Gradients of q, k, v, log_decay, beta and the first memory; all contiguous, d_out not spread."""
     batch, length, heads, _ = q.shape
     chunks, sizes = kept.since.shape[2], sizes_of(q, v)
     narrow, few = columns_of(v, COLUMNS), columns_of(v, SCAN_COLUMNS)
@@ -46,19 +48,19 @@ def backward(
     d_written, after = torch.empty_like(kept.written), torch.empty_like(kept.before)
     d_memory = torch.empty_like(d_last)
     _inner_backward[(chunks, heads * triton.cdiv(v.shape[3], wide), batch)](
-        q, k, kept.since, d_out, d_written, length, **sizes, BV=wide, num_warps=8
+        q, k, kept.since, source, d_out, d_written, length, **sizes, BV=wide, num_warps=8
     )
     _scan_backward[(triton.cdiv(v.shape[3], few), batch * heads)](
-        q, k, kept.erased, kept.since, ends, d_out, d_last, d_written, after, d_memory, length, chunks,
-        **sizes, BV=few, num_warps=4, num_stages=2,
+        q, k, kept.erased, kept.since, ends, source, d_out, d_last, d_written, after, d_memory, length,
+        chunks, **sizes, BV=few, num_warps=4, num_stages=2,
     )  # fmt: skip
     key_blocks = triton.cdiv(q.shape[3], block_k)
     d_q, d_erased = torch.empty_like(q), torch.empty_like(kept.erased)
     d_read = q.new_empty(q.shape, dtype=torch.float32)
     d_since = kept.since.new_empty(key_blocks, *kept.since.shape)
     _read_backward[(chunks, heads * key_blocks, batch)](
-        q, k, kept.since, ends, kept.before, kept.written, d_out, d_written, after, d_q, d_read, d_erased,
-        d_since, length, **sizes, BV=narrow, BKB=block_k, num_warps=8,
+        q, k, kept.since, ends, kept.before, kept.written, source, d_out, d_written, after, d_q, d_read,
+        d_erased, d_since, length, **sizes, BV=narrow, BKB=block_k, num_warps=8,
     )  # fmt: skip
     d_k, d_v = torch.empty_like(k), torch.empty_like(v)
     d_log_decay, d_beta = torch.empty_like(beta), torch.empty_like(beta)
@@ -71,7 +73,7 @@ def backward(
 
 @triton.jit(do_not_specialize=["T"])
 def _inner_backward(
-    q, k, since, d_out, d_written, T,
+    q, k, since, source, d_out, d_written, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -86,13 +88,13 @@ def _inner_backward(
     queries = get(rows_of(q, batch, chunk, head, T, H, K, SIZE, width))
     keys = get(rows_of(k, batch, chunk, head, T, H, K, SIZE, width))
     inner = (dot(queries, tl.trans(keys)) * decay_between(sums, SIZE, False)).to(q.dtype.element_ty)
-    gradient = get(rows_of(d_out, batch, chunk, head, T, H, V, SIZE, column))
+    gradient = get(tokens_of(d_out, source, batch, chunk, head, T, H, V, SIZE, column))
     put(tile(d_written, place, V, SIZE, token, column), dot(tl.trans(inner), gradient))
 
 
 @triton.jit(do_not_specialize=["T", "num_chunks"])
 def _scan_backward(
-    q, k, erased, since, ends, d_out, d_last, d_written, after, d_memory, T, num_chunks,
+    q, k, erased, since, ends, source, d_out, d_last, d_written, after, d_memory, T, num_chunks,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +111,7 @@ def _scan_backward(
         queries = get(rows_of(q, batch, chunk, head, T, H, K, SIZE, width))
         keys = get(rows_of(k, batch, chunk, head, T, H, K, SIZE, width))
         erase = get(tile(erased, place, K, SIZE, token, width))
-        gradient = get(rows_of(d_out, batch, chunk, head, T, H, V, SIZE, column)).to(tl.float32)
+        gradient = get(tokens_of(d_out, source, batch, chunk, head, T, H, V, SIZE, column)).to(tl.float32)
         write = get(tile(d_written, place, V, SIZE, token, column)).to(tl.float32)
         grown, decay, across = to_end(since + place * SIZE, ends, chunk, SIZE)
         rounded = state.to(dtype)
@@ -123,7 +125,7 @@ def _scan_backward(
 
 @triton.jit(do_not_specialize=["T"])
 def _read_backward(
-    q, k, since, ends, before, written, d_out, d_written, after, d_q, d_read, d_erased, d_since, T,
+    q, k, since, ends, before, written, source, d_out, d_written, after, d_q, d_read, d_erased, d_since, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr, BKB: tl.constexpr,
 ):  # fmt: skip
@@ -147,7 +149,7 @@ def _read_backward(
         d_state = get(tile(after, place, V, K, width, column))
         write = get(tile(written, place, V, SIZE, token, column))
         d_write = get(tile(d_written, place, V, SIZE, token, column))
-        gradient = get(rows_of(d_out, batch, chunk, head, T, H, V, SIZE, column))
+        gradient = get(tokens_of(d_out, source, batch, chunk, head, T, H, V, SIZE, column))
         erase += dot(d_write, tl.trans(state))
         carry += dot(write, tl.trans(d_state))
         read += dot(gradient, tl.trans(state))

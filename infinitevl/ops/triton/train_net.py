@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from infinitevl.ops.packed import Packed, gather
+from infinitevl.ops.packed import Packed
 from infinitevl.ops.triton.train_conv import conv_heads
 from infinitevl.ops.triton.train_gates import gates
 from infinitevl.ops.triton.train_rule import delta_rule
@@ -26,5 +26,5 @@ def delta_net_chunk(
     place, source, ends = (None,) * 3 if packed is None else (packed.place, packed.source, packed.ends)
     log_decay, beta = gates(a, b, A_log, dt_bias, place, source)
     q, k, v = conv_heads(mixed, taps, heads, key_width, value_width, place, source)
-    out, memory = delta_rule(q, k, v, log_decay, beta, memory, ends)
-    return out if packed is None else gather(out, packed), memory, tail
+    out, memory = delta_rule(q, k, v, log_decay, beta, memory, ends, place, source)
+    return out, memory, tail
