@@ -172,7 +172,7 @@ def _precision(bench: Bench) -> torch.dtype | None:
 
 
 def _choose_checkpointed(bench: Bench, plan: Plan, course: Course, learning: Run) -> int:
-    """How many layers compute their activations again: as the plan says, or ever a quarter more until it fits.
+    """Layers that compute their activations again: as the plan says, or ever a quarter more until it fits.
 
     Several processes do not try, and take all layers: one that runs out of memory leaves the others waiting.
     """
