@@ -29,8 +29,8 @@ class ChunkTuning:
     """How the work is cut: value columns of one program, its warps and stages; results agree to rounding.
 
     float32 names the precision of products when activations are float32 (`tl.dot`'s input_precision).
-    apart: queries in programs of their own, which convolve the keys once more. in_registers: rows of the
-    inverse stay there. brief: memory and written values are rounded to bfloat16 in the scan's products.
+    convolve_first: in a launch of its own, `channels` a program. in_registers: rows of the inverse stay
+    there. brief: memory and written values are rounded to bfloat16 in the scan's products.
     """
 
     prepare_block_v: int = 128
@@ -39,8 +39,10 @@ class ChunkTuning:
     warps: int = 4
     stages: int = 2
     float32: str = "tf32x3"
-    apart: bool = False
-    in_registers: bool = False
+    convolve_first: bool = False
+    channels: int = 64
+    max_registers: int | None = None
+    in_registers: bool = True
     brief: bool = False
 
 
@@ -90,30 +92,39 @@ def prepare(
         memory.new_empty(*place, 5, SIZE),
         "split" if split else tuning.float32,
     )
-    kinds = heads * (1 + tuning.apart)
-    _prepare[(num_chunks, kinds + heads * triton.cdiv(value_width, block_v), batch)](
-        mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid, *chunks[:4],
-        memory.new_empty(*place, SIZE, SIZE), mixed.new_empty(*place, SIZE, wide_k) if tuning.apart else None,
-        length, *mixed.stride()[:2], *a.stride(), *b.stride(), tail.stride(0),
-        H=heads, K=key_width, V=value_width, W=taps.shape[1], BK=wide_k, WIDE_V=wide_v, SIZE=SIZE,
-        PRECISION=chunks.precision, EARLY=early, BV=block_v, IN_REGISTERS=tuning.in_registers,
-        num_warps=tuning.prepare_warps, launch_pdl=early,
+    inputs = mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid
+    strides = *mixed.stride()[:2], *a.stride(), *b.stride(), tail.stride(0)
+    work = memory.new_empty(*place, SIZE, SIZE)
+    sizes = {"H": heads, "K": key_width, "V": value_width, "BK": wide_k, "WIDE_V": wide_v, "SIZE": SIZE}
+    common = sizes | {"EARLY": early, "launch_pdl": early}
+    kinds = {"PRECISION": chunks.precision, "IN_REGISTERS": tuning.in_registers}
+    if not tuning.convolve_first:
+        _prepare[(num_chunks, heads * (1 + triton.cdiv(value_width, block_v)), batch)](
+            *inputs, *chunks[:4], work, length, *strides, **common, **kinds, W=taps.shape[1], BV=block_v,
+            num_warps=tuning.prepare_warps,
+        )  # fmt: skip
+        return chunks
+    block_c = min(tuning.channels, wide_k, wide_v)
+    _convolve[(num_chunks, heads * (2 * wide_k + wide_v) // block_c, batch)](
+        mixed, taps, tail, rows, chunks.keys, chunks.values, length, *mixed.stride()[:2], tail.stride(0),
+        **common, W=taps.shape[1], BC=block_c, num_warps=4,
+    )  # fmt: skip
+    _relate[(num_chunks, 2 * heads, batch)](
+        a, b, A_log, dt_bias, num_valid, *chunks[:4], work, length, *a.stride(), *b.stride(),
+        **common, **kinds, num_warps=tuning.prepare_warps, maxnreg=tuning.max_registers,
     )  # fmt: skip
     return chunks
 
 
 @triton.jit(do_not_specialize=["T"])
 def _prepare(
-    mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid, keys, values, squares, scales, work, spare, T,
+    mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid, keys, values, squares, scales, work, T,
     mixed_row, mixed_token, a_row, a_token, a_head, b_row, b_token, b_head, tail_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
     BV: tl.constexpr, IN_REGISTERS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chunks, heads then heads' queries if apart then value blocks of heads, rows).
-
-    Two or three kinds of programs that share nothing.
-    """
+    """Grid (chunks, heads then value blocks of heads, rows): two kinds of programs that share nothing."""
     if EARLY:  # the scan may fetch the memory as soon as nobody before this kernel still changes it
         gdc_wait()
         gdc_launch_dependents()
@@ -123,53 +134,126 @@ def _prepare(
     mixed += batch.to(tl.int64) * mixed_row + first.to(tl.int64) * mixed_token
     tail += row_of(rows, batch) * tail_row
     C: tl.constexpr = H * (2 * K + V)
-    KINDS: tl.constexpr = 1 if spare is None else 2
-    if part < KINDS * H:
-        head = part % H
+    if part < H:
+        head = part
         place = (batch.to(tl.int64) * H + head) * num_chunks + chunk
-        counts = first + tl.arange(0, SIZE) < count(num_valid, batch, T)
-        a += batch.to(tl.int64) * a_row + first.to(tl.int64) * a_token + head * a_head
-        a_here = tl.load(a + tl.arange(0, SIZE) * a_token, mask=counts, other=0.0).to(tl.float32)
-        log_A, bias = tl.load(A_log + head).to(tl.float32), tl.load(dt_bias + head).to(tl.float32)
-        b += batch.to(tl.int64) * b_row + first.to(tl.int64) * b_token + head * b_head
-        b_here = tl.load(b + tl.arange(0, SIZE) * b_token, mask=counts, other=0.0).to(tl.float32)
+        a += batch.to(tl.int64) * a_row + head * a_head
+        b += batch.to(tl.int64) * b_row + head * b_head
+        valid = count(num_valid, batch, T)
+        log_decay, sums = _decays(a, A_log + head, dt_bias + head, first, valid, a_token, SIZE)
+        beta = _strengths(b, first, valid, b_token, SIZE)
         width = tl.arange(0, BK)
         inside = tl.arange(0, SIZE)[:, None] * BK + width[None, :]
         q_place = keys + 2 * place * SIZE * BK + inside
         k_place = q_place + SIZE * BK
-        if KINDS == 2 and part >= H:  # its own copy: no two programs write to one place
-            k_place = spare + place * SIZE * BK + inside
         channel = head * K + width
+        q = _conv_silu(mixed, tail, taps, channel, width < K, first, T, mixed_token, C, W, SIZE)
         k = _conv_silu(mixed, tail, taps, channel + H * K, width < K, first, T, mixed_token, C, W, SIZE)
+        tl.store(q_place, q)
         tl.store(k_place, k)
-        if (KINDS == 1) | (part >= H):
-            q = _conv_silu(mixed, tail, taps, channel, width < K, first, T, mixed_token, C, W, SIZE)
-            tl.store(q_place, q)
-        log_decay = tl.where(counts, log_decay_of(a_here, log_A, bias), 0.0)
-        sums = tl.cumsum(log_decay.to(tl.float64), 0)
         # Read again: as operands of products they need another layout, in which all of the above would be
         # computed once more.
         tl.debug_barrier()
-        k = tl.load(k_place)
-        norm_k = _norm(k)
+        q, k = tl.load(q_place), tl.load(k_place)
         squares += 2 * place * (2 if PRECISION == "split" else 1) * SIZE * SIZE
         scale_place = scales + place * 5 * SIZE + tl.arange(0, SIZE)
-        if (KINDS == 1) | (part >= H):
-            _relate_queries(tl.load(q_place), k, norm_k, sums, squares, scale_place, K, SIZE, PRECISION)
-        if (KINDS == 1) | (part < H):
-            beta = tl.where(counts, tl.sigmoid(b_here), 0.0)
-            work += place * SIZE * SIZE
-            _relate_keys(
-                k, norm_k, sums, log_decay, beta, squares, scale_place, work, SIZE, PRECISION, IN_REGISTERS
-            )
+        norm_k = _norm(k)
+        work += place * SIZE * SIZE
+        _relate_queries(q, k, norm_k, sums, squares, scale_place, K, SIZE, PRECISION)
+        _relate_keys(
+            k, norm_k, sums, log_decay, beta, squares, scale_place, work, SIZE, PRECISION, IN_REGISTERS
+        )
     else:
         blocks: tl.constexpr = (V + BV - 1) // BV
-        head, block = (part - KINDS * H) // blocks, (part - KINDS * H) % blocks
+        head, block = (part - H) // blocks, (part - H) % blocks
         values += ((batch.to(tl.int64) * H + head) * num_chunks + chunk) * SIZE * WIDE_V
         column = block * BV + tl.arange(0, BV)
         v_channel = 2 * H * K + head * V + column
         v = _conv_silu(mixed, tail, taps, v_channel, column < V, first, T, mixed_token, C, W, SIZE)
         tl.store(values + tl.arange(0, SIZE)[:, None] * WIDE_V + column[None, :], v)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _convolve(
+    mixed, taps, tail, rows, keys, values, T, mixed_row, mixed_token, tail_row,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
+    WIDE_V: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, blocks of BC channels of heads, rows): queries, keys and values of a head."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    chunk, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    PARTS: tl.constexpr = (2 * BK + WIDE_V) // BC
+    head, start = part // PARTS, part % PARTS * BC
+    place = (batch.to(tl.int64) * H + head) * tl.num_programs(0) + chunk
+    first = chunk * SIZE
+    mixed += batch.to(tl.int64) * mixed_row + first.to(tl.int64) * mixed_token
+    tail += row_of(rows, batch) * tail_row
+    C: tl.constexpr = H * (2 * K + V)
+    token = tl.arange(0, SIZE)[:, None]
+    if start < 2 * BK:
+        kind, column = start // BK, start % BK + tl.arange(0, BC)
+        channel = (kind * H + head) * K + column
+        x = _conv_silu(mixed, tail, taps, channel, column < K, first, T, mixed_token, C, W, SIZE)
+        tl.store(keys + (2 * place + kind) * SIZE * BK + token * BK + column[None, :], x)
+    else:
+        column = start - 2 * BK + tl.arange(0, BC)
+        channel = 2 * H * K + head * V + column
+        x = _conv_silu(mixed, tail, taps, channel, column < V, first, T, mixed_token, C, W, SIZE)
+        tl.store(values + place * SIZE * WIDE_V + token * WIDE_V + column[None, :], x)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _relate(
+    a, b, A_log, dt_bias, num_valid, keys, values, squares, scales, work, T,
+    a_row, a_token, a_head, b_row, b_token, b_head,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, WIDE_V: tl.constexpr,
+    SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr, IN_REGISTERS: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, heads' keys then heads' queries, rows)."""
+    if EARLY:  # the scan may fetch the memory as soon as nobody before this kernel still changes it
+        gdc_wait()
+        gdc_launch_dependents()
+    chunk, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, first = part % H, chunk * SIZE
+    place = (batch.to(tl.int64) * H + head) * tl.num_programs(0) + chunk
+    a += batch.to(tl.int64) * a_row + head * a_head
+    valid = count(num_valid, batch, T)
+    log_decay, sums = _decays(a, A_log + head, dt_bias + head, first, valid, a_token, SIZE)
+    inside = tl.arange(0, SIZE)[:, None] * BK + tl.arange(0, BK)[None, :]
+    keys += 2 * place * SIZE * BK
+    k = tl.load(keys + SIZE * BK + inside)
+    norm_k = _norm(k)
+    squares += 2 * place * (2 if PRECISION == "split" else 1) * SIZE * SIZE
+    scale_place = scales + place * 5 * SIZE + tl.arange(0, SIZE)
+    if part < H:
+        beta = _strengths(b + batch.to(tl.int64) * b_row + head * b_head, first, valid, b_token, SIZE)
+        work += place * SIZE * SIZE
+        _relate_keys(
+            k, norm_k, sums, log_decay, beta, squares, scale_place, work, SIZE, PRECISION, IN_REGISTERS
+        )
+    else:
+        q = tl.load(keys + inside)
+        _relate_queries(q, k, norm_k, sums, squares, scale_place, K, SIZE, PRECISION)
+
+
+@triton.jit
+def _decays(a, A_log, dt_bias, first, valid, stride, SIZE: tl.constexpr):
+    """Logarithms of the decays of a chunk's tokens, zero where none counts, and their sums in float64."""
+    token = first + tl.arange(0, SIZE)
+    here = tl.load(a + token.to(tl.int64) * stride, mask=token < valid, other=0.0).to(tl.float32)
+    logs = log_decay_of(here, tl.load(A_log).to(tl.float32), tl.load(dt_bias).to(tl.float32))
+    logs = tl.where(token < valid, logs, 0.0)
+    return logs, tl.cumsum(logs.to(tl.float64), 0)
+
+
+@triton.jit
+def _strengths(b, first, valid, stride, SIZE: tl.constexpr):
+    """How strongly a chunk's tokens write, zero where none counts."""
+    token = first + tl.arange(0, SIZE)
+    here = tl.load(b + token.to(tl.int64) * stride, mask=token < valid, other=0.0).to(tl.float32)
+    return tl.where(token < valid, tl.sigmoid(here), 0.0)
 
 
 @triton.jit

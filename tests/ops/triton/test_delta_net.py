@@ -1,6 +1,7 @@
 """The kernels of Gated DeltaNet against the token-by-token rule in float64."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -113,10 +114,38 @@ def test_many_tokens_equal_one_after_the_other(device, length, decay):
     assert_equals_the_tokens(layer(device, length, decay))
 
 
+WAYS = {
+    "at once": ChunkTuning(block_v=32, prepare_block_v=32, convolve_first=False),
+    "convolved first": ChunkTuning(block_v=32, convolve_first=True, channels=16),
+    "through memory": ChunkTuning(in_registers=False),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("sizes", [(1, 8, 16, 2), (3, 12, 24, 3), (2, 32, 80, 5)])
-def test_sizes_that_are_no_powers_of_two(device, sizes):
-    given = layer(device, 70, sizes=sizes)
-    assert_equals_the_tokens(given, tuning=ChunkTuning(block_v=32, prepare_block_v=32))
+def test_sizes_that_are_no_powers_of_two(device, sizes, way):
+    assert_equals_the_tokens(layer(device, 70, sizes=sizes), tuning=WAYS[way])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_knows_which_tokens_count(device, way):
+    given = layer(device, 70, batch=3)
+    assert_equals_the_tokens(given, torch.tensor([0, 65, 70], device=device), tuning=WAYS[way])
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_rounding_once_is_as_exact_as_plain_torch(device, decay):
+    given, rows = layer(device, 130, decay, torch.bfloat16, sizes=(2, 32, 32, 4)), rows_of(device, 2)
+    wanted = by_token(given, rows)
+    errors = []
+    for run in (
+        functools.partial(delta_net_chunk_, tuning=ChunkTuning(brief=True)),
+        definition.delta_net_chunk_,
+    ):
+        used = given.copy()
+        out = run(*used.everything(), rows)
+        errors.append((relative_error(out, wanted[0]), relative_error(used.memory[rows], wanted[1])))
+    assert all(x <= 1.5 * y for x, y in zip(*errors, strict=True)), errors
 
 
 def test_keys_that_are_all_alike_and_written_in_full(device):
