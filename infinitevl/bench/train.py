@@ -58,6 +58,9 @@ class RandomRows:
         vision = config.vision_config
         self.grid = (1, side // vision.patch_size, side // vision.patch_size)
         self.tokens_of_picture = self.grid[1] * self.grid[2] // vision.spatial_merge_size**2
+        media = (config.image_token_id, config.video_token_id)
+        most = min(256, config.text_config.vocab_size)
+        self.words = torch.tensor([word for word in range(most) if word not in media])
         self.patches = torch.randn(self.grid[1] * self.grid[2], vision.patch_dim)
 
     def next(self) -> Sequence[Batch]:
@@ -69,8 +72,7 @@ class RandomRows:
         """One row of four sequences."""
         generator = torch.Generator().manual_seed(number)
         lengths = [self.plan.tokens // part for part in _PARTS]
-        most = min(256, self.config.text_config.vocab_size)
-        ids = torch.randint(0, most, (1, sum(lengths)), generator=generator)
+        ids = self.words[torch.randint(len(self.words), (1, sum(lengths)), generator=generator)]
         labels, start, pictures = ids.clone(), 0, 0
         for length in lengths:
             fitting = length // 4 // self.tokens_of_picture
