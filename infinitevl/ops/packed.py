@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from infinitevl.ops.delta_rule import CHUNK_SIZE
 
@@ -17,7 +18,7 @@ class Packed(NamedTuple):
     lengths: tokens of each sequence, T together. place: int64 [T], where each token lies among M places.
     source: int32 [M], the token of each place, or -1. num_places: M, a multiple of CHUNK_SIZE. ends: bool
     [M / CHUNK_SIZE], the chunks after which another sequence begins. starts: int32 [N + 1], the first token
-    of each sequence in the row, and T.
+    of each sequence in the row, and T. firsts: int32 [N + 1], the first chunk of each, and M / CHUNK_SIZE.
     """
 
     lengths: tuple[int, ...]
@@ -26,6 +27,7 @@ class Packed(NamedTuple):
     ends: Tensor
     starts: Tensor
     source: Tensor
+    firsts: Tensor
 
 
 def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
@@ -37,10 +39,11 @@ def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
     place = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
     ends = torch.zeros(int(stops[-1]) // CHUNK_SIZE, dtype=torch.bool)
     ends[stops[:-1] // CHUNK_SIZE - 1] = True
-    starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).to(device, torch.int32)
     source = torch.full((int(stops[-1]),), -1, dtype=torch.int32)
     source[place] = torch.arange(len(place), dtype=torch.int32)
-    return Packed(tuple(lengths), place.to(device), len(source), ends.to(device), starts, source.to(device))
+    starts, firsts = (F.pad(x, (1, 0)).int() for x in (sizes.cumsum(0), stops // CHUNK_SIZE))
+    place, ends, starts, source, firsts = (x.to(device) for x in (place, ends, starts, source, firsts))
+    return Packed(tuple(lengths), place, len(source), ends, starts, source, firsts)
 
 
 def spread(x: Tensor, packed: Packed) -> Tensor:

@@ -57,6 +57,11 @@ def empty_out(v: Tensor, place: Tensor | None) -> Tensor:
     return v.new_empty(v.shape[0], v.shape[1] if place is None else len(place), *v.shape[2:])
 
 
+def sequences_of(firsts: Tensor | None) -> int:
+    """How many sequences share each row."""
+    return 1 if firsts is None else len(firsts) - 1
+
+
 def sizes_of(q: Tensor, v: Tensor) -> dict[str, int | str]:
     """Constants that all kernels of the rule share."""
     return {
@@ -82,7 +87,7 @@ def forward(
     log_decay: Tensor,
     beta: Tensor,
     memory: Tensor,
-    ends: Tensor | None,
+    firsts: Tensor | None,
     place: Tensor | None,
     source: Tensor | None,
 ) -> tuple[Tensor, Tensor, Kept]:
@@ -91,7 +96,8 @@ def forward(
     Args:
         q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: float32 [B, T, H]. memory: float32
             [B, H, K, V]. All contiguous.
-        ends: bool [N], after which of the N chunks the memory is emptied; None: after none.
+        firsts: int32 [S + 1], the first chunk of each of S sequences, and N; the first of them begins with
+            `memory`, the others with none, and the last memory is the last one's. None: one sequence.
         place, source: as in `ops.packed`, of arguments that are spread; the output is not.
     """
     batch, length, heads, _ = q.shape
@@ -103,8 +109,8 @@ def forward(
         BV=narrow, num_warps=8,
     )  # fmt: skip
     last, few = torch.empty_like(memory), columns_of(v, SCAN_COLUMNS)
-    _scan[(triton.cdiv(v.shape[3], few), batch * heads)](
-        k, kept.values, kept.erased, kept.since, memory, ends, kept.before, kept.written, last, length,
+    _scan[(triton.cdiv(v.shape[3], few), batch * heads, sequences_of(firsts))](
+        k, kept.values, kept.erased, kept.since, memory, firsts, kept.before, kept.written, last, length,
         chunks, **sizes, BV=few, num_warps=4, num_stages=2,
     )  # fmt: skip
     out, wide = empty_out(v, place), columns_of(v, 2 * COLUMNS)
@@ -171,14 +177,26 @@ def decay_between(since, SIZE: tl.constexpr, STRICT: tl.constexpr):
 
 
 @triton.jit
-def to_end(since_place, ends, chunk, SIZE: tl.constexpr):
+def to_end(since_place, SIZE: tl.constexpr):
     """Of a chunk: exp(since) of its tokens, decay from each to its end, and of the memory across it."""
     since = tl.load(since_place + tl.arange(0, SIZE))
     total = tl.load(since_place + SIZE - 1)
-    goes_on = 1.0
-    if ends is not None:
-        goes_on = 1.0 - tl.load(ends + chunk).to(tl.float32)
-    return tl.exp(since), tl.exp(total - since) * goes_on, tl.exp(total) * goes_on
+    return tl.exp(since), tl.exp(total - since), tl.exp(total)
+
+
+@triton.jit
+def chunks_of(firsts, sequence, num_chunks):
+    """The first chunk of a sequence, and that behind its last."""
+    first, stop = 0, num_chunks
+    if firsts is not None:
+        first, stop = tl.load(firsts + sequence), tl.load(firsts + sequence + 1)
+    return first, stop
+
+
+@triton.jit
+def only(at_and_inside, condition):
+    """The same tile if the condition holds, else nothing of it."""
+    return at_and_inside[0], at_and_inside[1] & condition
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -215,29 +233,31 @@ def _prepare(
 
 @triton.jit(do_not_specialize=["T", "num_chunks"])
 def _scan(
-    k, values, erased, since, memory, ends, before, written, last, T, num_chunks,
+    k, values, erased, since, memory, firsts, before, written, last, T, num_chunks,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """A block of value columns of one head, from chunk to chunk."""
-    row = tl.program_id(1)
+    """A block of value columns of one head of a sequence, from chunk to chunk."""
+    row, sequence = tl.program_id(1), tl.program_id(2)
     batch, head = row // H, row % H
     token, width = tl.arange(0, SIZE), tl.arange(0, BK)
     column = tl.program_id(0) * BV + tl.arange(0, BV)
     dtype = values.dtype.element_ty
-    state = get(tile(memory, row.to(tl.int64), V, K, width, column))
-    for chunk in tl.range(num_chunks):
+    state = get(only(tile(memory, row.to(tl.int64), V, K, width, column), sequence == 0))
+    first, stop = chunks_of(firsts, sequence, num_chunks)
+    for chunk in tl.range(first, stop):
         place = row.to(tl.int64) * num_chunks + chunk
         keys = get(rows_of(k, batch, chunk, head, T, H, K, SIZE, width))
         erase = get(tile(erased, place, K, SIZE, token, width))
         value = get(tile(values, place, V, SIZE, token, column)).to(tl.float32)
-        _, decay, across = to_end(since + place * SIZE, ends, chunk, SIZE)
+        _, decay, across = to_end(since + place * SIZE, SIZE)
         rounded = state.to(dtype)
         put(tile(before, place, V, K, width, column), rounded)
         value -= dot(erase, rounded)
         put(tile(written, place, V, SIZE, token, column), value)
         state = state * across + dot(tl.trans(keys), (value * decay[:, None]).to(dtype))
-    put(tile(last, row.to(tl.int64), V, K, width, column), state)
+    is_last = sequence == tl.num_programs(2) - 1
+    put(only(tile(last, row.to(tl.int64), V, K, width, column), is_last), state)
 
 
 @triton.jit(do_not_specialize=["T"])

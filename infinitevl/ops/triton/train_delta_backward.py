@@ -14,12 +14,15 @@ from infinitevl.ops.triton.train_delta import (
     COLUMNS,
     SCAN_COLUMNS,
     Kept,
+    chunks_of,
     columns_of,
     decay_between,
     dot,
     get,
+    only,
     put,
     rows_of,
+    sequences_of,
     sizes_of,
     tile,
     to_end,
@@ -34,7 +37,7 @@ def backward(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    ends: Tensor | None,
+    firsts: Tensor | None,
     source: Tensor | None,
     kept: Kept,
     d_out: Tensor,
@@ -50,8 +53,8 @@ def backward(
     _inner_backward[(chunks, heads * triton.cdiv(v.shape[3], wide), batch)](
         q, k, kept.since, source, d_out, d_written, length, **sizes, BV=wide, num_warps=8
     )
-    _scan_backward[(triton.cdiv(v.shape[3], few), batch * heads)](
-        q, k, kept.erased, kept.since, ends, source, d_out, d_last, d_written, after, d_memory, length,
+    _scan_backward[(triton.cdiv(v.shape[3], few), batch * heads, sequences_of(firsts))](
+        q, k, kept.erased, kept.since, firsts, source, d_out, d_last, d_written, after, d_memory, length,
         chunks, **sizes, BV=few, num_warps=4, num_stages=2,
     )  # fmt: skip
     key_blocks = triton.cdiv(q.shape[3], block_k)
@@ -59,7 +62,7 @@ def backward(
     d_read = q.new_empty(q.shape, dtype=torch.float32)
     d_since = kept.since.new_empty(key_blocks, *kept.since.shape)
     _read_backward[(chunks, heads * key_blocks, batch)](
-        q, k, kept.since, ends, kept.before, kept.written, source, d_out, d_written, after, d_q, d_read,
+        q, k, kept.since, kept.before, kept.written, source, d_out, d_written, after, d_q, d_read,
         d_erased, d_since, length, **sizes, BV=narrow, BKB=block_k, num_warps=8,
     )  # fmt: skip
     d_k, d_v = torch.empty_like(k), torch.empty_like(v)
@@ -94,38 +97,40 @@ def _inner_backward(
 
 @triton.jit(do_not_specialize=["T", "num_chunks"])
 def _scan_backward(
-    q, k, erased, since, ends, source, d_out, d_last, d_written, after, d_memory, T, num_chunks,
+    q, k, erased, since, firsts, source, d_out, d_last, d_written, after, d_memory, T, num_chunks,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """A block of value columns of one head, from the last chunk to the first; d_written is completed."""
-    row = tl.program_id(1)
+    """A block of value columns of one head of a sequence, from its last chunk; d_written is completed."""
+    row, sequence = tl.program_id(1), tl.program_id(2)
     batch, head = row // H, row % H
     token, width = tl.arange(0, SIZE), tl.arange(0, BK)
     column = tl.program_id(0) * BV + tl.arange(0, BV)
     dtype = q.dtype.element_ty
-    state = get(tile(d_last, row.to(tl.int64), V, K, width, column))
-    for step in tl.range(num_chunks):
-        chunk = num_chunks - 1 - step
+    is_last = sequence == tl.num_programs(2) - 1
+    state = get(only(tile(d_last, row.to(tl.int64), V, K, width, column), is_last))
+    first, stop = chunks_of(firsts, sequence, num_chunks)
+    for step in tl.range(stop - first):
+        chunk = stop - 1 - step
         place = row.to(tl.int64) * num_chunks + chunk
         queries = get(rows_of(q, batch, chunk, head, T, H, K, SIZE, width))
         keys = get(rows_of(k, batch, chunk, head, T, H, K, SIZE, width))
         erase = get(tile(erased, place, K, SIZE, token, width))
         gradient = get(tokens_of(d_out, source, batch, chunk, head, T, H, V, SIZE, column)).to(tl.float32)
         write = get(tile(d_written, place, V, SIZE, token, column)).to(tl.float32)
-        grown, decay, across = to_end(since + place * SIZE, ends, chunk, SIZE)
+        grown, decay, across = to_end(since + place * SIZE, SIZE)
         rounded = state.to(dtype)
         put(tile(after, place, V, K, width, column), rounded)
         write = (write + dot(keys, rounded) * decay[:, None]).to(dtype)
         put(tile(d_written, place, V, SIZE, token, column), write)
         state = state * across + dot(tl.trans(queries), (gradient * grown[:, None]).to(dtype))
         state -= dot(tl.trans(erase), write)
-    put(tile(d_memory, row.to(tl.int64), V, K, width, column), state)
+    put(only(tile(d_memory, row.to(tl.int64), V, K, width, column), sequence == 0), state)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _read_backward(
-    q, k, since, ends, before, written, source, d_out, d_written, after, d_q, d_read, d_erased, d_since, T,
+    q, k, since, before, written, source, d_out, d_written, after, d_q, d_read, d_erased, d_since, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr, BKB: tl.constexpr,
 ):  # fmt: skip
@@ -157,7 +162,7 @@ def _read_backward(
         across_grown += tl.sum(state.to(tl.float32) * d_state.to(tl.float32))
     put(tile(d_erased, place, K, SIZE, token, width), -erase)
     sums = tl.load(since + place * SIZE + token)
-    grown, decay, across = to_end(since + place * SIZE, ends, chunk, SIZE)
+    grown, decay, across = to_end(since + place * SIZE, SIZE)
     inner = (met * decay_between(sums, SIZE, False)).to(dtype)
     queries = get(rows_of(q, batch, chunk, head, T, H, K, SIZE, width))
     keys = get(rows_of(k, batch, chunk, head, T, H, K, SIZE, width))

@@ -23,8 +23,8 @@ def delta_net_chunk(
     """As `ops.delta_net.delta_net_chunk` at the start of sequences; the result in mixed's dtype."""
     assert num_valid is None, "training batches are padded at the end and need no counts"
     _, heads, key_width, value_width = memory.shape
-    place, source, ends = (None,) * 3 if packed is None else (packed.place, packed.source, packed.ends)
+    place, source, firsts = (None,) * 3 if packed is None else (packed.place, packed.source, packed.firsts)
     log_decay, beta = gates(a, b, A_log, dt_bias, place, source)
     q, k, v = conv_heads(mixed, taps, heads, key_width, value_width, place, source)
-    out, memory = delta_rule(q, k, v, log_decay, beta, memory, ends, place, source)
+    out, memory = delta_rule(q, k, v, log_decay, beta, memory, firsts, place, source)
     return out, memory, tail

@@ -16,7 +16,7 @@ def delta_rule(
     log_decay: Tensor,
     beta: Tensor,
     memory: Tensor,
-    ends: Tensor | None = None,
+    firsts: Tensor | None = None,
     place: Tensor | None = None,
     source: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -24,11 +24,12 @@ def delta_rule(
 
     Args:
         q, k: [B, T, H, K], K at most 128. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
-        ends: bool [T / 64], after which chunks the memory is emptied; None: after none.
+        firsts: int32 [S + 1], the first chunk of each of S sequences that share the row, and the number of
+            chunks: the first begins with `memory`, the others with none. None: one sequence.
         place, source: where arguments are spread, as in `ops.packed`: the output is gathered.
     """
     wide = (x.float() for x in (log_decay, beta, memory))
-    out, last, *_ = _delta_rule(q, k, v, *wide, ends, place, source)
+    out, last, *_ = _delta_rule(q, k, v, *wide, firsts, place, source)
     return out, last
 
 
@@ -40,19 +41,19 @@ def _delta_rule(
     log_decay: Tensor,
     beta: Tensor,
     memory: Tensor,
-    ends: Tensor | None,
+    firsts: Tensor | None,
     place: Tensor | None,
     source: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, last memory, and `Kept`."""
     assert q.shape[3] <= MAX_KEY_WIDTH and q.dtype == k.dtype == v.dtype
     q, k, v, log_decay, beta, memory = (x.contiguous() for x in (q, k, v, log_decay, beta, memory))
-    out, last, kept = train_delta.forward(q, k, v, log_decay, beta, memory, ends, place, source)
+    out, last, kept = train_delta.forward(q, k, v, log_decay, beta, memory, firsts, place, source)
     return out, last, *kept
 
 
 @_delta_rule.register_fake
-def _(q, k, v, log_decay, beta, memory, ends, place, source):
+def _(q, k, v, log_decay, beta, memory, firsts, place, source):
     return empty_out(v, place), _like(memory), *empty_kept(q, v)
 
 
@@ -62,18 +63,18 @@ def _delta_rule_backward(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    ends: Tensor | None,
+    firsts: Tensor | None,
     source: Tensor | None,
     kept: list[Tensor],
     d_out: Tensor,
     d_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v, beta, d_out, d_last = (x.contiguous() for x in (q, k, v, beta, d_out, d_last))
-    return train_delta_backward.backward(q, k, v, beta, ends, source, Kept(*kept), d_out, d_last)
+    return train_delta_backward.backward(q, k, v, beta, firsts, source, Kept(*kept), d_out, d_last)
 
 
 @_delta_rule_backward.register_fake
-def _(q, k, v, beta, ends, source, kept, d_out, d_last):
+def _(q, k, v, beta, firsts, source, kept, d_out, d_last):
     return _like(q), _like(k), _like(v), _like(beta), _like(beta), _like(d_last)
 
 
@@ -82,19 +83,19 @@ def _like(x: Tensor) -> Tensor:
 
 
 def _keep(ctx, inputs, output) -> None:
-    q, k, v, _, beta, _, ends, _, source = inputs
-    ctx.save_for_backward(q, k, v, beta, ends, source, *output[2:])
+    q, k, v, _, beta, _, firsts, _, source = inputs
+    ctx.save_for_backward(q, k, v, beta, firsts, source, *output[2:])
     ctx.shape = output[0].shape
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, d_out: Tensor | None, d_last: Tensor | None, *_):
-    q, k, v, beta, ends, source, *kept = ctx.saved_tensors
+    q, k, v, beta, firsts, source, *kept = ctx.saved_tensors
     if d_out is None:
         d_out = v.new_zeros(ctx.shape)
     if d_last is None:
         d_last = beta.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    gradients = _delta_rule_backward(q, k, v, beta, ends, source, kept, d_out.to(v.dtype), d_last)
+    gradients = _delta_rule_backward(q, k, v, beta, firsts, source, kept, d_out.to(v.dtype), d_last)
     return *gradients, None, None, None
 
 
