@@ -123,5 +123,34 @@ def _recall(school: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def records(school: Path) -> list[dict[str, Any]]:
+    """One line a measurement: seconds of every step, scores of every task, recall at every length."""
+    lines: list[dict[str, Any]] = []
+    for path in sorted((school / "done").glob("*.json")):
+        plan = _read(school / path.name) or {}
+        lines.append({"benchmark": "builtin.school", "step": path.stem, **plan, **(_read(path) or {})})
+    for path in sorted((school / "scores").glob("*.json")):
+        table, machine = _read(path) or {}, _machine(school, f"exam-{path.stem}")
+        for row in table["results"]:
+            scores = {"exact": row["score"], "exact_with_O0_I1_alike": row["score_alike"]}
+            about = {"model": table["model"], "split": table["split"], "task": row["task"]}
+            lines.append(
+                {"benchmark": "builtin.evaluate", **about, **scores, "samples": row["samples"], **machine}
+            )
+    recall = _read(school / "recall" / "recall.json") or {"results": []}
+    for row in recall["results"]:
+        plain = {key: value for key, value in row.items() if key != "norms"}
+        lines.append(
+            {"benchmark": "builtin.recall", "split": recall["split"], **plain} | _machine(school, "recall")
+        )
+    return lines
+
+
+def _machine(school: Path, step: str) -> dict[str, Any]:
+    """What a step ran on, without its seconds."""
+    done = _read(school / "done" / f"{step}.json") or {}
+    return {key: value for key, value in done.items() if key != "seconds"}
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None

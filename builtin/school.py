@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import gc
 import json
+import platform
 import shutil
 import time
 import traceback
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer
 
 from builtin import recall
@@ -150,7 +152,7 @@ class School:
         passed = time.perf_counter() - start
         self._tell(step.name, "done", passed)
         self.finished.append(step.name)
-        _write(self._done(step.name), {"seconds": round(passed, 1), "device": _device_name()})
+        _write(self._done(step.name), {"seconds": round(passed, 1), **_machine()})
         gc.collect()
         torch.cuda.empty_cache()
         return True
@@ -299,8 +301,11 @@ class School:
             file.write(json.dumps(line) + "\n")
 
 
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+def _machine() -> dict[str, str]:
+    """What a step ran on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"device": device, **versions, "python": platform.python_version()}
 
 
 def _write(path: Path, found: dict) -> None:

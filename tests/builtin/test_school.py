@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import infinitevl
-from builtin.package import package
+from builtin.package import package, record
 from builtin.pieces import PIECE, keep, take
 from builtin.recall import thinned
 from builtin.rehearsal import Sizes
@@ -50,6 +50,11 @@ def test_every_step_runs_and_what_they_made_is_packaged(tmp_path, data):
     assert all(torch.allclose(given, found, atol=2e-2, rtol=1e-2) for given, found in pairs)
     card = (tmp_path / "package" / "README.md").read_text()
     assert "| stage 3 | 4 |" in card and "| read, seen fonts |" in card
+    record(tmp_path / "school", tmp_path / "benchmarks.jsonl")
+    record(tmp_path / "school", tmp_path / "benchmarks.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "benchmarks.jsonl").read_text().splitlines()]
+    assert {line["benchmark"] for line in lines} == {"builtin.school", "builtin.evaluate", "builtin.recall"}
+    assert len({json.dumps(line) for line in lines}) == len(lines)
     assert str(tmp_path) not in (tmp_path / "package" / "adapter" / "adapter_config.json").read_text()
 
 
