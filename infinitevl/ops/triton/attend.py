@@ -11,6 +11,7 @@ from torch import Tensor
 
 LOG2_E = 1.4426950408889634
 LOWEST = tl.constexpr(-1e30)
+FEW_SPLITS = tl.constexpr(8)
 
 
 @triton.jit
@@ -64,6 +65,36 @@ def normalised(acc, top, total):
 @triton.jit
 def merge(parts, sums, out, first, num_rows, SPLITS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
     """Rows first .. first + ROWS of out [num_rows, D] from parts [SPLITS, num_rows, D] and their sums."""
+    if SPLITS <= FEW_SPLITS:
+        _merge_few(parts, sums, out, first, num_rows, SPLITS, ROWS, D)
+    else:
+        _merge_many(parts, sums, out, first, num_rows, SPLITS, ROWS, D)
+
+
+@triton.jit
+def _merge_few(parts, sums, out, first, num_rows, SPLITS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
+    """One split after the other: no thread needs what another one has."""
+    row = first + tl.arange(0, ROWS)
+    dims = tl.arange(0, triton.next_power_of_2(D))[None]
+    real = row < num_rows
+    wanted = real[:, None] & (dims < D)
+    top = tl.full([ROWS], LOWEST, tl.float32)
+    for split in tl.static_range(SPLITS):
+        top = tl.maximum(top, tl.load(sums + split * num_rows + row, real, other=LOWEST))
+    total = tl.zeros([ROWS], tl.float32)
+    merged = tl.zeros([ROWS, dims.shape[1]], tl.float32)
+    for split in tl.static_range(SPLITS):
+        weight = tl.exp2(tl.load(sums + split * num_rows + row, real, other=LOWEST) - top)
+        place = (split * num_rows + row).to(tl.int64)[:, None] * D + dims
+        total += weight
+        merged += weight[:, None] * tl.load(parts + place, wanted, other=0.0)
+    target = out + row.to(tl.int64)[:, None] * D + dims
+    tl.store(target, (merged / total[:, None]).to(out.dtype.element_ty), wanted)
+
+
+@triton.jit
+def _merge_many(parts, sums, out, first, num_rows, SPLITS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
+    """All splits at once."""
     padded: tl.constexpr = triton.next_power_of_2(SPLITS)
     width: tl.constexpr = triton.next_power_of_2(D)
     split = tl.arange(0, padded)[:, None]
@@ -80,6 +111,11 @@ def merge(parts, sums, out, first, num_rows, SPLITS: tl.constexpr, ROWS: tl.cons
     cols = tl.arange(0, width)[None]
     target = out + row.to(tl.int64)[:, None] * D + cols
     tl.store(target, merged.to(out.dtype.element_ty), (row < num_rows)[:, None] & (cols < D))
+
+
+def merged_rows(splits: int) -> int:
+    """Rows that one program merges: of many splits as few as it has room for."""
+    return 8 if splits <= FEW_SPLITS.value else max(1, 32 // triton.next_power_of_2(splits))
 
 
 def precision(x: Tensor) -> str:

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from infinitevl.ops.triton.attend import LOG2_E, num_programs, precision, supports_head
+from infinitevl.ops.triton.attend import LOG2_E, merged_rows, num_programs, precision, supports_head
 from infinitevl.ops.triton.window_kernels import (
     attend_kernel,
     finish_kernel,
@@ -113,7 +113,7 @@ def window_step_(
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
-    per_program = max(1, 64 // triton.next_power_of_2(tiles.splits))
+    per_program = merged_rows(tiles.splits)
     merge_kernel[(triton.cdiv(batch * heads, per_program),)](
         parts, sums, out, batch * heads, SPLITS=tiles.splits, ROWS=per_program, D=dim
     )
@@ -248,7 +248,7 @@ def _finish(
     batch, tokens, heads, dim = out.shape
     kv_heads, slots = keys.shape[1:3]
     num_rows = batch * tokens * heads
-    per_program = max(1, 64 // triton.next_power_of_2(splits))
+    per_program = merged_rows(splits)
     num_merging = triton.cdiv(num_rows, per_program) if splits > 1 else 0
     num_storing = triton.cdiv(batch * tokens * kv_heads, 16)
     finish_kernel[(num_merging + num_storing,)](
