@@ -1,9 +1,12 @@
 """The small world and its exams on a GPU: what is learned and answered there is what a CPU computes."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 import infinitevl
 from builtin.evaluate import Examiner, Scene, score, tasks
@@ -11,7 +14,9 @@ from builtin.recall import Reader, features_of, measure, paint_pool, plan_stream
 from infinitevl.model.fused import fuse_, training_kernels
 from infinitevl.scenes.frames import Style
 from infinitevl.scenes.world import demo_pack_path, load_world
+from infinitevl.training.loop import Options, Trainer
 from infinitevl.training.parts import SFT, freeze_
+from infinitevl.training.recipe import Recipe
 from infinitevl.training.recipes import DrawSettings, SceneSettings
 from infinitevl.training.run import Lesson, to_device
 from infinitevl.training.scenes import SceneFeed
@@ -19,7 +24,8 @@ from infinitevl.training.stages.reading import answers
 from infinitevl.training.stages.sft import sft
 
 pytestmark = pytest.mark.gpu
-BUILTIN = Path(__file__).parents[2] / "infinitevl" / "assets" / "builtin"
+ROOT = Path(__file__).parents[2]
+BUILTIN = ROOT / "infinitevl" / "assets" / "builtin"
 
 
 @pytest.mark.parametrize("bucket", ["picture", "stream8", "keyed5", "recall64"])
@@ -68,3 +74,14 @@ def test_recall_over_a_long_stream(scene):
     found = measure(Reader(model, processor.tokenizer.backend_tokenizer), table, streams, 60)
     assert found["scores"]["first sign"] > 0.5
     assert found["norms"][-1][0] == 300
+
+
+def test_the_teacher_learns_from_where_it_starts(tmp_path):
+    recipe = dataclasses.replace(
+        Recipe.read(ROOT / "recipes" / "small" / "teacher.yaml"), start_from=str(BUILTIN), num_pictures=64
+    )
+    options = Options(tmp_path, torch.device("cuda"), num_steps=30, log_every=10)
+    tokenizer = Tokenizer.from_file(str(BUILTIN / "tokenizer.json"))
+    Trainer(recipe, *load_world(device="cuda"), tokenizer, options).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["picture"] < lines[0]["picture"]
