@@ -118,6 +118,7 @@ WAYS = {
     "at once": ChunkTuning(block_v=32, prepare_block_v=32, convolve_first=False),
     "convolved first": ChunkTuning(block_v=32, convolve_first=True, channels=16),
     "through memory": ChunkTuning(in_registers=False),
+    "rounded once": ChunkTuning(brief=True),
 }
 
 
@@ -251,10 +252,12 @@ def test_what_cannot_be_computed_is_refused(device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [1, 200])
-def test_a_replayed_graph_continues_bit_for_bit(length, dtype, monkeypatch):
+@pytest.mark.parametrize("way", ["one token", *WAYS])
+def test_a_replayed_graph_continues_bit_for_bit(way, dtype, monkeypatch):
     """Replays, and launches that overlap or do not, leave the same state."""
-    run = delta_net_step_ if length == 1 else delta_net_chunk_
+    length, run = 1, delta_net_step_
+    if way in WAYS:
+        length, run = 200, functools.partial(delta_net_chunk_, tuning=WAYS[way])
     states = []
     for enabled in (False, True):
         monkeypatch.setattr(early, "ENABLED", enabled)
