@@ -36,7 +36,11 @@ def taught(run, tensors: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def errors(given: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> list[float]:
-    return [relative_error(x, y) for x, y in zip(given, wanted, strict=True)]
+    """Relative, but of what is zero (the gradients of one token's query) in units of a unit normal tensor."""
+    return [
+        ((x.double() - y.double()).norm() / y.double().norm().clamp(min=1e-3 * y.numel() ** 0.5)).item()
+        for x, y in zip(given, wanted, strict=True)
+    ]
 
 
 def rule_inputs(length: int, alike: float) -> list[Tensor]:
@@ -153,7 +157,7 @@ def test_flash_attention_repeats_where_torch_is_asked_to():
     def run(*x: Tensor) -> Tensor:
         return trainable(torch.bfloat16).window_chunk(*x, *angles, 1000, None)
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # with warn_only the kernel adds up in any order
     try:
         pairs = zip(taught(run, [q, k, v]), taught(run, [q, k, v]), strict=True)
         assert all(torch.equal(first, second) for first, second in pairs)

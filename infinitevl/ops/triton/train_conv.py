@@ -82,7 +82,7 @@ def conv_heads_backward(
         BC=CHANNELS,
         num_warps=4,
     )
-    return d_mixed, d_taps.sum((0, 1)).T.to(taps.dtype, memory_format=torch.contiguous_format)
+    return d_mixed, d_taps.sum((0, 1)).T.contiguous().to(taps.dtype)
 
 
 @conv_heads_backward.register_fake
