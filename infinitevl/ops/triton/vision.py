@@ -24,7 +24,6 @@ from infinitevl.ops.triton.attend import (
 from infinitevl.ops.vision import Segments
 
 SHORT = 64  # patches of a run that is one tile
-HALVES = False
 
 
 class Tiles(NamedTuple):
@@ -42,22 +41,15 @@ def supports(head_dim: int, dtype: torch.dtype) -> bool:
 
 
 def vision_attention(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    segments: Sequence[Segments],
-    *,
-    tiles: Tiles | None = None,
-    halves: bool = HALVES,
+    qkv: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segments], *, tiles: Tiles | None = None
 ) -> Tensor:
     """Every patch attends to its run.
 
     Args:
         qkv: [N, 3, H, D], queries, keys and values, not yet rotated, any strides but the last.
-        cos, sin: float32 [N, D], both halves of the columns alike.
+        cos, sin: float32 [N, D].
         segments: runs that together hold each of the N patches once.
         tiles: another division of the work than the built-in one.
-        halves: short runs as products of halves of the columns, each loaded and turned once.
 
     Returns:
         [N, H, D].
@@ -72,11 +64,7 @@ def vision_attention(
     if not rotates:
         q, k = _rotate(qkv, cos, sin).unbind(1)
     for part in segments:
-        way = tiles or _tiles(part.size, dim, qkv.dtype)
-        if rotates and halves:
-            _attend_short(q, k, v, cos, sin, part, out, way.warps)
-        else:
-            _attend(q, k, v, cos, sin, part, out, way, rotates)
+        _attend(q, k, v, cos, sin, part, out, tiles or _tiles(part.size, dim, qkv.dtype), rotates)
     return out
 
 
@@ -134,26 +122,6 @@ def _attend(
         PRECISION=precision(q),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
-    )
-
-
-def _attend_short(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, part: Segments, out: Tensor, warps: int
-) -> None:
-    patches, heads, dim = out.shape
-    runs = (patches if part.index is None else part.index.numel()) // part.size
-    block = max(16, triton.next_power_of_2(part.size))
-    _short_kernel[(heads, runs)](
-        *(q, k, v, cos, sin, part.index, out, part.size),
-        *(q.stride(0), q.stride(1), v.stride(0), v.stride(1), dim**-0.5 * LOG2_E),
-        H=heads,
-        **_columns(dim),
-        HALF=max(16, triton.next_power_of_2(dim // 2)),
-        BLOCK=block,
-        EVEN=part.size == block,
-        PRECISION=precision(q),
-        num_warps=warps,
-        maxnreg=65536 // (64 * warps) if warps == 8 else None,  # two programs a multiprocessor
     )
 
 
@@ -241,48 +209,3 @@ def _attend_kernel(
         dims = MAIN + tl.arange(0, REST)[None]
         mean, _ = normalised(acc_rest, top, total)
         tl.store(lines + dims, mean.to(out.dtype.element_ty), exists[:, None] & (dims < D))
-
-
-@triton.jit
-def _halves(x, cos, sin, dims, real, D: tl.constexpr):
-    """Both halves of the columns of rows, turned: cos, sin [rows, HALF]."""
-    first = tl.load(x + dims, real, other=0.0)
-    second = tl.load(x + D // 2 + dims, real, other=0.0)
-    one, two = first.to(tl.float32), second.to(tl.float32)
-    return (one * cos - two * sin).to(first.dtype), (two * cos + one * sin).to(first.dtype)
-
-
-@triton.jit
-def _short_kernel(
-    q, k, v, cos, sin, index, out, size, qk_n, qk_h, v_n, v_h, scale,
-    H: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, HALF: tl.constexpr,
-    BLOCK: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One head of a run that is one tile."""
-    head, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    place, exists = _places(index, run, 0, size, BLOCK, EVEN)
-    dims = tl.arange(0, HALF)[None]
-    real = exists[:, None] & (dims < D // 2)
-    c = tl.load(cos + place[:, None] * D + dims, real, other=0.0)
-    s = tl.load(sin + place[:, None] * D + dims, real, other=0.0)
-    lines = place[:, None] * qk_n + head * qk_h
-    q_first, q_second = _halves(q + lines, c, s, dims, real, D)
-    k_first, k_second = _halves(k + lines, c, s, dims, real, D)
-    scores = tl.dot(q_first, tl.trans(k_first), input_precision=PRECISION)
-    scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION) * scale
-    if not EVEN:
-        scores = tl.where(exists[None], scores, LOWEST)
-    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    total = tl.sum(weights, 1)[:, None]
-    weights = weights.to(v.dtype.element_ty)
-    v += head * v_h
-    target = out + ((place * H + head) * D)[:, None]
-    v_main = _columns_of(v, place, v_n, exists, cos, sin, 0, MAIN, D, EVEN, False)
-    mean = tl.dot(weights, v_main, input_precision=PRECISION) / total
-    at = tl.arange(0, MAIN)[None]
-    tl.store(target + at, mean.to(out.dtype.element_ty), exists[:, None] & (at < D))
-    if REST > 0:
-        v_rest = _columns_of(v, place, v_n, exists, cos, sin, MAIN, REST, D, EVEN, False)
-        mean = tl.dot(weights, v_rest, input_precision=PRECISION) / total
-        at = MAIN + tl.arange(0, REST)[None]
-        tl.store(target + at, mean.to(out.dtype.element_ty), exists[:, None] & (at < D))

@@ -37,12 +37,11 @@ def shuffled(patches, device):
     ],
 )
 @pytest.mark.parametrize("gathered", [False, True])
-@pytest.mark.parametrize("halves", [False, True])
-def test_runs_equal_the_definition(device, size, runs, width, gathered, halves):
+def test_runs_equal_the_definition(device, size, runs, width, gathered):
     case = make_case(device, size * runs, width=width)
     segments = [Segments(size, shuffled(size * runs, device) if gathered else None)]
     wanted = definition.vision_attention(*case, segments)
-    assert relative_error(vision.vision_attention(*case, segments, halves=halves), wanted) < 1e-5
+    assert relative_error(vision.vision_attention(*case, segments), wanted) < 1e-5
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -65,14 +64,12 @@ def test_any_division_of_the_work_gives_the_same(device, tiles, size):
     assert relative_error(vision.vision_attention(*case, segments, tiles=tiles), wanted) < 1e-5
 
 
-@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("size", [64, 128])
-def test_bfloat16_errs_no_more_than_the_definition_in_bfloat16(device, size, halves):
+def test_bfloat16_errs_no_more_than_the_definition_in_bfloat16(device, size):
     segments = [Segments(size, None)]
     exact = definition.vision_attention(*make_case(device, 128, width=80), segments)
     case = make_case(device, 128, width=80, dtype=torch.bfloat16)
-    torchs = definition.vision_attention(*case, segments).float()
-    ours = vision.vision_attention(*case, segments, halves=halves).float()
+    ours, torchs = (ops.vision_attention(*case, segments).float() for ops in (vision, definition))
     assert relative_error(ours, exact) <= 1.5 * relative_error(torchs, exact)
 
 
