@@ -10,10 +10,10 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from infinitevl.ops.triton.delta_parts import check, count, halves, product, row_of
-from infinitevl.ops.triton.delta_prepare import SIZE, ChunkTuning, prepare
+from infinitevl.ops.triton.delta_prepare import FEW_CHUNKS, MANY_CHUNKS, SIZE, ChunkTuning, prepare
 from infinitevl.ops.triton.early import launches_early
 
-DEFAULT = ChunkTuning()
+_MANY = 132  # chunks of heads that are many: more than an H200 has multiprocessors
 
 
 def delta_net_chunk_(
@@ -27,12 +27,14 @@ def delta_net_chunk_(
     tail: Tensor,
     rows: Tensor | None = None,
     num_valid: Tensor | None = None,
-    tuning: ChunkTuning = DEFAULT,
+    tuning: ChunkTuning | None = None,
 ) -> Tensor:
     """As `ops.delta_net.delta_net_chunk_`: out float32 [B, T, H, V]; memory and tail change in place."""
     check(mixed, taps, memory, tail)
     batch, length = mixed.shape[:2]
     _, heads, key_width, value_width = memory.shape
+    many = batch * heads * triton.cdiv(length, SIZE) > _MANY
+    tuning = tuning or (MANY_CHUNKS if many else FEW_CHUNKS)
     chunks = prepare(mixed, a, b, taps, A_log, dt_bias, memory, tail, rows, num_valid, tuning)
     block_v, early = min(tuning.block_v, chunks.values.shape[-1]), launches_early(mixed)
     out = memory.new_empty(batch, length, heads, value_width)
