@@ -61,16 +61,6 @@ def add_bias_(x: Tensor, bias: Tensor) -> None:
     )
 
 
-def add_parts_(x: Tensor, parts: Tensor) -> None:
-    """Add parts [P, rows, width], float32, to x [rows, width], in place and in order."""
-    (rows, width), early = x.shape, launches_early(x)
-    block = min(triton.next_power_of_2(width), _SWIGLU_BLOCK)
-    _add_parts_kernel[(rows, triton.cdiv(width, block))](
-        x, parts, x.stride(0), parts.stride(0), len(parts), width, block, early,
-        num_warps=_num_warps(block), launch_pdl=early,
-    )  # fmt: skip
-
-
 def gated_rms_norm(out: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     """rms_norm(out) * SiLU(gate), normalised head by head.
 
@@ -149,24 +139,6 @@ def _add_bias_kernel(
     x_ptr += row * x_stride + i
     x = tl.load(x_ptr, mask=i < WIDTH, other=0).to(tl.float32)
     tl.store(x_ptr, (x + bias).to(x_ptr.dtype.element_ty), mask=i < WIDTH)
-
-
-@triton.jit
-def _add_parts_kernel(
-    x_ptr, parts_ptr, x_stride, part_stride, PARTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    """A block of one row a program."""
-    row = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
-    x_ptr += row * x_stride + i
-    total = tl.load(x_ptr, mask=i < WIDTH, other=0).to(tl.float32)
-    for part in tl.static_range(PARTS):
-        total += tl.load(parts_ptr + part * part_stride + row * WIDTH + i, mask=i < WIDTH, other=0)
-    tl.store(x_ptr, total.to(x_ptr.dtype.element_ty), mask=i < WIDTH)
 
 
 @triton.jit

@@ -70,6 +70,7 @@ def compile_all(sizes: tuple[int, ...], dtype: torch.dtype, length: int) -> None
             TRITON.window_step_(*window, rows)
         else:
             TRITON.delta_net_chunk_(*inputs, counts)
+            TRITON.delta_net_chunk_(*inputs, counts, tuning=delta_prepare.MANY_CHUNKS)
             TRITON.window_chunk_(*window, slots, rows, counts)
         TRITON.rms_norm(x, zeros(hidden), EPS)
         TRITON.linear(x, zeros(52, hidden))
