@@ -73,6 +73,7 @@ def window_chunk_(
         [B, T, H, D].
     """
     _check(q, k, v, keys, values)
+    length = length.contiguous()  # of a state with several rows, numbers lie a row apart
     tiles = tiles or chunk_tiles(q, k, keys)
     q, k = _rotate(q, k, cos, sin)
     out = torch.empty_like(q)
@@ -97,6 +98,7 @@ def window_step_(
 ) -> Tensor:
     """One token: the same with T = 1 and a ring as long as the window."""
     _check(q, k, v, keys, values)
+    length = length.contiguous()  # as above
     batch, _, heads, dim = q.shape
     kv_heads, slots = keys.shape[1:3]
     tiles = tiles or step_tiles(q, keys)
