@@ -68,6 +68,15 @@ def float32_is_rounded_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
+@pytest.fixture(autouse=True)
+def accesses_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that reads or writes what lies between its tensors fails the test, and says where."""
+    if triton.knobs.runtime.interpret:
+        from tests.ops.triton.bounds import watch
+
+        watch(monkeypatch)
+
+
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that nobody has written yet reads as NaN."""
