@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
+from infinitevl.ops.rows import dense
 from infinitevl.ops.triton.delta_parts import check, count, halves, product, row_of
 from infinitevl.ops.triton.delta_prepare import FEW_CHUNKS, MANY_CHUNKS, SIZE, ChunkTuning, prepare
 from infinitevl.ops.triton.early import launches_early
@@ -31,6 +32,7 @@ def delta_net_chunk_(
 ) -> Tensor:
     """As `ops.delta_net.delta_net_chunk_`: out float32 [B, T, H, V]; memory and tail change in place."""
     check(mixed, taps, memory, tail)
+    rows, num_valid = dense(rows), dense(num_valid)
     batch, length = mixed.shape[:2]
     _, heads, key_width, value_width = memory.shape
     many = batch * heads * triton.cdiv(length, SIZE) > _MANY

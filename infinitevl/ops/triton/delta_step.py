@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from infinitevl.ops.rows import dense
 from infinitevl.ops.triton.delta_parts import check, log_decay_of, row_of
 from infinitevl.ops.triton.early import launches_early
 
@@ -43,7 +44,7 @@ def delta_net_step_(
     """As `ops.delta_net.delta_net_step_`: out float32 [B, 1, H, V]; memory and tail change in place."""
     check(mixed, taps, memory, tail)
     assert mixed.shape[1] == 1, "one token at a time"
-    batch = mixed.shape[0]
+    batch, rows = mixed.shape[0], dense(rows)
     _, heads, key_width, value_width = memory.shape
     tuning = tuning or _tuning(batch)
     block_v = min(tuning.block_v, triton.next_power_of_2(value_width))

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from infinitevl.ops.rows import dense
 from infinitevl.ops.triton.attend import LOG2_E, merged_rows, num_programs, precision, supports_head
 from infinitevl.ops.triton.window_kernels import (
     attend_kernel,
@@ -72,8 +73,8 @@ def window_chunk_(
     Returns:
         [B, T, H, D].
     """
-    _check(q, k, v, keys, values)
-    length = length.contiguous()  # of a state with several rows, numbers lie a row apart
+    _check(q, k, v, cos, sin, keys, values)
+    length, rows, num_valid = length.contiguous(), dense(rows), dense(num_valid)
     tiles = tiles or chunk_tiles(q, k, keys)
     q, k = _rotate(q, k, cos, sin)
     out = torch.empty_like(q)
@@ -97,8 +98,8 @@ def window_step_(
     tiles: Tiles | None = None,
 ) -> Tensor:
     """One token: the same with T = 1 and a ring as long as the window."""
-    _check(q, k, v, keys, values)
-    length = length.contiguous()  # as above
+    _check(q, k, v, cos, sin, keys, values)
+    length, rows = length.contiguous(), dense(rows)
     batch, _, heads, dim = q.shape
     kv_heads, slots = keys.shape[1:3]
     tiles = tiles or step_tiles(q, keys)
@@ -122,7 +123,7 @@ def window_step_(
     return out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor) -> None:
     _, kv_heads, slots, dim = keys.shape
     if not supports(q.shape[2], kv_heads, dim, q.dtype):
         raise ValueError(
@@ -132,7 +133,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Non
         raise ValueError(f"queries are {q.dtype}, the ring {keys.dtype}: a ring needs the activations' dtype")
     for ring in (keys, values):
         assert ring.stride()[1:] == (slots * dim, dim, 1), "each row of a ring is contiguous"
-    assert all(x.stride(3) == 1 for x in (q, k, v))
+    assert all(x.stride(-1) == 1 for x in (q, k, v, cos, sin))
 
 
 @lru_cache(maxsize=256)

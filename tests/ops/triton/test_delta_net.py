@@ -164,6 +164,16 @@ def test_only_the_first_tokens_of_a_row_may_count(device, length):
     assert_equals_the_tokens(given, torch.tensor(counts, device=device))
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_rows_and_counts_may_lie_apart(device, length):
+    given, rows = layer(device, length, batch=3), rows_of(device, 3)
+    again, numbers = given.copy(), [rows] if length == 1 else [rows, rows - 1]
+    far = [torch.stack([x, x + 1], dim=1)[:, 0] for x in numbers]
+    run = delta_net_step_ if length == 1 else delta_net_chunk_
+    assert torch.equal(run(*given.everything(), *far), run(*again.everything(), *numbers))
+    assert torch.equal(given.memory, again.memory) and torch.equal(given.tail, again.tail)
+
+
 def test_without_rows_all_rows_go_in_order(device):
     given = layer(device, 66)
     given.memory, given.tail = given.memory[:2], given.tail[:2]

@@ -161,6 +161,26 @@ def test_only_the_slots_of_the_new_tokens_in_the_named_rows_change(device, step)
         assert torch.equal(same, kept)
 
 
+def apart(numbers: Tensor) -> Tensor:
+    """The same numbers, each a row of a state from the next."""
+    return torch.stack([numbers, numbers + 1, numbers + 2], dim=1)[:, 0]
+
+
+@pytest.mark.parametrize("step", [False, True])
+def test_lengths_rows_and_counts_may_lie_apart(device, step):
+    case = make_case(device, 1 if step else 5, [3, 17], rows=3)
+    given, rows = case.copy(), torch.tensor([2, 0], device=device)
+    given.length = apart(case.length)
+    counts = [torch.tensor([4, 2], device=device)] * (not step)
+    run = (
+        (lambda c, *n: window.window_step_(*c, *n))
+        if step
+        else (lambda c, *n: window.window_chunk_(*c, SLOTS, *n))
+    )
+    assert torch.equal(run(given, apart(rows), *map(apart, counts)), run(case, rows, *counts))
+    assert torch.equal(given.keys, case.keys) and torch.equal(given.values, case.values)
+
+
 def test_rows_that_share_a_scratch_row_leave_the_others_alone(device):
     case = make_case(device, 1, [10, 3, 3], rows=4)
     given, rows = case.copy(), torch.tensor([2, 0, 0], device=device)
