@@ -36,9 +36,12 @@ CATALOGUE = (
     ModelEntry(
         BUILTIN,
         "11 M",
-        "supervised, small",
-        1200,
+        "stage 3, small",
+        16640,
         "comes with the package: demos, tests, trying things on a laptop",
+    ),
+    ModelEntry(
+        BUILTIN_STAGE_2, "11 M", "stage 2, small", 1280, "the same without its adapter for long streams"
     ),
     ModelEntry(
         "hustvl/InfiniteVL",
@@ -134,7 +137,7 @@ def _unusable(source: str, error: Exception, is_folder: bool) -> str:
 
 def _advice(name: str) -> str:
     """What to do about a name that is no folder and could not be downloaded."""
-    names = [entry.name for entry in CATALOGUE] + [BUILTIN_STAGE_2]
+    names = [entry.name for entry in CATALOGUE]
     if name in names:
         return "It is downloaded once from the hub, which needs a network; or give a folder that holds it."
     close = difflib.get_close_matches(name, names, n=1)
