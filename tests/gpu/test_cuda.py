@@ -3,8 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import pad
 
 from infinitevl.engine.session import StreamSession
+from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.weights import fingerprint
 from infinitevl.ops.delta_rule import delta_rule_chunk
@@ -121,3 +123,24 @@ def test_device_memory_does_not_grow_with_a_stream():
     for index in range(50, 1000):
         session.observe(random_frame(index % 8), at=index / 2)
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+def answers(model, prompts, num_new=15):
+    """Greedy answers to prompts of any lengths, all in one batch: as many rows as its state has."""
+    longest, device = max(map(len, prompts)), model.device
+    ids = torch.stack([pad(prompt, (longest - len(prompt), 0)) for prompt in prompts]).to(device)
+    mask = torch.stack([pad(torch.ones_like(prompt), (longest - len(prompt), 0)) for prompt in prompts])
+    out = model.generate(ids, attention_mask=mask.to(device), max_new_tokens=num_new, do_sample=False)
+    return out[:, longest:].tolist()
+
+
+def test_rows_of_any_lengths_answer_as_they_would_alone():
+    """Windows of some wrap around while those of others are still filling, in the prompt and after it."""
+    model = tiny_model().cuda()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    fuse_(model)
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(0, 400, (length,), generator=generator) for length in (20, 3, 11, 33, 1)]
+    alone = [answers(model, [prompt])[0] for prompt in prompts]
+    assert len(set(map(tuple, alone))) == len(alone)
+    assert answers(model, prompts) == alone
