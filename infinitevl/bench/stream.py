@@ -15,9 +15,7 @@ from infinitevl.engine.engine import Mode
 FRAMES = (50, 100, 200, 400, 800, 1600)
 QUESTION = 32  # tokens
 PEER_REPEATS = 5  # its frames take up to a second
-TOGETHER = (
-    10  # frames between two looks at the clock: vision runs ahead of the decoder
-)
+TOGETHER = 10  # frames between two looks at the clock: vision runs ahead of the decoder
 
 
 def run(bench: Bench, frames: Sequence[int], mode: Mode) -> None:
