@@ -87,17 +87,21 @@ def _minutes(done: dict[str, Any]) -> str:
 
 def _scores(school: Path) -> str:
     """Exact answers on the test split, beside the teacher's."""
-    found = {name: _read(school / "scores" / f"{name}-test.json") for name in _COLUMNS}
-    tables = {name: {row["task"]: row for row in table["results"]} for name, table in found.items() if table}
+    read = {name: _read(school / "scores" / f"{name}-test.json") for name in _COLUMNS}
+    found = {name: table for name, table in read.items() if table}
+    tables = {name: {row["task"]: row for row in table["results"]} for name, table in found.items()}
     if not tables:
         return ""
     columns = [name for name in _COLUMNS if name in tables]
-    lines = ["## Scores on the test split, exact answers", ""]
+    device = "a CPU" if next(iter(found.values()))["device"] == "cpu" else "a GPU"
+    lines = [f"## Scores on the test split, exact answers, on {device}", ""]
     lines.append("| task | " + " | ".join(_COLUMNS[name] for name in columns) + " | samples |")
     lines.append("|---" * (len(columns) + 2) + "|")
-    for task, row in tables[columns[0]].items():
-        cells = [f"{100 * tables[name][task]['score']:.1f} %" for name in columns if task in tables[name]]
-        lines.append(f"| {task} | " + " | ".join(cells) + f" | {row['samples']} |")
+    for task in dict.fromkeys(task for name in columns for task in tables[name]):
+        rows = [tables[name].get(task) for name in columns]
+        cells = ["" if row is None else f"{100 * row['score']:.1f} %" for row in rows]
+        samples = sorted({row["samples"] for row in rows if row}, reverse=True)
+        lines.append(f"| {task} | {' | '.join(cells)} | {' / '.join(map(str, samples))} |")
     return "\n".join(lines) + "\n"
 
 
