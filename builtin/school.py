@@ -108,11 +108,8 @@ class School:
         return [
             Step("teacher", teacher + OPENING, self.teacher),
             Step("student", 10, self.student),
-            *stages[:2],
-            self._exam("teacher", splits.TEST),
-            *stages[2:],
-            self._exam("sft", splits.TEST),
-            self._exam("long_sft", splits.TEST),
+            *stages,
+            *(self._exam(name, splits.TEST) for name in ("teacher", "sft", "long_sft")),
             Step(RECALL, 120, self.recall),
             *(self._exam(name, splits.VALIDATION) for name in ("sft", "long_sft", "teacher")),
         ]
@@ -134,7 +131,7 @@ class School:
         return True
 
     def _try(self, step: Step) -> bool:
-        """Whether to go on with the next step; a failed exam is no reason to stop."""
+        """Whether to go on with the next step; what fails is told in the log and raised."""
         start = time.perf_counter()
         begun = step.name in SECONDS and (self.folder / step.name / CHECKPOINT).exists()
         if self.left < step.seconds and not begun and not self._can_pause(step.name):
@@ -145,10 +142,9 @@ class School:
         except Stopped:
             self._tell(step.name, "stopped, goes on in the next call", time.perf_counter() - start)
             return False
-        except Exception:
-            traceback.print_exc()
+        except BaseException:
             self._tell(step.name, "failed", time.perf_counter() - start)
-            return step.name.startswith(("exam", RECALL))
+            raise
         passed = time.perf_counter() - start
         self._tell(step.name, "done", passed)
         self.finished.append(step.name)
@@ -204,11 +200,11 @@ class School:
         assert missing is None, missing
 
     def stage(self, name: str) -> None:
-        """One of the four stages; if it fails, once more with half the learning rate."""
+        """One of the four stages; if its loss is no number, once more with half the learning rate."""
         recipe = self._recipe(name)
         try:
             self._stage(name, recipe)
-        except (RuntimeError, InfiniteVLError):
+        except InfiniteVLError:
             traceback.print_exc()
             for path in (self.folder / name, self.folder / f"{name}.json"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -345,9 +341,11 @@ def main() -> None:
         scale=arguments.scale,
         sizes=Sizes() if arguments.tiny else None,
     )
-    complete = school.go(arguments.until)
-    if arguments.keep:
-        keep(arguments.folder, arguments.keep, [*models_of(school.finished)])
+    try:
+        complete = school.go(arguments.until)
+    finally:  # what was finished is kept, whatever failed after it
+        if arguments.keep:
+            keep(arguments.folder, arguments.keep, models_of(school.finished))
     print("complete" if complete else "goes on with the same command", flush=True)
 
 
