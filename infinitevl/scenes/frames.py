@@ -1,9 +1,10 @@
 """Frames with a known content: a sign, a thing, a handwritten figure, a flag, a group of things on a grid."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
+from infinitevl.scenes.draw_look import draw_look, lightness
 from infinitevl.scenes.render import (
     DIGIT,
     FLAG,
@@ -48,19 +49,24 @@ class Frame:
 
 @dataclass(frozen=True)
 class Style:
-    """Where a painter may take from: the split that owns the strings, faces, and how much pictures vary."""
+    """Where a painter may take from: the split that owns the strings, faces, and how much pictures vary.
+
+    strong: vary the colours and places of drawings as much as in training. looks: of the drawings, how many
+    wear a look; above 0 the hands that exams do not draw from are drawn from too.
+    """
 
     split: str
     faces: tuple[int, ...]
     figure_faces: tuple[int, ...]
     concepts: tuple[int, ...]
-    strong: bool = True  # vary drawings as much as in training
+    strong: bool = True
+    looks: float = 0.0
 
     @classmethod
-    def of(cls, world: World, split: str, *, strong: bool = True) -> "Style":
+    def of(cls, world: World, split: str, *, strong: bool = True, looks: float = 0.0) -> "Style":
         """All that a world has."""
         faces = tuple(world.letter_faces)
-        return cls(split, faces, tuple(world.figure_faces), tuple(world.known_concepts), strong)
+        return cls(split, faces, tuple(world.figure_faces), tuple(world.known_concepts), strong, looks)
 
 
 class Painter:
@@ -129,12 +135,12 @@ class Painter:
 
     def _ink(self, ground: Colour) -> Colour:
         """A colour that stands out from the ground: black, white, or any other far enough in lightness."""
-        rng, light = self.rng, _lightness(ground)
+        rng, light = self.rng, lightness(ground)
         if rng.random() < 0.75:
             return self.near("black" if light > 128 else "white", 12)
         while True:
             ink = self.any_colour()
-            if abs(_lightness(ink) - light) > 95:
+            if abs(lightness(ink) - light) > 95:
                 return ink
 
     def _line(self, text: str, face: int, ink: Colour) -> Line:
@@ -161,13 +167,14 @@ class Painter:
         size = rng.uniform(56, 108)
         room = max(0.0, FRAME_SIZE / 2 - size * 0.46)
         x, y = (FRAME_SIZE / 2 + rng.uniform(-room, room) for _ in range(2))
-        picture.stamps.append(self.stamp(concept, x, y, size))
+        picture.stamps.append(self.stamp(concept, x, y, size, picture.ground))
         return Frame(picture, "thing", self.world.concepts[concept].label, concept=concept)
 
-    def stamp(self, concept: int, x: float, y: float, size: float) -> Stamp:
-        """A drawing of a concept, varied as far as its name allows."""
-        rng, named = self.rng, self.world.concepts[concept]
-        index = rng.choice(self.world.sprites_of[concept])
+    def stamp(self, concept: int, x: float, y: float, size: float, ground: tuple[Colour, Colour]) -> Stamp:
+        """A drawing of a concept on a ground, varied as far as its name allows."""
+        rng, named, world = self.rng, self.world.concepts[concept], self.world
+        with_looks = self.style.strong and self.style.looks > 0
+        index = rng.choice((world.sprites_of if with_looks else world.exam_sprites_of)[concept])
         if not self.style.strong:
             return Stamp(SPRITE, index, x, y, size)
         hue = rng.gauss(0, 0.5 if named.recolourable else 0.08)
@@ -176,7 +183,19 @@ class Painter:
         change = (hue, saturation, rng.uniform(0.6, 1.25), rng.uniform(-30, 30))
         angle = rng.gauss(0, 0.16 if named.turnable else 0.04)
         mirrored = named.turnable and rng.random() < 0.3
-        return Stamp(SPRITE, index, x, y, size, angle, rng.uniform(0.82, 1.2), mirrored, change=change)
+        stamp = Stamp(SPRITE, index, x, y, size, angle, rng.uniform(0.82, 1.2), mirrored, change=change)
+        return self._with_look(stamp, named.recolourable, ground) if with_looks else stamp
+
+    def _with_look(self, stamp: Stamp, recolourable: bool, ground: tuple[Colour, Colour]) -> Stamp:
+        """The drawing in a look, or as it is; one of a single colour always takes one from its look."""
+        rng, one_colour = self.rng, self.world.is_one_colour(stamp.index)
+        if rng.random() > self.style.looks and not one_colour:
+            return stamp
+        look = draw_look(rng, ground, recolourable=recolourable, one_colour=one_colour)
+        change = stamp.change
+        if recolourable and rng.random() < 0.4:
+            change = (rng.uniform(-math.pi, math.pi), *change[1:])
+        return replace(stamp, look=look, change=change)
 
     def digit(self, index: int | None = None) -> Frame:
         """One handwritten figure, in any ink on any ground that it stands out from."""
@@ -216,7 +235,7 @@ class Painter:
             size = rng.uniform(25, 33)
             if isinstance(name, int):
                 label = self.world.concepts[name].label
-                picture.stamps.append(self.stamp(name, x, y, size))
+                picture.stamps.append(self.stamp(name, x, y, size, picture.ground))
                 items.append(Item(label, PLACES[cell]))
             else:
                 colour, shape = name
@@ -233,7 +252,3 @@ class Painter:
         weights = [6 if name == "white" else 2 if name in ("black", "gray") else 1 for name in free]
         ground = self.near(self.rng.choices(free, weights)[0], 8)
         return self._on(ground)
-
-
-def _lightness(colour: Colour) -> float:
-    return 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]

@@ -7,7 +7,7 @@ Lengths are pixels of a 112 x 112 picture; angles are radians; colours are 0..25
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinitevl.scenes.looks import PLAIN, PLAIN_ROW, ROOM, Look, bend, recolour, restyle
 from infinitevl.scenes.shapes import SHAPES, shape_masks
 from infinitevl.scenes.world import BASELINE, CAP_HEIGHT, CELL_HEIGHT, CELL_WIDTH, CHARACTERS, Textures, World
 
@@ -32,7 +33,7 @@ class Stamp:
     change.
 
     `change` is (turn of the hue, saturation, contrast, brightness added); banks of masks take `colour`
-    instead.
+    instead. Only named drawings (SPRITE) have a `look`.
     """
 
     bank: str
@@ -45,6 +46,7 @@ class Stamp:
     mirrored: bool = False
     colour: Colour = (0.0, 0.0, 0.0)
     change: tuple[float, float, float, float] = (0.0, 1.0, 1.0, 0.0)
+    look: Look = PLAIN
 
 
 @dataclass
@@ -79,7 +81,11 @@ class Picture:
 
 @dataclass
 class PicturePlan:
-    """Pictures as arrays. `ground` [N, 10]; `stamps` bank -> rounds of [S, 15]; `lines` [L, 10 + 3 x 8]."""
+    """Pictures as arrays.
+
+    `ground` [N, 10]; `stamps` bank -> rounds of [S, 15], with their look [S, 15 + LOOK_NUMBERS] for named
+    drawings; `lines` [L, 10 + 3 x 8].
+    """
 
     ground: np.ndarray
     stamps: dict[str, list[np.ndarray]]
@@ -112,11 +118,14 @@ def plan_pictures(pictures: Sequence[Picture], world: World) -> PicturePlan:
 
 
 def _stamp_row(number: int, stamp: Stamp) -> tuple:
-    """picture, index, centre, the matrix from pixels to [-1, 1] of the drawing, colour, colour change."""
+    """picture, index, centre, the matrix from pixels to [-1, 1] of the drawing, colours, look."""
     cos, sin = math.cos(stamp.angle) * 2 / stamp.size, math.sin(stamp.angle) * 2 / stamp.size
     side = (-1 if stamp.mirrored else 1) / stamp.stretch
     matrix = (cos * side, sin * side, -sin, cos)
-    return (number, stamp.index, stamp.x, stamp.y, *matrix, *stamp.colour, *stamp.change)
+    row = (number, stamp.index, stamp.x, stamp.y, *matrix, *stamp.colour, *stamp.change)
+    if stamp.bank != SPRITE:
+        return row
+    return row + (PLAIN_ROW if stamp.look is PLAIN else stamp.look.row())
 
 
 def line_width(text: str, widths: Sequence[float], spacing: float = 0.0) -> float:
@@ -169,9 +178,10 @@ def render(plan: PicturePlan, textures: Textures, generator: torch.Generator | N
     frames = _ground(ground, points)  # [N, 3, P]
     for bank in BANKS:
         for layer in plan.stamps[bank]:
-            rows = _tensor(layer, device)
-            colours, alpha = _stamp_colours(bank, rows, points, textures)
-            _blend_(frames, rows[:, 0].long(), colours, alpha)
+            for part, colours_of in _by_look(layer):
+                rows = _tensor(part, device)
+                colours, alpha = colours_of(bank, rows, points, textures)
+                _blend_(frames, rows[:, 0].long(), colours, alpha)
     if len(plan.lines):
         rows = _tensor(plan.lines, device)
         alpha, _ = _line_alpha(rows, points, textures.glyphs)
@@ -212,34 +222,46 @@ def _local(rows: Tensor, points: Tensor) -> Tensor:
     return offset @ rows[:, 4:8].unflatten(1, (2, 2)).mT
 
 
+def _by_look(layer: np.ndarray) -> list[tuple[np.ndarray, Callable[..., tuple[Tensor, Tensor]]]]:
+    """Rows of plain drawings and of drawings with a look, and what finds their colours."""
+    has_look = layer[:, 15:].any(1) if layer.shape[1] > 15 else np.zeros(len(layer), bool)
+    parts = ((layer[~has_look], _stamp_colours), (layer[has_look], _look_colours))
+    return [(part, colours_of) for part, colours_of in parts if len(part)]
+
+
+def _look_colours(bank: str, rows: Tensor, points: Tensor, textures: Textures) -> tuple[Tensor, Tensor]:
+    """Colours [S, 3, P] and opacity [S, 1, P] of drawings with a look at points."""
+    looks = rows[:, 15:]
+    drawings = _premultiplied(_bank(bank, textures)[rows[:, 1].long()].float())
+    drawn = restyle(drawings, rows[:, 11:15], looks)
+    places = bend(_local(rows, points), looks) / ROOM
+    sampled = F.grid_sample(drawn, places[:, None], align_corners=False)[:, :, 0]
+    alpha = sampled[:, 3:] / 255
+    return (sampled[:, :3] / alpha.clamp(min=1e-3)).clamp(0, 255), alpha
+
+
 def _stamp_colours(bank: str, rows: Tensor, points: Tensor, textures: Textures) -> tuple[Tensor, Tensor]:
     """Colours [S, 3, P or 1] and opacity [S, 1, P] of drawings at points."""
     drawings = _bank(bank, textures)[rows[:, 1].long()]
     drawings = (drawings[:, None] if drawings.dim() == 3 else drawings).float()
-    if drawings.shape[1] == 4:  # premultiplied, so that edges do not pick up the colour of nothing
-        drawings = torch.cat([drawings[:, :3] * (drawings[:, 3:] / 255), drawings[:, 3:]], dim=1)
+    if drawings.shape[1] == 4:
+        drawings = _premultiplied(drawings)
     sampled = F.grid_sample(drawings, _local(rows, points)[:, None], align_corners=False)[:, :, 0]
     alpha = sampled[:, -1:] / 255
     if sampled.shape[1] == 1:
         return rows[:, 8:11, None], alpha
-    return _recolour(sampled[:, :3] / alpha.clamp(min=1e-3), rows[:, 11:15]), alpha
+    return recolour(sampled[:, :3] / alpha.clamp(min=1e-3), rows[:, 11:15]), alpha
+
+
+def _premultiplied(drawings: Tensor) -> Tensor:
+    """Colour times opacity, so that edges do not pick up the colour of nothing."""
+    return torch.cat([drawings[:, :3] * (drawings[:, 3:] / 255), drawings[:, 3:]], dim=1)
 
 
 def _bank(bank: str, textures: Textures) -> Tensor:
     if bank == SHAPE:
         return shape_masks(textures.device)
     return {SPRITE: textures.sprites, FLAG: textures.flags, DIGIT: textures.digits}[bank]
-
-
-def _recolour(colours: Tensor, change: Tensor) -> Tensor:
-    """Turn the hue (about the grey axis), then saturation, contrast and brightness."""
-    turn, saturation, contrast, brightness = (x[:, None, None] for x in change.unbind(1))
-    cos, sin = turn.cos(), turn.sin()
-    grey = colours.mean(1, keepdim=True)
-    chroma = colours - grey
-    crossed = (chroma.roll(1, 1) - chroma.roll(-1, 1)) / math.sqrt(3)
-    turned = grey + saturation * (cos * chroma + sin * crossed)
-    return ((turned - 128) * contrast + 128 + brightness).clamp(0, 255)
 
 
 def _line_alpha(rows: Tensor, points: Tensor, glyphs: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,10 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 FIGURES = "0123456789"
 CELL_HEIGHT, CELL_WIDTH, BASELINE, CAP_HEIGHT = 40, 44, 31, 22  # of one glyph in an atlas, in pixels
 SPRITE_SIZE = 64
+# Exams draw from these hands alone, so that their results stay comparable when training takes in more hands.
+EXAM_HANDS = ("noto", "noto-v1", "fxemoji", "fluent", "twemoji", "emojione")
+# Hands whose drawings are masks of one colour.
+ONE_COLOUR_HANDS = ("fluent-contrast", "mdi", "phosphor", "tabler", "game-icons")
 FLAG_HEIGHT = 44  # a flag is letterboxed in a square sprite
 
 
@@ -87,12 +91,19 @@ class World:
 
     def _index(self) -> None:
         self.sprites_of: dict[int, list[int]] = {}
-        for sprite, concept in enumerate(self.sprite_concepts):
+        self.exam_sprites_of: dict[int, list[int]] = {}
+        for sprite, (concept, hand) in enumerate(zip(self.sprite_concepts, self.sprite_hands, strict=True)):
             self.sprites_of.setdefault(concept, []).append(sprite)
-        self.known_concepts = sorted(self.sprites_of)
+            if self.hands[hand] in EXAM_HANDS:
+                self.exam_sprites_of.setdefault(concept, []).append(sprite)
+        self.known_concepts = sorted(self.exam_sprites_of)
         self.letter_faces = [i for i, face in enumerate(self.faces) if not face.figures_only]
         self.figure_faces = [i for i, face in enumerate(self.faces) if face.figures_only]
         self.kinds = sorted({concept.kind for concept in self.concepts})
+
+    def is_one_colour(self, sprite: int) -> bool:
+        """Whether a drawing is a mask, to be drawn in any colour that stands out."""
+        return self.hands[self.sprite_hands[sprite]] in ONE_COLOUR_HANDS
 
 
 class Textures:
