@@ -202,10 +202,11 @@ class Planner:
         seed: int,
         num_pictures: int,
         keyed_share: float = 0.0,
+        looks: float = 0.0,
     ):
         self.world, self.writer, self.split = world, Writer(tokenizer), split
         self.seed, self.num_pictures, self.keyed_share = seed, num_pictures, keyed_share
-        self.style = Style.of(world, split)
+        self.style = Style.of(world, split, looks=looks)
 
     def pictures(self, step: int) -> PicturePlan:
         """Frames alone, for the dense start of the vision encoder: many signs, since reading is what is

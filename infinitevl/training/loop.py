@@ -56,7 +56,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.options, self.textures = recipe, options, textures
         self.device = options.device
-        self.planner = Planner(world, tokenizer, TRAIN, recipe.seed, recipe.num_pictures, recipe.keyed_share)
+        self.planner = Planner(
+            world, tokenizer, TRAIN, recipe.seed, recipe.num_pictures, recipe.keyed_share, recipe.looks
+        )
         self.namer = PatchNamer(world, textures)
         model = InfiniteVLForConditionalGeneration(recipe.config(special_ids(tokenizer)))
         start_weights_(model)

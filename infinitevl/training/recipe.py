@@ -24,7 +24,8 @@ class Recipe:
 
     keyed_share: of the second batches, how many practise keyed recall. start_from: a folder whose weights the
     model starts with, but for those of mixers that it has not; None starts from nothing. vision_rate: of the
-    learning rate, for the vision encoder.
+    learning rate, for the vision encoder. looks: of the drawings, how many wear a look; above 0, drawings of
+    all hands are shown.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class Recipe:
     keyed_share: float = 0.0
     start_from: str | None = None
     vision_rate: float = 1.0
+    looks: float = 0.0
 
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":

@@ -70,6 +70,9 @@ class SceneSettings(Strict):
 
     pack: str = Field(description="The drawings, as `builtin.build_data` writes them.")
     split: Literal["train", "validation"] = Field("train", description="Whose strings the signs may show.")
+    looks: float = Field(
+        0.0, ge=0, le=1, description="Of the drawings, how many wear a look; above 0, all hands are shown."
+    )
     draws: list[DrawSettings] = Field(min_length=1, description="The batches of a step, for each process.")
 
 

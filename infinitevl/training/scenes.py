@@ -51,7 +51,7 @@ class ScenePlanner:
         rank: int = 0,
     ):
         self.settings, self.seed, self.num_steps, self.rank = settings, seed, num_steps, rank
-        self.planner = Planner(world, tokenizer, settings.split, seed, 0)
+        self.planner = Planner(world, tokenizer, settings.split, seed, 0, looks=settings.looks)
 
     def step(self, step: int) -> list[Plan]:
         """The batches of step 0, 1, ...: one of each draw."""
