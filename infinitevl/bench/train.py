@@ -25,6 +25,7 @@ from infinitevl.training.losses import IGNORED
 from infinitevl.training.parts import DISTILL_LAYERS, DISTILL_LOGITS, LONG_SFT, SFT, Part, part_of
 from infinitevl.training.recipes import Recipe, parse_recipe
 from infinitevl.training.run import Lesson, Run, Settings, Teaching, processes
+from infinitevl.training.sharding import FSDP
 from infinitevl.training.stages.reading import Batch
 
 TOKENS = {SFT: 8192, LONG_SFT: 32768, DISTILL_LAYERS: 8192, DISTILL_LOGITS: 8192}
@@ -38,7 +39,7 @@ class Plan:
     """What is measured.
 
     tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that compute their
-    activations again; None finds out how few.
+    activations again; None finds out how few. sharding: of weights over several processes.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Plan:
     rows: int
     steps: int
     checkpointed: int | None
+    sharding: str = FSDP
 
 
 class RandomRows:
@@ -116,7 +118,11 @@ def run(bench: Bench, plan: Plan) -> None:
     with tempfile.TemporaryDirectory() as folder, fast_kernels(course):
         lesson = Lesson(course.student, course.loss, _precision(bench), course.teacher)
         settings = Settings(
-            num_steps=plan.steps + 1, learning_rate=5e-5, log_every=plan.steps + 1, sharding="fsdp"
+            num_steps=plan.steps + 1,
+            learning_rate=5e-5,
+            warm_up=1.0,  # a real run's first steps: thousands of them belong to its warm-up
+            log_every=plan.steps + 1,
+            sharding=plan.sharding,
         )
         teaching = Teaching(lesson, course.feed, course.count, course.flops)
         learning = Run(teaching, settings, Path(folder), accelerator)
@@ -236,6 +242,7 @@ def _tell(
     }
     rate = step["flops"] / seconds / world
     before = _alone(bench, chosen)
+    chosen |= {"sharding": plan.sharding} if world > 1 else {}
     bench.time("training step", timing, **chosen)
     bench.count("tokens in sum", step["tokens"] / seconds, "tokens/s", **chosen)
     bench.count("operations", rate / 1e12, "TFLOP/s", **chosen)

@@ -183,6 +183,13 @@ def memory(
     benchmark.run(bench, _list("--tokens", tokens, benchmark.TOKENS), mode.value)
 
 
+class Sharding(StrEnum):
+    """How weights are spread over several processes."""
+
+    fsdp = "fsdp"
+    grad_op = "fsdp-grad-op"
+
+
 class Stage(StrEnum):
     """Stages whose steps can be measured."""
 
@@ -208,6 +215,9 @@ def train(
             help="Layers that compute activations again; default: as few as fit, with several processes all.",
         ),
     ] = None,
+    sharding: Annotated[
+        Sharding, typer.Option("--sharding", help="Of weights, with several processes.")
+    ] = Sharding.fsdp,
     size: SizeOption = Size.builtin,
     device: DeviceOption = None,
     dtype: NumberOption = Dtype.auto,
@@ -223,7 +233,12 @@ def train(
         raise InputError(f"--rows is {rows}: every process needs a row; give at least as many as there are.")
     name = stage.value
     plan = benchmark.Plan(
-        name, tokens or benchmark.TOKENS[name], rows, steps or benchmark.STEPS[name], checkpointed
+        name,
+        tokens or benchmark.TOKENS[name],
+        rows,
+        steps or benchmark.STEPS[name],
+        checkpointed,
+        sharding.value,
     )
     benchmark.run(bench, plan)
 

@@ -141,9 +141,10 @@ class StageRecipe(Strict):
     compile: bool = Field(
         False, description="Compile the decoder's layers: faster steps, after a minute or so at the start."
     )
-    sharding: Literal["none", "fsdp"] = Field(
+    sharding: Literal["none", "fsdp", "fsdp-grad-op"] = Field(
         "none",
-        description="With several processes: each holds all weights, or a part of each layer's (FSDP2).",
+        description="With several processes: each holds all weights, or a part of each layer's (FSDP2), with "
+        '"grad-op" whole layers between forward and backward.',
     )
     seed: int = Field(0, ge=0, description="Of the samples' order and of dropout.")
     save_every: PositiveInt = Field(200, description="Steps between checkpoints.")

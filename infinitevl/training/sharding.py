@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 
 from infinitevl.model.decoder import DecoderLayer
 
-NONE, FSDP = "none", "fsdp"
+NONE, FSDP, GRAD_OP = "none", "fsdp", "fsdp-grad-op"
 
 
 class Spread(Protocol):
@@ -60,10 +60,11 @@ def spread(
     """The way that fits.
 
     Args:
-        sharding: NONE or FSDP. precision: of products, None for that of the weights.
+        sharding: NONE, FSDP, or GRAD_OP, where layers stay whole from their forward to their backward pass.
+        precision: of products, None for that of the weights.
     """
-    if sharding == FSDP and accelerator.num_processes > 1:
-        return Sharded(lesson, accelerator.device, precision)
+    if sharding != NONE and accelerator.num_processes > 1:
+        return Sharded(lesson, accelerator.device, precision, reshard=sharding == FSDP)
     if precision is None or accelerator.num_processes > 1:
         return Replicated(lesson, accelerator)
     return Copied(lesson, precision)
@@ -144,14 +145,18 @@ class Copied:
 class Sharded:
     """Every process holds a part of each matrix of the decoder's layers; a layer is whole while it computes.
 
+    With `reshard` it gives the other parts back after its forward pass, and gathers them again later.
+
     All else stays whole in every process: vectors and taps, because they are small and compute in float32;
     what is frozen outside of the layers (vision encoder, embedding, LM head), because a process whose batch
     has no picture would leave the others waiting for its part.
     """
 
-    def __init__(self, lesson: nn.Module, device: torch.device, precision: torch.dtype | None):
+    def __init__(
+        self, lesson: nn.Module, device: torch.device, precision: torch.dtype | None, *, reshard: bool
+    ):
         self.lesson: Any = lesson
-        _shard(lesson, init_device_mesh(device.type, (dist.get_world_size(),)), precision)
+        _shard(lesson, init_device_mesh(device.type, (dist.get_world_size(),)), precision, reshard)
         weights = trained_weights(lesson)
         self.shards = {name: weight for name, weight in weights.items() if isinstance(weight, DTensor)}
         with torch.no_grad():
@@ -218,7 +223,7 @@ class Sharded:
         pass
 
 
-def _shard(lesson: nn.Module, mesh: DeviceMesh, precision: torch.dtype | None) -> None:
+def _shard(lesson: nn.Module, mesh: DeviceMesh, precision: torch.dtype | None, reshard: bool) -> None:
     """Make each decoder layer a group of FSDP2, and the lesson their root, in place."""
     # inputs stay as they are: angles are float32 whatever the products are
     policy = MixedPrecisionPolicy(precision, torch.float32, cast_forward_inputs=False)
@@ -230,7 +235,7 @@ def _shard(lesson: nn.Module, mesh: DeviceMesh, precision: torch.dtype | None) -
         "matrices train in layers alone"
     )
     for module in (*layers, lesson):
-        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=kept)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, ignored_params=kept)
 
 
 def trained_weights(lesson: nn.Module) -> dict[str, nn.Parameter]:

@@ -33,14 +33,15 @@ def test_every_stage_runs_on_a_cpu_and_keeps_its_lines(tmp_path, stage):
 
 
 @pytest.mark.slow
-def test_two_processes_are_measured_beside_one(tmp_path):
+@pytest.mark.parametrize("sharding", ["fsdp", "fsdp-grad-op"])
+def test_two_processes_are_measured_beside_one(tmp_path, sharding):
     file = tmp_path / "lines.jsonl"
     CliRunner().invoke(app, [*words(file), "--checkpointed", "4"], catch_exceptions=False)
     program = "from infinitevl.cli import main; main()"
     (tmp_path / "cli.py").write_text(program)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*start, str(tmp_path / "cli.py"), *words(file)]
+    command = [*start, str(tmp_path / "cli.py"), *words(file), "--sharding", sharding]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = {record.what: record for record in read_records(file) if record.settings["processes"] == 2}

@@ -18,7 +18,12 @@ from tests.support import relative_error
 from tests.training.courses import write_recipe, write_world
 
 ROOT = Path(__file__).parents[2]
-CASES = [("none", "distill-layers"), ("none", "sft"), *(("fsdp", stage) for stage in STAGES)]
+CASES = [
+    ("none", "distill-layers"),
+    ("none", "sft"),
+    *(("fsdp", stage) for stage in STAGES),
+    ("fsdp-grad-op", "sft"),
+]
 
 
 def launch(*words):
