@@ -45,7 +45,7 @@ def tiny_recipe(recipe: Recipe, sizes: Sizes) -> Recipe:
     """The same stage with few pictures, short streams and small adapters, in float32."""
     scenes = recipe.data.scenes
     assert scenes is not None
-    draws = [_tiny_draw(draw, sizes) for draw in scenes.draws]
+    draws = [_tiny_draw(draw, sizes) for draw in scenes.draws if _short(draw, sizes)]
     data = recipe.data.model_copy(update={"scenes": scenes.model_copy(update={"draws": draws})})
     changes: dict[str, Any] = {"data": data, "precision": "float32", "compile": False}
     if isinstance(recipe, LongSft):
@@ -54,8 +54,12 @@ def tiny_recipe(recipe: Recipe, sizes: Sizes) -> Recipe:
 
 
 def _tiny_draw(draw: DrawSettings, sizes: Sizes) -> DrawSettings:
-    kept = {name: weight for name, weight in draw.buckets.items() if _frames(name) <= sizes.longest}
-    return DrawSettings(num_pictures=sizes.num_pictures, buckets=kept)
+    return DrawSettings(num_pictures=sizes.num_pictures, buckets=_short(draw, sizes))
+
+
+def _short(draw: DrawSettings, sizes: Sizes) -> dict[str, float]:
+    """The buckets whose streams are short enough."""
+    return {name: weight for name, weight in draw.buckets.items() if _frames(name) <= sizes.longest}
 
 
 def _frames(bucket: str) -> int:

@@ -1,7 +1,7 @@
 """Streams of frames, and questions about what came when: the first sign, a sign by its colour, what came
 before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -96,12 +96,50 @@ def recall_sample(world: World, style: Style, rng: Random, size: StreamSize) -> 
     """A stream asked for its first sign, its last one, each by its colour, and their number, in any order."""
     painter = Painter(world, style, rng)
     frames = paint_frames(painter, size)
-    signs = [frame for frame in frames if frame.sort == "sign"]
-    makers = questions_about(painter, frames)
-    turns = [makers["first sign"](), makers["last sign"](), makers["signs"]()]
-    turns += [_keyed(rng, sign) for sign in signs]
-    rng.shuffle(turns)
+    turns = _recall_turns(painter, [frame for frame in frames if frame.sort == "sign"])
     return Sample(STREAM, frames, turns, frame_times(rng, size))
+
+
+def long_sample(world: World, style: Style, rng: Random, size: StreamSize, pool: Sequence[Frame]) -> Sample:
+    """As `recall_sample` with at least one sign, whose other frames are those of `pool`, again and again.
+
+    Frames that show the same picture are the same object.
+    """
+    assert size.num_signs, "a stream without signs has nothing to recall"
+    painter = Painter(world, style, rng)
+    signs = [painter.sign(colour=colour) for colour in rng.sample(SIGN_COLOURS, size.num_signs)]
+    frames = rng.choices(pool, k=size.num_frames)
+    for place, sign in zip(_early_places(rng, size.num_frames, len(signs)), signs, strict=True):
+        frames[place] = sign
+    return Sample(STREAM, frames, _recall_turns(painter, signs), frame_times(rng, size))
+
+
+def paint_pool(world: World, style: Style, rng: Random, count: int) -> list[Frame]:
+    """Frames without signs."""
+    painter = Painter(world, style, rng)
+    return [paint(painter, sort) for sort in rng.choices(*zip(*DISTRACTORS.items(), strict=True), k=count)]
+
+
+def _early_places(rng: Random, num_frames: int, num_signs: int) -> list[int]:
+    """Where signs stand, in order: in half of the streams anywhere, in others with much to come after.
+
+    These have all signs in their first eighth, or the first one in its first quarter.
+    """
+    crowded = rng.random() < 0.25
+    room = max(num_signs, num_frames // 8) if crowded else num_frames
+    places = sorted(rng.sample(range(room), num_signs))
+    if not crowded and rng.random() < 1 / 3:
+        places[0] = rng.randint(0, min(places[0], num_frames // 32))
+    return places
+
+
+def _recall_turns(painter: Painter, signs: list[Frame]) -> list[Turn]:
+    """The first sign, the last one, how many, each by its colour, in any order."""
+    makers = questions_about(painter, signs)
+    turns = [makers["first sign"](), makers["last sign"](), makers["signs"]()]
+    turns += [_keyed(painter.rng, sign) for sign in signs]
+    painter.rng.shuffle(turns)
+    return turns
 
 
 def paint_frames(painter: Painter, size: StreamSize) -> list[Frame]:

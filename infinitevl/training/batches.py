@@ -22,7 +22,14 @@ from infinitevl.scenes.render import Picture, PicturePlan, plan_pictures
 from infinitevl.scenes.splits import rng_of
 from infinitevl.scenes.tasks import CHAT, STREAM, TEXT, Sample, picture_sample
 from infinitevl.scenes.world import World
-from infinitevl.training.buckets import BUCKETS, Bucket, bucket_weights, draw_sample, keyed_weights
+from infinitevl.training.buckets import (
+    BUCKETS,
+    Bucket,
+    bucket_weights,
+    draw_pool,
+    draw_sample,
+    keyed_weights,
+)
 
 GRID = 4  # merged tokens a side of a frame of 112 pixels
 FRAME_TOKENS = GRID * GRID
@@ -239,9 +246,9 @@ class Planner:
         """
         rows: list[Row] = []
         frames: list[list[Picture]] = []
-        num_tries = 0
+        num_tries, pool = 0, draw_pool(bucket, self.world, self.style, rng)
         while len(rows) < bucket.batch_size(self.num_pictures):
-            sample = draw_sample(bucket, self.world, self.style, rng)
+            sample = draw_sample(bucket, self.world, self.style, rng, pool)
             missing = FRAME_TOKENS * (bucket.num_frames - len(sample.frames))
             row = self.writer.row(sample, limit - missing, bucket.num_turns)
             num_tries += 1

@@ -1,11 +1,18 @@
 """What a batch of the small world holds: one sort of sample, all of one shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from infinitevl.scenes.frames import Style
-from infinitevl.scenes.streams import StreamSize, keyed_sample, recall_sample, stream_sample
+from infinitevl.scenes.frames import Frame, Style
+from infinitevl.scenes.streams import (
+    StreamSize,
+    keyed_sample,
+    long_sample,
+    paint_pool,
+    recall_sample,
+    stream_sample,
+)
 from infinitevl.scenes.tasks import Sample, pair_sample, picture_sample, text_sample
 from infinitevl.scenes.world import World
 
@@ -16,18 +23,29 @@ _DIALOGUES = ("group", "group", "thing", "flag", "sign")
 
 @dataclass(frozen=True)
 class Bucket:
-    """Batches of one shape: what is in a row, frames a row, tokens a row, turns a row."""
+    """Batches of one shape: what is in a row, frames a row, tokens a row, turns a row.
+
+    pool: pictures without signs that a batch draws once and its rows show again and again, so that a long
+    stream costs few pictures; None: every frame has a picture of its own.
+    """
 
     name: str
     num_frames: int
     length: int
     num_turns: int = 1
+    pool: int | None = None
 
     def batch_size(self, num_pictures: int) -> int:
         """Rows, so that every batch has the same number of frames."""
         return (
             max(1, num_pictures // max(1, self.num_frames)) if self.num_frames else max(1, num_pictures // 4)
         )
+
+    def num_drawn(self, num_rows: int) -> int:
+        """Pictures of a batch that are drawn, the empty one among them where there is a pool."""
+        if self.pool is None:
+            return num_rows * self.num_frames
+        return self.pool + num_rows * MOST_SIGNS + 1
 
 
 BUCKETS = {
@@ -55,6 +73,13 @@ BUCKETS = {
         Bucket("recall256", 256, 4352, 8),
         Bucket("recall512", 512, 8448, 8),
         Bucket("recall1024", 1024, 16640, 8),
+        Bucket("long16", 16, 640, 11, 8),
+        Bucket("long256", 256, 4480, 11, 2048),
+        Bucket("long512", 512, 8576, 11, 2048),
+        Bucket("long1024", 1024, 16768, 11, 2048),
+        Bucket("long2048", 2048, 33152, 11, 2048),
+        Bucket("long4096", 4096, 65920, 11, 2048),
+        Bucket("long10240", 10240, 164224, 11, 2048),
     )
 }
 
@@ -97,8 +122,17 @@ def keyed_weights(progress: float) -> dict[str, float]:
     return {"keyed4": 0.15, "keyed8": 0.3, "keyed16": 0.3, "keyed32": 0.15, "keyed64": 0.1}
 
 
-def draw_sample(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
-    """A sample of the bucket's sort, with at most its number of frames."""
+def draw_pool(bucket: Bucket, world: World, style: Style, rng: Random) -> list[Frame]:
+    """What the rows of a batch share; nothing where the bucket has no pool."""
+    return paint_pool(world, style, rng, bucket.pool) if bucket.pool else []
+
+
+def draw_sample(
+    bucket: Bucket, world: World, style: Style, rng: Random, pool: Sequence[Frame] = ()
+) -> Sample:
+    """A sample of the bucket's sort, with at most its number of frames; `pool` as from `draw_pool`."""
+    if bucket.pool is not None:
+        return long_sample(world, style, rng, _recall_size(bucket, rng), pool)
     sort = bucket.name.rstrip("0123456789")
     return _MAKERS[sort](bucket, world, style, rng)
 
@@ -135,10 +169,13 @@ def _keyed(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
 
 
 def _recall(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    return recall_sample(world, style, rng, _recall_size(bucket, rng))
+
+
+def _recall_size(bucket: Bucket, rng: Random) -> StreamSize:
     most = bucket.num_frames
     frames = most if rng.random() < 0.5 else rng.randint(most // 2 + 1, most)
-    size = StreamSize(frames, rng.randint(1, MOST_SIGNS), bucket.num_turns, _rate(rng))
-    return recall_sample(world, style, rng, size)
+    return StreamSize(frames, rng.randint(1, MOST_SIGNS), bucket.num_turns, _rate(rng))
 
 
 def _rate(rng: Random) -> float | None:

@@ -26,9 +26,10 @@ _STREAM_OF_NUMBERS = 3  # beside those of the supervised loop, which draws from 
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch without its pixels: B rows of T tokens, N pictures.
+    """A batch without its pixels: B rows of T tokens and F frames, N pictures.
 
     ids, labels: int64 [B, T]. positions: int64 [3, B, T]. real: bool [B, T]. pictures: None for text.
+    shown: int64 [B F], which picture each frame shows; None where each frame has its own, in order.
     """
 
     ids: np.ndarray
@@ -36,6 +37,7 @@ class Plan:
     labels: np.ndarray
     real: np.ndarray
     pictures: PicturePlan | None
+    shown: np.ndarray | None = None
 
 
 class ScenePlanner:
@@ -76,6 +78,8 @@ def weights_at(draw: DrawSettings, progress: float) -> dict[str, float]:
 def plan_batch(planner: Planner, bucket: Bucket, rng: Random, num_pictures: int) -> Plan:
     """A batch of a bucket, always with the same number of pictures.
 
+    Where the bucket has a pool, `num_pictures` counts what rows show, not what is drawn.
+
     A row with fewer frames than others has empty ones at its end, where no answer sees them.
     """
     planner.num_pictures = num_pictures
@@ -97,7 +101,19 @@ def join_rows(rows: list[Row], frames: list[list[Picture]], bucket: Bucket, worl
         for place in row.asked:
             labels[number, place + 1] = row.ids[place + 1]
     pictures = [picture for each in frames for picture in each + [EMPTY] * (bucket.num_frames - len(each))]
-    return Plan(ids, positions, labels, real, plan_pictures(pictures, world) if pictures else None)
+    shown = None
+    if bucket.pool is not None:
+        pictures, shown = _drawn_once(pictures, bucket.num_drawn(len(rows)))
+    return Plan(ids, positions, labels, real, plan_pictures(pictures, world) if pictures else None, shown)
+
+
+def _drawn_once(pictures: list[Picture], count: int) -> tuple[list[Picture], np.ndarray]:
+    """Each picture once, filled up to `count` with empty ones, and which of them stands where."""
+    distinct = {id(picture): picture for picture in pictures}
+    number = {key: place for place, key in enumerate(distinct)}
+    drawn = [*distinct.values()]
+    shown = np.asarray([number[id(picture)] for picture in pictures], np.int64)
+    return drawn + [EMPTY] * (count - len(drawn)), shown
 
 
 class SceneFeed:
@@ -159,6 +175,8 @@ class SceneFeed:
             frames = render(plan.pictures, self.textures, self.noise)
             batch["pixel_values"] = frame_patches(frames).to(self.dtype)
             batch["image_grid_thw"] = _grids(len(frames), self.device)
+        if plan.shown is not None:
+            batch["shown_images"] = self._send(plan.shown)
         return batch
 
     def _send(self, array: np.ndarray) -> Tensor:

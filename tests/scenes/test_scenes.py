@@ -10,7 +10,7 @@ from infinitevl.scenes import splits
 from infinitevl.scenes.frames import PLACES, Painter, Style
 from infinitevl.scenes.render import Line, PatchNamer, Picture, plan_pictures, render
 from infinitevl.scenes.shapes import COLOURS, SHAPES
-from infinitevl.scenes.streams import StreamSize, questions_about, stream_sample
+from infinitevl.scenes.streams import StreamSize, long_sample, paint_pool, questions_about, stream_sample
 from infinitevl.scenes.tasks import picture_sample, text_sample
 from infinitevl.scenes.world import CHARACTERS, load_world
 
@@ -167,6 +167,23 @@ def test_every_answer_about_a_stream_is_true_of_its_frames(world):
 
 def _asked_for(question: str, label: str) -> bool:
     return any(form in question for form in (f"many {label}s ", f"see {label}?"))
+
+
+def test_a_long_stream_shows_a_pool_again_and_is_asked_for_every_sign(world):
+    style = Style.of(world, splits.TRAIN)
+    pool = paint_pool(world, style, splits.rng_of(splits.TRAIN, 1), 5)
+    shares = []
+    for number in range(60):
+        rng, size = splits.rng_of(splits.TRAIN, 2, number), StreamSize(300, 1 + number % 8)
+        sample = long_sample(world, style, rng, size, pool)
+        signs = [frame for frame in sample.frames if frame.sort == "sign"]
+        assert len(signs) == size.num_signs and len({sign.colour for sign in signs}) == len(signs)
+        assert {id(frame) for frame in sample.frames if frame.sort != "sign"} <= {id(frame) for frame in pool}
+        answers = {turn.task: turn.answer for turn in sample.turns}
+        assert answers["first sign"] == signs[0].name and answers["last sign"] == signs[-1].name
+        assert answers["signs"] == str(len(signs)) and len(sample.turns) == 3 + len(signs)
+        shares.append(sample.frames.index(signs[0]) / 300)
+    assert sum(share < 1 / 8 for share in shares) > 20 and max(shares) > 1 / 4
 
 
 def test_questions_name_frames_without_doubt(world):

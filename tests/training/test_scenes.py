@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from infinitevl.errors import InputError
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.scenes.world import demo_pack_path, load_world
 from infinitevl.training.batches import FRAME_TOKENS, Planner
-from infinitevl.training.buckets import BUCKETS, Bucket
+from infinitevl.training.buckets import BUCKETS, MOST_SIGNS, Bucket
 from infinitevl.training.course import teach
 from infinitevl.training.journal import losses
 from infinitevl.training.losses import IGNORED
@@ -19,6 +20,7 @@ from infinitevl.training.preview import preview
 from infinitevl.training.recipes import DrawSettings, SceneSettings, read_recipe
 from infinitevl.training.run import LOG
 from infinitevl.training.scenes import SceneFeed, plan_batch, weights_at
+from infinitevl.training.stages.sft import sft
 from tests.support import tiny_tokenizer
 from tests.training.courses import write_recipe, write_world
 
@@ -76,7 +78,28 @@ def test_every_bucket_of_streams_has_room_for_its_questions(name):
     learned = plan.labels != IGNORED
     assert plan.ids.shape[1] % 64 == 0
     assert (learned.sum(1) > 1).all()
-    assert len(plan.pictures) == plan.ids.shape[0] * BUCKETS[name].num_frames
+    assert len(plan.pictures) == BUCKETS[name].num_drawn(len(plan.ids))
+    frames = len(plan.ids) * BUCKETS[name].num_frames
+    assert plan.shown is None or (len(plan.shown) == frames and plan.shown.max() < len(plan.pictures))
+
+
+def test_a_picture_that_is_read_once_and_shown_often_teaches_the_same(world):
+    student = InfiniteVLForConditionalGeneration.from_pretrained(world / "student", dtype=torch.float32)
+    feed = _feed()
+    plan = plan_batch(feed.planner.planner, Bucket("long12", 12, 512, 2, 2), Random(1), 24)
+    batch = feed._draw(plan, 0)
+    shown = batch["shown_images"]
+    assert len(batch["image_grid_thw"]) == 2 + 2 * MOST_SIGNS + 1 and len(shown) == 24 > len(shown.unique())
+    spread = {key: value for key, value in batch.items() if key != "shown_images"}
+    spread["image_grid_thw"] = batch["image_grid_thw"][shown]
+    spread["pixel_values"] = batch["pixel_values"].unflatten(0, (-1, 64))[shown].flatten(0, 1)
+    weights = [weight for name, weight in student.named_parameters() if ".layers." in name]
+    found = []
+    for each in (batch, spread):
+        loss = sft(student, each)
+        found.append([loss.detach(), *torch.autograd.grad(loss, weights)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_go_from_the_first_to_the_last():

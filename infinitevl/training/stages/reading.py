@@ -68,16 +68,31 @@ class Layer:
 
 @torch.no_grad()
 def read(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Reading:
-    """Embeddings with pictures in their places, and angles, for a batch as `training.data` packs it."""
+    """Embeddings with pictures in their places, and angles, for a batch as `training.data` packs it.
+
+    With "shown_images", int64 [F], pictures of one size are read once each, and frame number f shows picture
+    `shown_images[f]`.
+    """
     ids = batch["input_ids"]
     inner = model.model
     embeds, kinds = inner.embed(ids), token_kinds(ids, model.config)
     for kind, pixels, grids in _MEDIA:
-        if pixels in batch:
+        if pixels in batch and kind == IMAGE and "shown_images" in batch:
+            embeds = _place_shown(model, embeds, kinds == IMAGE, batch)
+        elif pixels in batch:
             embeds = inner.place_features(embeds, kinds, kind, batch[pixels], batch[grids])
     lengths = batch.get("sequence_lengths")
     packed = None if lengths is None else inner.language_model.pack(lengths)
     return Reading(embeds, batch["position_ids"], packed)
+
+
+def _place_shown(
+    model: InfiniteVLForConditionalGeneration, embeds: Tensor, places: Tensor, batch: Batch
+) -> Tensor:
+    """Embeddings [B, T, C] with the features of each picture wherever it is shown; places: bool [B, T]."""
+    grids = batch["image_grid_thw"]
+    features = model.model.visual(batch["pixel_values"], grids).to(embeds).unflatten(0, (len(grids), -1))
+    return embeds.masked_scatter(places[..., None], features[batch["shown_images"]])
 
 
 def real_tokens(batch: Batch) -> Tensor:
