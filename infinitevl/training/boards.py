@@ -1,5 +1,6 @@
 """Where a run's numbers can be watched besides its log: TensorBoard, Weights & Biases."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,22 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project `infinitevl`, named by the folder, where the user's wandb is logged in."""
+    """A run of the project `infinitevl`, named by the folder, where the user's wandb is logged in.
+
+    The run's id stands in `wandb-id` beside the log, so that a stage that goes on goes on with its curves.
+    """
 
     def __init__(self, folder: Path, step: int):
         try:
             import wandb
         except ImportError as error:
             raise _missing("wandb") from error
-        self.run: Any = wandb.init(project="infinitevl", name=folder.name, dir=folder, resume="allow")
+        known = folder / "wandb-id"
+        if not known.exists():
+            known.write_text(uuid.uuid4().hex)
+        self.run: Any = wandb.init(
+            project="infinitevl", name=folder.name, id=known.read_text(), dir=folder, resume="allow"
+        )
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """One point of each curve."""

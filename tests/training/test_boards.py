@@ -1,6 +1,8 @@
 """Boards beside the log."""
 
 import builtins
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +26,24 @@ def test_tensorboard_gets_every_line(tmp_path):
     found.Reload()
     assert [(event.step, event.value) for event in found.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
     assert "tokens_per_second" in found.Tags()["scalars"]
+
+
+def test_a_run_of_wandb_goes_on_under_its_id(tmp_path, monkeypatch):
+    begun, points = [], []
+
+    def init(**given):
+        begun.append(given)
+        return SimpleNamespace(log=lambda numbers, step: points.append((step, numbers["loss"])), finish=list)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for first in (0, 1):
+        journal = Journal(tmp_path / "log.jsonl", log_to=["wandb"])
+        journal.start(first, 3)
+        journal.add(10, 0.0)
+        journal.write(first + 1, FACTS)
+        journal.close()
+    assert begun[0]["id"] == begun[1]["id"] and begun[0]["resume"] == "allow"
+    assert points == [(1, 2.0), (2, 2.0)]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
