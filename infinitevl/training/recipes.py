@@ -41,7 +41,7 @@ class SourceSettings(Strict):
 class DrawSettings(Strict):
     """One batch of every step."""
 
-    num_pictures: PositiveInt = Field(description="Pictures of the batch; rows have as many as their bucket.")
+    num_pictures: PositiveInt = Field(description="Frames of the batch; rows have as many as their bucket.")
     buckets: dict[str, Annotated[float, Field(ge=0)]] = Field(
         min_length=1, description="What the batch holds: how often each of `training.buckets` is taken."
     )
