@@ -111,7 +111,10 @@ def long_sample(world: World, style: Style, rng: Random, size: StreamSize, pool:
     frames = rng.choices(pool, k=size.num_frames)
     for place, sign in zip(_early_places(rng, size.num_frames, len(signs)), signs, strict=True):
         frames[place] = sign
-    return Sample(STREAM, frames, _recall_turns(painter, signs), frame_times(rng, size))
+    turns = _recall_turns(painter, signs)
+    if rng.random() < 0.5:  # before an answer about the same sign gives it away
+        turns.sort(key=lambda turn: turn.task != "first sign")
+    return Sample(STREAM, frames, turns, frame_times(rng, size))
 
 
 def paint_pool(world: World, style: Style, rng: Random, count: int) -> list[Frame]:
