@@ -10,15 +10,18 @@ fonts come from Debian packages and are skipped by name where apt is absent.
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from builtin import concepts as names
+from builtin import hands
 from builtin.facts import SMALL_TALK, load_countries
 from builtin.glyphs import Face, draw_faces
 from builtin.sources import (
+    DRAWING_FONT,
     NPM_PACKAGES,
     TEST_FONTS,
     TRAIN_FONTS,
@@ -30,7 +33,9 @@ from builtin.vocabulary import train_tokenizer
 from infinitevl.scenes import splits
 from infinitevl.scenes.world import FLAG_HEIGHT, SPRITE_SIZE, write_pack
 
-HANDS = names.TRAIN_HANDS + names.TEST_HANDS
+OLD_HANDS = names.TRAIN_HANDS + names.TEST_HANDS  # concepts and what looks alike depend on these alone
+HANDS = OLD_HANDS + hands.MORE_HANDS
+LATER_QUALITY = 80  # of the drawings of the later hands
 DIGITS_FOR_VALIDATION = 5000
 
 
@@ -43,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cache = arguments.out / "downloads"
     packages = {name: fetch_npm(name, cache) for name in NPM_PACKAGES}
-    shared, sprites = build_concepts(packages)
+    shared, sprites = build_concepts(packages, cache)
     flags, shared["countries"] = build_flags(packages, cache)
     shared["facts"] = SMALL_TALK
     faces = {split: build_faces(families, cache) for split, families in FONTS.items()}
@@ -60,25 +65,44 @@ def main() -> None:
 FONTS = {splits.TRAIN: TRAIN_FONTS, splits.VALIDATION: VALIDATION_FONTS, splits.TEST: TEST_FONTS}
 
 
-def build_concepts(packages: dict[str, Path]) -> tuple[dict, dict[str, np.ndarray]]:
+def build_concepts(packages: dict[str, Path], cache: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Names shared by all packs, and every drawing: `pictures` [n, 64, 64, 4], `concepts` [n], `hands`
     [n]."""
-    icons = {hand: json.loads((packages[hand] / "icons.json").read_text()) for hand in HANDS}
+    icons = {hand: json.loads((packages[hand] / "icons.json").read_text()) for hand in OLD_HANDS}
     concepts = names.load_concepts(packages["emojibase"])
     names.add_older_names(concepts, icons)
     rows, pictures = [], []
-    for number, hand in enumerate(HANDS):
+    for number, hand in enumerate(OLD_HANDS):
         for concept, svg in names.drawings(concepts, icons[hand], squeezed=hand == "fxemoji"):
             rows.append((concept, number))
             pictures.append(names.rasterise(svg))
+    aliases = names.same_pictures(np.stack(pictures), *np.array(rows).T)
+    for number, concept, picture in later_drawings(concepts, packages, cache):
+        rows.append((concept, number))
+        pictures.append(picture)
+    for number, hand in enumerate(HANDS):
         print(f"  {hand}: {sum(row[1] == number for row in rows)} drawings")
     sprites = {
         "pictures": np.stack(pictures),
         "concepts": np.array([row[0] for row in rows]),
         "hands": np.array([row[1] for row in rows]),
     }
-    aliases = names.same_pictures(sprites["pictures"], sprites["concepts"], sprites["hands"])
     return {"concepts": describe(concepts, aliases), "hands": list(HANDS)}, sprites
+
+
+def later_drawings(
+    concepts: list[names.Concept], packages: dict[str, Path], cache: Path
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(hand, concept, uint8 [64, 64, 4]) of the hands that joined later, in the order of `HANDS`."""
+    for hand in hands.ICON_HANDS:
+        icons = hands.read_icons(packages[hand.name])
+        for concept, picture in hands.icon_pictures(hand, concepts, icons):
+            yield HANDS.index(hand.name), concept, picture
+    for concept, picture in hands.file_pictures(concepts, packages[hands.PICTURE_HAND.name] / "assets"):
+        yield HANDS.index(hands.PICTURE_HAND.name), concept, picture
+    for font in fetch_fonts(DRAWING_FONT, cache):
+        for concept, picture in hands.font_pictures(concepts, font):
+            yield HANDS.index(hands.FONT_HAND.name), concept, picture
 
 
 def describe(concepts: list[names.Concept], same: list[tuple[int, int]]) -> list[dict]:
@@ -184,7 +208,8 @@ def save(path: Path, content: Content, quality: int = 90) -> None:
         "digits": content.digits[0],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_pack(path, meta, arrays, quality)
+    first_later = int((sprites["hands"] < len(OLD_HANDS)).sum())
+    write_pack(path, meta, arrays, quality, later=(first_later, LATER_QUALITY))
     size = path.stat().st_size / 1e6
     print(f"{path}: {len(meta['sprites'])} drawings, {len(content.faces)} faces, {size:.1f} MB")
 

@@ -91,6 +91,7 @@ class Concept:
     tags: list[str]
     turnable: bool
     recolourable: bool
+    code: str = ""  # code points in hexadecimal
     names: set[str] = field(default_factory=set)
 
 
@@ -121,6 +122,7 @@ def _concept(entry: dict, subgroup: str, formal: dict[str, str]) -> Concept:
         tags=[plain(tag) for tag in entry.get("tags", [])],
         turnable=not fixed,
         recolourable=not words & COLOUR_WORDS and subgroup != "geometric",
+        code=code,
         names=names,
     )
 
@@ -157,20 +159,22 @@ def drawings(concepts: list[Concept], icons: dict, squeezed: bool) -> Iterator[t
     word."""
     for index, concept in enumerate(concepts):
         for name in sorted(concept.names):
-            found = _find(name.replace("-", "") if squeezed else name, icons)
+            found = find(name.replace("-", "") if squeezed else name, icons)
             if found:
-                yield index, _svg(found, icons)
+                yield index, svg_of(found, icons)
                 break
 
 
-def _find(name: str, icons: dict) -> dict | None:
+def find(name: str, icons: dict) -> dict | None:
+    """The icon of this name or of an alias that changes nothing."""
     alias = icons.get("aliases", {}).get(name)
     if alias and not set(alias) - {"parent"}:
         name = alias["parent"]
     return icons["icons"].get(name)
 
 
-def _svg(icon: dict, icons: dict) -> str:
+def svg_of(icon: dict, icons: dict) -> str:
+    """An icon as a whole SVG."""
     width, height = (icon.get(key, icons.get(key, 16)) for key in ("width", "height"))
     left, top = icon.get("left", 0), icon.get("top", 0)
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'

@@ -12,6 +12,15 @@ NPM_PACKAGES = {
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
     "fluent": "@iconify-json/fluent-emoji-flat@1.2.6",
     "twemoji": "@iconify-json/twemoji@1.2.5",
+    "fluent-colour": "@iconify-json/fluent-emoji@1.2.7",
+    "fluent-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
+    "streamline": "@iconify-json/streamline-emojis@1.2.4",
+    "mdi": "@iconify-json/mdi@1.2.3",
+    "phosphor": "@iconify-json/ph@1.2.2",
+    "tabler": "@iconify-json/tabler@1.2.41",
+    "game-icons": "@iconify-json/game-icons@1.2.4",
+    "icon-park": "@iconify-json/icon-park@1.2.4",
+    "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
     "emojione": "@iconify-json/emojione@1.2.3",
     "emojibase": "emojibase-data@17.0.0",
     "flags": "svg-country-flags@1.2.10",
@@ -35,6 +44,7 @@ TRAIN_FONTS = (
     "fonts-prociono fonts-play fonts-junction fonts-monofur fonts-georgewilliams"
 ).split()
 VALIDATION_FONTS = ["fonts-jura", "fonts-eurofurence"]
+DRAWING_FONT = "fonts-symbola"  # its characters are drawings
 TEST_FONTS = ["fonts-comic-neue", "fonts-courier-prime", "fonts-vollkorn"]
 
 

@@ -28,7 +28,7 @@ SPRITE_SIZE = 64
 # Exams draw from these hands alone, so that their results stay comparable when training takes in more hands.
 EXAM_HANDS = ("noto", "noto-v1", "fxemoji", "fluent", "twemoji", "emojione")
 # Hands whose drawings are masks of one colour.
-ONE_COLOUR_HANDS = ("fluent-contrast", "mdi", "phosphor", "tabler", "game-icons")
+ONE_COLOUR_HANDS = ("fluent-contrast", "mdi", "phosphor", "tabler", "game-icons", "symbola")
 FLAG_HEIGHT = 44  # a flag is letterboxed in a square sprite
 
 
@@ -170,23 +170,36 @@ def load_world(*paths: str | Path, device: torch.device | str = "cpu") -> tuple[
 
 
 def write_pack(
-    path: str | Path, meta: dict[str, Any], arrays: dict[str, np.ndarray], quality: int = 90
+    path: str | Path,
+    meta: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    quality: int = 90,
+    later: tuple[int, int] | None = None,
 ) -> None:
-    """Write a pack; `arrays` holds sprites and flags as [n, 64, 64, 4], glyphs and digits as they are."""
+    """Write a pack; `arrays` holds sprites and flags as [n, 64, 64, 4], glyphs and digits as they are.
+
+    quality: of WebP, 0..100. later: (n, another quality) for sheets whose sprites all come after the first n.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("meta.json", json.dumps(meta, separators=(",", ":")))
         for name in ("glyphs", "digits"):
             buffer = io.BytesIO()
             np.save(buffer, arrays[name])
             archive.writestr(f"{name}.npy", buffer.getvalue())
-        for name in ("sprites", "flags"):
-            _write_sheets(archive, name, arrays[name], quality)
+        _write_sheets(archive, "sprites", arrays["sprites"], quality, later)
+        _write_sheets(archive, "flags", arrays["flags"], quality)
 
 
 SHEET_COLUMNS, SHEET_ROWS = 32, 32
 
 
-def _write_sheets(archive: zipfile.ZipFile, name: str, tiles: np.ndarray, quality: int) -> None:
+def _write_sheets(
+    archive: zipfile.ZipFile,
+    name: str,
+    tiles: np.ndarray,
+    quality: int,
+    later: tuple[int, int] | None = None,
+) -> None:
     per_sheet = SHEET_COLUMNS * SHEET_ROWS
     for number, start in enumerate(range(0, len(tiles), per_sheet)):
         part = tiles[start : start + per_sheet]
@@ -196,7 +209,8 @@ def _write_sheets(archive: zipfile.ZipFile, name: str, tiles: np.ndarray, qualit
         grid = padded.reshape(rows, SHEET_COLUMNS, SPRITE_SIZE, SPRITE_SIZE, 4).swapaxes(1, 2)
         sheet = Image.fromarray(grid.reshape(rows * SPRITE_SIZE, SHEET_COLUMNS * SPRITE_SIZE, 4))
         buffer = io.BytesIO()
-        sheet.save(buffer, "WEBP", quality=quality, method=4)
+        chosen = later[1] if later and start >= later[0] else quality
+        sheet.save(buffer, "WEBP", quality=chosen, method=4)
         archive.writestr(f"{name}_{number}.webp", buffer.getvalue(), zipfile.ZIP_STORED)
 
 
