@@ -34,8 +34,8 @@ ICON_HANDS = (
         "mdi",
         masks=True,
         misleading="dog, cat, cow, pig, mouse, ewe, selfie, seal, cricket, landslide, construction, "
-        "hospital, satellite, high voltage, ribbon, speaker low volume, elevator, locomotive, camping, water pistol, "
-        "computer disk, school, ship, ferry, seat, hotel, loudspeaker, divide, train, lacrosse",
+        "hospital, satellite, high voltage, ribbon, speaker low volume, elevator, locomotive, camping, "
+        "water pistol, computer disk, school, ship, ferry, seat, hotel, loudspeaker, divide, train, lacrosse",
     ),
     Hand(
         "phosphor",
@@ -58,8 +58,8 @@ ICON_HANDS = (
     Hand(
         "icon-park",
         misleading=f"{_FACES}, selfie, seal, bat, turkey, chicken, doughnut, cooking, pie, compass, rock, "
-        "bank, anchor, seat, magic wand, eyes, fireworks, treasure chest, ring, keyboard, link, clamp, elevator, "
-        "copyright, scissors, softball, baseball, pill, envelope, label, sunset, sunrise, razor, shovel, "
+        "bank, anchor, seat, magic wand, eyes, fireworks, treasure chest, ring, keyboard, link, clamp, "
+        "elevator, copyright, scissors, softball, baseball, pill, envelope, label, sunset, sunrise, razor, shovel, "
         "mirror, brain",
     ),
 )
