@@ -93,8 +93,8 @@ def file_pictures(concepts: list[Concept], folder: Path) -> Iterator[tuple[int, 
         code = concept.code.lower()
         for path in (folder / f"{code}.webp", folder / f"{code.replace('-fe0f', '')}.webp"):
             if path.exists():
-                picture = Image.open(path).convert("RGBA").resize((SPRITE_SIZE, SPRITE_SIZE), Image.LANCZOS)
-                yield index, np.asarray(picture)
+                picture = Image.open(path).convert("RGBA")
+                yield index, np.asarray(picture.resize((SPRITE_SIZE,) * 2, Image.Resampling.LANCZOS))
                 break
 
 
@@ -114,12 +114,12 @@ def _glyph(character: str, face: ImageFont.FreeTypeFont) -> np.ndarray:
     """A character that fills its square."""
     left, top, right, bottom = face.getbbox(character)
     side = max(right - left, bottom - top, 1)
-    mask = Image.new("L", (side, side))
+    mask = Image.new("L", (int(side), int(side)))
     at = ((side - right - left) / 2, (side - bottom - top) / 2)
     ImageDraw.Draw(mask).text(at, character, fill=255, font=face)
     picture = np.zeros((SPRITE_SIZE, SPRITE_SIZE, 4), np.uint8)
     inner = SPRITE_SIZE - 4
-    picture[2:-2, 2:-2, 3] = np.asarray(mask.resize((inner, inner), Image.LANCZOS))
+    picture[2:-2, 2:-2, 3] = np.asarray(mask.resize((inner, inner), Image.Resampling.LANCZOS))
     return picture
 
 

@@ -68,6 +68,9 @@ class _Columns:
         for field, part in zip(fields(Look), rows.split(_WIDTHS, dim=1), strict=True):
             setattr(self, field.name, part[..., None, None])
 
+    def __getattr__(self, name: str) -> Tensor:
+        raise AttributeError(f"looks have no {name}")
+
 
 # ------ on the device
 
