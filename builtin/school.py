@@ -45,7 +45,7 @@ from infinitevl.training.recipes import DistillLayers, DistillLogits, Recipe, re
 from infinitevl.training.run import CHECKPOINT, LOG
 from infinitevl.training.surgery import StudentPlan, make_student, save_student
 
-SECONDS = {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 200.0, "long_sft": 300.0}
+SECONDS = {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 175.0, "long_sft": 260.0}
 BEFORE = {
     "distill_layers": "student",
     "distill_logits": "distill_layers/model",
