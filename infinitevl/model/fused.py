@@ -44,10 +44,6 @@ class Layout:
         return self.weights[name]
 
 
-# The allocator of a GPU puts tensors up to this size into common blocks.
-_OWN_BLOCK = 10 << 20  # bytes
-
-
 class Fusable(nn.Module):
     """A layer that can lay out its weights (`_lay_out`) and runs without gradients on the result."""
 
@@ -68,7 +64,6 @@ class Fusable(nn.Module):
         layout = self.layout
         if layout is None or layout.places != _places(self):
             self.unfuse_()
-            _move_apart_(self)
             layout = Layout(kernels, self._lay_out(), _places(self))
         if precision is not None and layout.precision is None and self.lowerable:
             layout = _lowered(self, layout, precision)
@@ -223,14 +218,6 @@ def unfused(model: nn.Module) -> Iterator[None]:
             parameter.data = view
         for layer, layout in zip(layers, layouts, strict=True):
             layer.__dict__["layout"] = layout
-
-
-def _move_apart_(layer: nn.Module) -> None:
-    """Give small weights on a GPU new places: else what the layout frees lies in blocks that hold others too,
-    and can never be given back."""
-    for parameter in layer.parameters():
-        if parameter.is_cuda and parameter.nbytes <= _OWN_BLOCK:
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def _places(layer: nn.Module) -> tuple[int, ...]:

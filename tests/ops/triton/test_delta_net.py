@@ -11,7 +11,7 @@ from torch import Tensor
 from infinitevl.ops import delta_net as definition
 from infinitevl.ops.reference import delta_rule_by_token
 from infinitevl.ops.triton import early
-from infinitevl.ops.triton.delta_chunk import ChunkTuning
+from infinitevl.ops.triton.delta_chunk import FEW_CHUNKS, MANY_CHUNKS, ChunkTuning
 from infinitevl.ops.triton.delta_net import delta_net_chunk_, delta_net_step_, supports
 from infinitevl.ops.triton.delta_step import StepTuning
 from tests.support import relative_error
@@ -285,10 +285,11 @@ def test_a_replayed_graph_continues_bit_for_bit(way, dtype, monkeypatch):
         assert all(torch.equal(x, y) for x, y in zip(states[0], other, strict=True))
 
 
-def test_alike_keys_and_slow_decay_do_not_let_the_memory_grow(device):
+@pytest.mark.parametrize("tuning", [FEW_CHUNKS, MANY_CHUNKS], ids=["few", "many"])
+@pytest.mark.parametrize(("heads", "key", "value", "length"), [(2, 128, 32, 256), (1, 64, 128, 128)])
+def test_alike_keys_and_slow_decay_do_not_let_the_memory_grow(device, heads, key, value, length, tuning):
     """A stream of similar frames: an inverse that is off by a little would feed the memory with itself."""
     torch.manual_seed(0)
-    heads, key, value, length = 2, 128, 32, 256
     channels = heads * (2 * key + value)
     mixed = (torch.rand(1, 1, channels) * 2 + 0.5 * torch.randn(1, length, channels)).bfloat16()
     a, b = torch.randn(1, length, heads).bfloat16(), torch.randn(1, length, heads).bfloat16()
@@ -301,6 +302,6 @@ def test_alike_keys_and_slow_decay_do_not_let_the_memory_grow(device):
     tail = torch.zeros(1, 3, channels, dtype=torch.bfloat16, device=device)
     wanted, wide_tail = memory.double(), tail.double()
     for _ in range(3):
-        delta_net_chunk_(*inputs, memory, tail)
+        delta_net_chunk_(*inputs, memory, tail, tuning=tuning)
         definition.delta_net_chunk_(*wide, wanted, wide_tail)
     assert relative_error(memory, wanted) < 0.02
