@@ -1,4 +1,4 @@
-"""The operations of ops.products on a GPU: a kernel for one or two rows, one for a few, cuBLAS for many.
+"""The operations of ops.products on a GPU: one kernel for few rows, point-wise kernels and cuBLAS for many.
 
 Weights in few bits go ways of their own (`quantized.py`).
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.ops.quantized import Quantized, Weight
-from infinitevl.ops.triton.few_rows import few_rows
 from infinitevl.ops.triton.matvec import Product, gates_fit, matvec
 from infinitevl.ops.triton.pointwise import (
     add_bias_,
@@ -24,12 +23,9 @@ from infinitevl.ops.triton.pointwise import (
 )
 from infinitevl.ops.triton.quantized import few_bits, fp8_product, multiplies_fp8, reads_bits, whole
 
-# Most rows that `matvec` takes. Milliseconds for all products of a token of the 4B decoder on an H200, matvec
-# and cuBLAS: 1 row 1.91 and 2.79, 2 rows 2.47 and 2.82, 4 rows 3.64 and 2.83.
+# Most rows that `matvec` takes; beyond, cuBLAS. Milliseconds for all products of a token of the 4B decoder on
+# an H200, matvec and cuBLAS: 1 row 1.91 and 2.79, 2 rows 2.47 and 2.82, 4 rows 3.64 and 2.83.
 MATVEC_ROWS = 2
-# Most rows that `few_rows` takes: the same products of 8 rows take it 2.18 ms and cuBLAS 2.45. An LM head is
-# long enough for cuBLAS at its full speed.
-FEW_ROWS, MOST_OUTPUTS = 16, 32768
 # Most rows whose heads are normalised and gated inside `matvec`: every program does that work again.
 GATED_ROWS = 1
 
@@ -98,8 +94,6 @@ def _run(product: Product) -> Tensor:
     rows = product.num_rows
     if 0 < rows <= MATVEC_ROWS:
         return matvec(product)
-    if 0 < rows <= FEW_ROWS and product.outputs <= MOST_OUTPUTS:
-        return _few_rows(product)
     return _many_rows(product)
 
 
@@ -117,14 +111,6 @@ def _check(product: Product) -> None:
         raise TypeError(f"products run in float32 or bfloat16 throughout, not x {given} and weight {dtype}")
     if isinstance(weight, Tensor) and weight.stride(1) != 1 and weight.shape[1] > 1:
         raise ValueError(f"a weight's rows must lie contiguous in memory, not with strides {weight.stride()}")
-
-
-def _few_rows(product: Product) -> Tensor:
-    """A norm of its own, since each program would do it again, and one kernel for the rest."""
-    x = product.x
-    if product.norm_weight is not None:
-        x = rms_norm(x, product.norm_weight, product.eps)
-    return few_rows(replace(product, x=x, norm_weight=None))
 
 
 def _many_rows(product: Product) -> Tensor:

@@ -13,7 +13,6 @@ from infinitevl.ops.triton import (
     delta_chunk,
     delta_prepare,
     delta_step,
-    few_rows,
     matvec,
     pointwise,
     train_net,
@@ -77,9 +76,6 @@ def compile_all(sizes: tuple[int, ...], dtype: torch.dtype, length: int) -> None
         TRITON.linear(x, zeros(52, hidden))
         TRITON.norm_linear(x, zeros(hidden), EPS, zeros(inner, hidden))
         TRITON.norm_swiglu(x, zeros(hidden), EPS, zeros(128, hidden))
-        several = zeros(8, 1, hidden)
-        TRITON.norm_swiglu(several, zeros(hidden), EPS, zeros(128, hidden))
-        TRITON.linear_add(several, zeros(hidden, hidden), several)
         TRITON.linear_add(zeros(1, tokens, 64), zeros(hidden, 64), x.clone(), zeros(hidden))
         out = zeros(1, tokens, heads, value, dtype=torch.float32)
         TRITON.gated_norm_linear_add(out, gate, zeros(value), EPS, zeros(hidden, heads * value), x.clone())
@@ -116,7 +112,7 @@ def main() -> None:
 
     driver.set_active(NoGpu())
     JITFunction.run = compile_only
-    for module in (delta_chunk, delta_prepare, delta_step, few_rows, matvec, pointwise):
+    for module in (delta_chunk, delta_prepare, delta_step, matvec, pointwise):
         module.launches_early = lambda x: True
     compile_all(PUBLISHED, torch.bfloat16, 256)
     compile_all(TINY, torch.bfloat16, 16)

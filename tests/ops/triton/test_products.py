@@ -7,13 +7,13 @@ import triton.language as tl
 
 from infinitevl.ops import norm
 from infinitevl.ops import products as definition
-from infinitevl.ops.triton import few_rows, matvec, pointwise, products
+from infinitevl.ops.triton import matvec, pointwise, products
 
 EPS = 1e-6
 INPUTS = [36, 64, 1100, 2048]
 OUTPUTS = [1, 7, 52]
 # Most rows that each way is asked to take.
-WAYS = {"matvec": 4, "few_rows": 16, "many_rows": 100}
+WAYS = {"matvec": 4, "many_rows": 100}
 NAMES = ["linear", "linear with bias", "norm_linear", "norm_swiglu", "linear_add", "linear_add with bias"]
 
 
@@ -101,11 +101,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every product goes one way, whatever would be fastest."""
-    run = {
-        "matvec": matvec.matvec,
-        "few_rows": products._few_rows,
-        "many_rows": products._many_rows,
-    }
+    run = {"matvec": matvec.matvec, "many_rows": products._many_rows}
     monkeypatch.setattr(products, "_run", run[request.param])
     return request.param
 
@@ -157,20 +153,6 @@ def test_any_tile_gives_the_same(
     monkeypatch.setattr(matvec, "matvec_tile", lambda product: tile)
     for name in NAMES:
         assert_as_exact_as_torch(name, Case(3, 100, 7, dtype, device).arguments(name))
-
-
-@pytest.mark.parametrize(
-    "tile", [matvec.Tile(16, 32, 1, 2), matvec.Tile(64, 64, 2), matvec.Tile(32, 16, 4, 3)]
-)
-@pytest.mark.parametrize("rows", [2, 8, 9, 16])
-def test_any_tile_of_few_rows_gives_the_same(
-    rows: int, tile: matvec.Tile, dtype: torch.dtype, device: str, poisoned: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(few_rows, "few_rows_tile", lambda product: tile)
-    monkeypatch.setattr(products, "_run", products._few_rows)
-    for name in NAMES:
-        assert_as_exact_as_torch(name, Case(rows, 100, 37, dtype, device).arguments(name))
 
 
 @pytest.mark.parametrize("heads, width", [(2, 16), (5, 32), (3, 24), (16, 256)])
