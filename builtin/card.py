@@ -40,7 +40,8 @@ in every layer. It did not start from nothing, but from a model that was trained
 (recipes/builtin.yaml, builtin/tune_streams.py): vision encoder, embedding, norms, feed-forward and the
 attention of two window layers were taken from there; the attention of the other six layers was new. It was
 trained twice: for 4.8 minutes with five hands, and from there for the minutes below with fifteen hands and
-drawings in other manners. AdamW, products in bfloat16. Settings were chosen before any score of the test split was seen.
+drawings in other manners. AdamW, products in bfloat16. Settings were chosen before any score of the test
+split was seen.
 """
 _STAGES = {
     "distill_layers": "1a, layer by layer",
