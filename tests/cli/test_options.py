@@ -27,7 +27,7 @@ FROZEN = {
     "bench streams": BENCH | {"--counts", "--mode", "--repeats"},
     "bench fork": BENCH | {"--repeats"},
     "bench memory": BENCH | {"--tokens", "--mode"},
-    "bench train": BENCH | {"--stage", "--tokens", "--rows", "--steps", "--checkpointed"},
+    "bench train": BENCH | {"--stage", "--tokens", "--rows", "--steps", "--checkpointed", "--sharding"},
     "bench draw": COMMON | {"--folder"},
     "train": {"--help"},
     "train init": COMMON

