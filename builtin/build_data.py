@@ -31,10 +31,10 @@ from builtin.sources import (
 )
 from builtin.vocabulary import train_tokenizer
 from infinitevl.scenes import splits
-from infinitevl.scenes.world import FLAG_HEIGHT, SPRITE_SIZE, write_pack
+from infinitevl.scenes.world import EXAM_HANDS, FLAG_HEIGHT, SPRITE_SIZE, write_pack
 
-OLD_HANDS = names.TRAIN_HANDS + names.TEST_HANDS  # concepts and what looks alike depend on these alone
-HANDS = OLD_HANDS + hands.MORE_HANDS
+# Concepts and what looks alike depend on the hands of the exams alone.
+HANDS = EXAM_HANDS + hands.MORE_HANDS
 LATER_QUALITY = 80  # of the drawings of the later hands
 DIGITS_FOR_VALIDATION = 5000
 
@@ -68,11 +68,11 @@ FONTS = {splits.TRAIN: TRAIN_FONTS, splits.VALIDATION: VALIDATION_FONTS, splits.
 def build_concepts(packages: dict[str, Path], cache: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Names shared by all packs, and every drawing: `pictures` [n, 64, 64, 4], `concepts` [n], `hands`
     [n]."""
-    icons = {hand: json.loads((packages[hand] / "icons.json").read_text()) for hand in OLD_HANDS}
+    icons = {hand: json.loads((packages[hand] / "icons.json").read_text()) for hand in EXAM_HANDS}
     concepts = names.load_concepts(packages["emojibase"])
     names.add_older_names(concepts, icons)
     rows, pictures = [], []
-    for number, hand in enumerate(OLD_HANDS):
+    for number, hand in enumerate(EXAM_HANDS):
         for concept, svg in names.drawings(concepts, icons[hand], squeezed=hand == "fxemoji"):
             rows.append((concept, number))
             pictures.append(names.rasterise(svg))
@@ -208,7 +208,7 @@ def save(path: Path, content: Content, quality: int = 90) -> None:
         "digits": content.digits[0],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    first_later = int((sprites["hands"] < len(OLD_HANDS)).sum())
+    first_later = int((sprites["hands"] < len(EXAM_HANDS)).sum())
     write_pack(path, meta, arrays, quality, later=(first_later, LATER_QUALITY))
     size = path.stat().st_size / 1e6
     print(f"{path}: {len(meta['sprites'])} drawings, {len(content.faces)} faces, {size:.1f} MB")

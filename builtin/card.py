@@ -95,8 +95,11 @@ def _scores(school: Path) -> str:
     if not tables:
         return ""
     columns = [name for name in _COLUMNS if name in tables]
-    lines = [f"## Scores on the test split, exact answers, {next(iter(found.values()))['device']}", ""]
-    lines.append("| task | " + " | ".join(_COLUMNS[name] for name in columns) + " | samples |")
+    heads = [
+        f"{_COLUMNS[name]}, on a {'CPU' if found[name]['device'] == 'cpu' else 'GPU'}" for name in columns
+    ]
+    lines = ["## Scores on the test split, exact answers", ""]
+    lines.append("| task | " + " | ".join(heads) + " | samples |")
     lines.append("|---" * (len(columns) + 2) + "|")
     for task in dict.fromkeys(task for name in columns for task in tables[name]):
         rows = [tables[name].get(task) for name in columns]
@@ -138,7 +141,7 @@ def records(school: Path) -> list[dict[str, Any]]:
         table, machine = _read(path) or {}, _machine(school, f"exam-{path.stem}")
         for row in table["results"]:
             scores = {"exact": row["score"], "exact_with_O0_I1_alike": row["score_alike"]}
-            about = {"model": table["model"], "split": table["split"], "task": row["task"]}
+            about = {name: table[name] for name in ("model", "split", "device")} | {"task": row["task"]}
             lines.append(
                 {"benchmark": "builtin.evaluate", **about, **scores, "samples": row["samples"], **machine}
             )

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 SPRITE_SIZE = 64
-TRAIN_HANDS = ("noto", "noto-v1", "fxemoji", "fluent", "twemoji")
 TEST_HANDS = ("emojione",)
 
 # Subgroup prefix of emojibase -> the kind that a person would name.

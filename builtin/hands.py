@@ -9,48 +9,45 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from builtin.concepts import SPRITE_SIZE, Concept, find, rasterise, svg_of
+from infinitevl.scenes.world import ONE_COLOUR_HANDS
 
 
 @dataclass(frozen=True)
 class Hand:
-    """A source of drawings. `masks` are of one colour; `misleading` lists labels of other things it means."""
+    """A source of drawings; `misleading` lists labels of other things than its pictures show."""
 
     name: str
-    masks: bool = False
     misleading: str = ""
 
     def suits(self, concept: Concept) -> bool:
         """Whether the picture that goes by this concept's name shows it; a mask tells no colour."""
-        return concept.label not in self.misleading.split(", ") and (concept.recolourable or not self.masks)
+        is_true = concept.recolourable or self.name not in ONE_COLOUR_HANDS
+        return is_true and concept.label not in self.misleading.split(", ")
 
 
 # Icons of animals' faces go by the animals' names, which stand for whole animals here.
 _FACES = "dog, cat, cow, pig, horse, rabbit, mouse, ewe, monkey, deer, goat, donkey"
 ICON_HANDS = (
     Hand("fluent-colour"),
-    Hand("fluent-contrast", masks=True),
+    Hand("fluent-contrast"),
     Hand("streamline", misleading="turkey, water pistol, cooking"),
     Hand(
         "mdi",
-        masks=True,
         misleading="dog, cat, cow, pig, mouse, ewe, selfie, seal, cricket, landslide, construction, "
         "hospital, satellite, high voltage, ribbon, speaker low volume, elevator, locomotive, camping, "
         "water pistol, computer disk, school, ship, ferry, seat, hotel, loudspeaker, divide, train, lacrosse",
     ),
     Hand(
         "phosphor",
-        masks=True,
         misleading=f"{_FACES}, seal, cricket, minus, bird, seat",
     ),
     Hand(
         "tabler",
-        masks=True,
         misleading="heart exclamation, dog, cat, deer, pig, mouse, cricket, rosette, world map, wood, "
         "hospital, school, mosque, elevator, joker, label, dumpling, registered",
     ),
     Hand(
         "game-icons",
-        masks=True,
         misleading="star-struck, angry face with horns, ogre, goblin, hole, tongue, pig face, ram, crab, "
         "butterfly, goat, donkey, monkey, salt, butter, fog, bank, post office, ribbon, oyster, wrench, "
         "bookmark, play button, fast-forward button, pause button, fountain, watermelon, volcano, dumpling",
@@ -63,7 +60,7 @@ ICON_HANDS = (
         "razor, shovel, mirror, brain",
     ),
 )
-FONT_HAND = Hand("symbola", masks=True)
+FONT_HAND = Hand("symbola")
 PICTURE_HAND = Hand("fluent-3d")
 MORE_HANDS = (*(hand.name for hand in ICON_HANDS), PICTURE_HAND.name, FONT_HAND.name)
 _VARIANTS = 5  # streamline numbers several drawings of a thing

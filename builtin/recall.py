@@ -34,8 +34,8 @@ from infinitevl.scenes import splits
 from infinitevl.scenes.frames import Frame, Painter
 from infinitevl.scenes.render import FRAME_SIZE, PATCH, plan_pictures, render
 from infinitevl.scenes.shapes import SIGN_COLOURS
-from infinitevl.scenes.streams import DISTRACTORS, questions_about
-from infinitevl.scenes.tasks import Turn, paint
+from infinitevl.scenes.streams import paint_pool, questions_about
+from infinitevl.scenes.tasks import Turn
 from infinitevl.state import DeltaState, StreamState
 from infinitevl.training.batches import FRAME_TOKENS, GRID, TOKENS_PER_SECOND
 
@@ -163,11 +163,9 @@ def features_of(visual: torch.nn.Module, scene: Scene, frames: Sequence[Frame]) 
     return torch.cat(parts)
 
 
-def paint_pool(scene: Scene, split: str, count: int) -> list[Frame]:
+def pool_of(scene: Scene, split: str, count: int) -> list[Frame]:
     """Pictures without signs."""
-    painter = Painter(scene.world, scene.style, splits.rng_of(split, _POOL_SEED))
-    sorts = painter.rng.choices(list(DISTRACTORS), list(DISTRACTORS.values()), k=count)
-    return [paint(painter, sort) for sort in sorts]
+    return paint_pool(scene.world, scene.style, splits.rng_of(split, _POOL_SEED), count)
 
 
 def plan_streams(
@@ -241,7 +239,7 @@ def run(
     for model in models.values():
         if model.device.type == "cuda":
             fuse_(model)
-    pooled = features_of(first.model.visual, scene, paint_pool(scene, split, extent.pool))
+    pooled = features_of(first.model.visual, scene, pool_of(scene, split, extent.pool))
     results: list[dict] = []
     for length in extent.lengths:
         streams, signs = plan_streams(scene, split, length, extent.samples, extent.pool)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 import infinitevl
 from builtin.evaluate import Examiner, Scene, score, tasks
-from builtin.recall import Reader, features_of, measure, paint_pool, plan_streams
+from builtin.recall import Reader, features_of, measure, plan_streams, pool_of
 from infinitevl.model.fused import fuse_, training_kernels
 from infinitevl.scenes.frames import Style
 from infinitevl.scenes.world import demo_pack_path, load_world
@@ -68,7 +68,7 @@ def test_an_exam_is_answered_many_at_once(scene):
 def test_recall_over_a_long_stream(scene):
     model, processor = infinitevl.load(BUILTIN, device="cuda")
     fuse_(model)
-    pool = features_of(model.model.visual, scene, paint_pool(scene, "validation", 256))
+    pool = features_of(model.model.visual, scene, pool_of(scene, "validation", 256))
     streams, signs = plan_streams(scene, "validation", 300, 40, 256)
     table = torch.cat([pool, features_of(model.model.visual, scene, signs)])
     found = measure(Reader(model, processor.tokenizer.backend_tokenizer), table, streams, 60)

@@ -41,7 +41,6 @@ class ChunkTuning:
     float32: str = "tf32x3"
     convolve_first: bool = False
     channels: int = 64
-    max_registers: int | None = None
     brief: bool = True
 
 
@@ -116,7 +115,7 @@ def prepare(
     )  # fmt: skip
     _relate[(num_chunks, 2 * heads, batch)](
         a, b, A_log, dt_bias, num_valid, *chunks[:4], work, length, *a.stride(), *b.stride(),
-        **common, **kinds, num_warps=tuning.prepare_warps, maxnreg=tuning.max_registers,
+        **common, **kinds, num_warps=tuning.prepare_warps,
     )  # fmt: skip
     return chunks
 
