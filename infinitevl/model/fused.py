@@ -25,6 +25,8 @@ from infinitevl.ops.trainable import trainable
 
 # Inner widths of feed-forwards are filled up to a multiple of this with zeros: 3420 makes products slow.
 _MULTIPLE = 32
+# Bytes from which a tensor has a block of CUDA's allocator to itself.
+_SHARED_BLOCK = 10 * 2**20
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,44 @@ def fuse_(model: nn.Module, kernels: Kernels | None = None, precision: str | Non
         check_precision(precision)
         _check_free(model, precision)
     chosen = choose(next(model.parameters()).device) if kernels is None else kernels
+    new = [layer for layer in layers if layer.layout is None]
+    with _lent_to_host(new) as fetch:
+        for layer in sorted(new, key=_num_bytes, reverse=True):  # small weights fill what large ones leave
+            fetch(layer)
+            layer.fuse_(chosen, precision)
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # blocks of single weights are too small for the next layer's
     for layer in layers:
-        is_new = layer.layout is None
         layer.fuse_(chosen, precision)
-        if is_new and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # blocks of single weights are too small for the next layer's large ones
     return chosen
+
+
+@contextmanager
+def _lent_to_host(layers: Sequence[Fusable]) -> Iterator[Callable[[Fusable], None]]:
+    """Within it the layers' small weights are on the host, until `fetch(layer)` brings a layer's back.
+
+    The allocator of CUDA puts them two or more into a block, which stays as long as one of them does: those
+    that a layout leaves where they are would hold the memory of those that it moves.
+    """
+    homes: dict[nn.Parameter, torch.device] = {}
+
+    def fetch(layer: nn.Module) -> None:
+        for parameter in layer.parameters():
+            if home := homes.pop(parameter, None):
+                parameter.data = parameter.data.to(home)
+
+    try:
+        for layer in layers:
+            for parameter in layer.parameters():
+                if parameter.is_cuda and parameter.nbytes < _SHARED_BLOCK:
+                    homes[parameter] = parameter.device
+                    parameter.data = parameter.data.cpu()
+        if homes:
+            torch.cuda.empty_cache()
+        yield fetch
+    finally:
+        for layer in layers:
+            fetch(layer)
 
 
 def fuse_onto_(model: nn.Module, device: torch.device, precision: str) -> Kernels:
@@ -222,6 +256,10 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 def _places(layer: nn.Module) -> tuple[int, ...]:
     return tuple(parameter.data_ptr() for parameter in layer.parameters())
+
+
+def _num_bytes(layer: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in layer.parameters())
 
 
 def _lowered(layer: Fusable, layout: Layout, precision: str) -> Layout:

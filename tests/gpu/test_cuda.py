@@ -5,9 +5,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import pad
 
+from infinitevl.config import InfiniteVLVisionConfig
 from infinitevl.engine.session import StreamSession
 from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.vision import VisionBlock
 from infinitevl.model.weights import fingerprint
 from infinitevl.ops.delta_rule import delta_rule_chunk
 from infinitevl.ops.reference import delta_rule_by_token
@@ -123,6 +125,22 @@ def test_device_memory_does_not_grow_with_a_stream():
     for index in range(50, 1000):
         session.observe(random_frame(index % 8), at=index / 2)
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+def test_a_layout_leaves_no_memory_between_weights():
+    """Two or more small weights share a block of the allocator, which stays as long as one of them does."""
+    torch.cuda.empty_cache()
+    config = InfiniteVLVisionConfig(depth=16, hidden_size=1280, intermediate_size=3420, num_heads=16)
+    with torch.device("cuda"):
+        blocks = torch.nn.ModuleList(VisionBlock(config) for _ in range(config.depth)).bfloat16()
+    before = {name: weight.cpu() for name, weight in blocks.state_dict().items()}
+    fuse_(blocks)
+    torch.cuda.empty_cache()
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    assert unused < 0.1 * sum(weight.nbytes for weight in before.values())
+    after = blocks.state_dict()
+    assert all(weight.is_cuda for weight in blocks.parameters())
+    assert all(torch.equal(after[name].cpu(), weight) for name, weight in before.items())
 
 
 def answers(model, prompts, num_new=15):

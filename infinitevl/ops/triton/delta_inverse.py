@@ -35,6 +35,34 @@ def invert_(square, SIZE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _nothing():
+    """A tuple to which rows are added."""
+    return ()
+
+
+@triton.jit
+def solve_(square, BLOCK: tl.constexpr, SIZE: tl.constexpr):
+    """In place: blocks of BLOCK on the diagonal of [SIZE, SIZE] float32, strictly lower triangular A, become
+    the inverse of 1 + A.
+
+    A thread owns a column, and its rows are registers: no step waits for another thread.
+    """
+    lane = tl.arange(0, SIZE)
+    column = lane % BLOCK
+    corner = square + (lane // BLOCK) * (BLOCK * (SIZE + 1))
+    solved = _nothing()
+    for row in tl.static_range(BLOCK):
+        x = tl.where(column == row, 1.0, 0.0)
+        for before in tl.static_range(row):
+            x -= tl.load(corner + (row * SIZE + before)) * solved[before]
+        solved += (x,)
+    tl.debug_barrier()
+    for row in tl.static_range(BLOCK):
+        tl.store(corner + row * SIZE + column, solved[row])
+    tl.debug_barrier()
+
+
+@triton.jit
 def _merge_(square, WIDTH: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     """From inverses of blocks [WIDTH, WIDTH] on the diagonal to those of blocks twice as wide, in place."""
     part = tl.arange(0, WIDTH)[:, None] * SIZE + tl.arange(0, WIDTH)[None, :]
@@ -47,6 +75,40 @@ def _merge_(square, WIDTH: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.const
         tl.debug_barrier()
         tl.store(corner, -found)
     tl.debug_barrier()
+
+
+@triton.jit
+def merge_pairs_(square, WIDTH: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """The same as `_merge_`, all pairs at once."""
+    part = tl.arange(0, WIDTH)[:, None] * SIZE + tl.arange(0, WIDTH)[None, :]
+    pair = tl.arange(0, SIZE // (2 * WIDTH)) * (2 * WIDTH * (SIZE + 1))
+    upper = square + pair[:, None, None] + part[None, :, :]
+    corner = upper + WIDTH * SIZE
+    met = _exact(tl.load(corner), tl.load(upper), PRECISION)
+    found = _exact(tl.load(upper + WIDTH * (SIZE + 1)), met, PRECISION)
+    tl.debug_barrier()
+    tl.store(corner, -found)
+    tl.debug_barrier()
+
+
+@triton.jit
+def store_inverse(square, out, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """From inverses of the two blocks on the diagonal of `square` to the whole, split, in `out`."""
+    WIDTH: tl.constexpr = SIZE // 2
+    part = tl.arange(0, WIDTH)[:, None] * SIZE + tl.arange(0, WIDTH)[None, :]
+    upper, lower = tl.load(square + part), tl.load(square + WIDTH * (SIZE + 1) + part)
+    corner = _exact(lower, _exact(tl.load(square + WIDTH * SIZE + part), upper, PRECISION), PRECISION)
+    distance: tl.constexpr = SIZE * SIZE
+    store_split(out + part, upper, distance, PRECISION)
+    store_split(out + WIDTH + part, tl.zeros((WIDTH, WIDTH), tl.float32), distance, PRECISION)
+    store_split(out + WIDTH * SIZE + part, -corner, distance, PRECISION)
+    store_split(out + WIDTH * (SIZE + 1) + part, lower, distance, PRECISION)
+
+
+@triton.jit
+def _exact(x, y, PRECISION: tl.constexpr):
+    """x @ y for float32 blocks, or stacks of them."""
+    return tl.dot(x, y, input_precision="tf32x3" if PRECISION == "split" else PRECISION)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from infinitevl.ops.triton.delta_inverse import invert_, store_split
+from infinitevl.ops.triton.delta_inverse import merge_pairs_, solve_, store_inverse, store_split
 from infinitevl.ops.triton.delta_parts import count, load_taps, log_decay_of, product, row_of, tap_of
 from infinitevl.ops.triton.early import launches_early
 
@@ -44,8 +44,8 @@ class ChunkTuning:
     brief: bool = True
 
 
-# Which is faster was measured on an H200 with 16 heads of 128 x 256 and 256 tokens a row; there `invert_` is
-# known to be right with 8 warps.
+# Measured on an H200 with 16 heads of 128 x 256 and 256 tokens a row. A limit of registers (maxnreg=128 with
+# 4 warps) made the second one faster, and its inverse wrong with heads of 64 x 128 (triton 3.6).
 FEW_CHUNKS = ChunkTuning()
 MANY_CHUNKS = ChunkTuning(convolve_first=True, stages=1)
 
@@ -329,5 +329,6 @@ def _relate_keys(
     square = token[:, None] * SIZE + token[None, :]
     tl.store(work + square, tl.where(token[:, None] > token[None, :], met, 0.0))
     tl.debug_barrier()
-    invert_(work, SIZE, PRECISION)
-    store_split(squares + square, tl.load(work + square), SIZE * SIZE, PRECISION)
+    solve_(work, 16, SIZE)
+    merge_pairs_(work, 16, SIZE, PRECISION)
+    store_inverse(work, squares, SIZE, PRECISION)
