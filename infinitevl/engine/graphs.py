@@ -5,6 +5,8 @@ Warm-up and capture work on inputs that name the scratch row, so that no stream 
 """
 
 import contextlib
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 _WARM_UPS = 2
+_ONE_CAPTURE = threading.Lock()  # in a process: collecting garbage is a setting of all threads
 
 
 class Replay:
@@ -76,15 +79,19 @@ class Lanes:
         """Let a lane go on only after `event`."""
         self.streams[name].wait_event(event)
 
+    def follow(self, name: str, caller: torch.cuda.Stream) -> None:
+        """Let a lane go on only after what was asked of the caller's stream until now."""
+        asked = torch.cuda.Event()
+        asked.record(caller)
+        self.wait(name, asked)
+
     def bring(self, name: str, tensor: Tensor) -> Tensor:
         """A lane's own copy of the caller's tensor, in order with the stream that the caller works on.
 
         So the caller may write over its tensor, or let go of it, at once.
         """
         caller = torch.cuda.current_stream(tensor.device)
-        made = torch.cuda.Event()
-        made.record(caller)
-        self.wait(name, made)
+        self.follow(name, caller)
         with self.on(name):
             copy = tensor.to(self.device, copy=True)
         caller.wait_event(self.mark(name))
@@ -112,5 +119,15 @@ class Lanes:
 
 @contextlib.contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-        yield
+    """Capture what is asked within, and collect no garbage: the graphs of an engine that nobody has any more
+    must not be freed meanwhile.
+    """
+    with _ONE_CAPTURE:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                yield
+        finally:
+            if collects:
+                gc.enable()

@@ -120,6 +120,7 @@ class Captured:
         self._turn = 0  # which of two sets of buffers the next frame uses
         self._read: list[torch.cuda.Event | None] = [None, None]  # when each set may be used again
         self._fence: torch.cuda.Event | None = None  # what on the main lane the next frame must wait for
+        self._readers: list[torch.cuda.Stream] = []  # streams of callers who were shown the state
 
     # ------ frames
 
@@ -257,6 +258,7 @@ class Captured:
 
     def watching(self) -> AbstractContextManager[Any]:
         """Around all that prepares the next frame: its own lane, after what was done to the state since."""
+        self._let_readers_finish("vision")
         if self._fence is not None:
             self.lanes.wait("vision", self._fence)
             self._fence = None
@@ -267,9 +269,20 @@ class Captured:
         return _Working(self)
 
     def settle(self) -> None:
-        """Return when everything that was asked for is done."""
+        """Return when everything that was asked for is done.
+
+        What the caller then asks of the state on his stream comes before the next step.
+        """
         for stream in self.lanes.streams.values():
             stream.synchronize()
+        reader = torch.cuda.current_stream(self.device)
+        if reader not in self._readers:
+            self._readers.append(reader)
+
+    def _let_readers_finish(self, name: str) -> None:
+        readers, self._readers = self._readers, []
+        for stream in readers:
+            self.lanes.follow(name, stream)
 
     # ------ inputs
 
@@ -302,6 +315,7 @@ class _Working(AbstractContextManager):
 
     def __enter__(self) -> None:
         lanes = self._runner.lanes
+        self._runner._let_readers_finish("main")
         lanes.wait("main", lanes.mark("vision"))
         self._lane.__enter__()
 

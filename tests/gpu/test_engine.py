@@ -1,5 +1,7 @@
 """The captured engine: replay equals eager, bit for bit, and streams do not feel each other."""
 
+import gc
+
 import pytest
 import torch
 from PIL import Image
@@ -90,6 +92,33 @@ def test_a_step_is_captured_once(model, processor):
         session.observe(random_frame(index))
         session.ask("what?", max_new_tokens=6)
     assert runner._replays == before
+
+
+def test_what_is_read_of_a_state_comes_before_the_next_step(model, processor):
+    session = StreamSession(model, processor)
+    session.observe(random_frame(0))
+    wanted = snapshot(session)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(10**9)  # the caller's stream has much to do before it reads
+    late = snapshot(session)
+    session.observe(random_frame(1))
+    session.park()
+    torch.cuda.synchronize()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in late.items())
+
+
+def test_no_garbage_is_collected_while_a_step_is_captured(model, processor):
+    """It could hold graphs of an engine that nobody has any more, and freeing them would end the capture."""
+    session, collects = StreamSession(model, processor), {}
+    see = session.engine.steps.see
+
+    def watched(*args):
+        collects[torch.cuda.is_current_stream_capturing()] = gc.isenabled()
+        return see(*args)
+
+    session.engine.steps.see = watched
+    session.observe(random_frame(0))
+    assert collects == {False: True, True: False} and gc.isenabled()
 
 
 def test_frames_of_every_kind_and_size_are_scaled_as_on_the_cpu(model, processor):
