@@ -40,9 +40,10 @@ def _facts(results: Results) -> str:
     drawn, version, commit = (results.facts[key] for key in ("drawn_steps", "torch", "commit"))
     return (
         f"{', '.join(sorted({result['hardware'] for result in every}))}; torch {version}, commit {commit}. "
-        f"{len(taught)} rows ran side by side. A full row took {steps} steps of {pictures} pictures; {drawn} "
-        f"steps were drawn. Training took {min(minutes):.1f} to {max(minutes):.1f} minutes a row. Cells are "
-        "percent: the mean over seeds, and each seed. Heads say of how many questions for each seed."
+        f"{len(taught)} rows were trained, side by side. A full row took {steps} steps of {pictures} "
+        f"pictures; {drawn} steps were drawn. Training took {min(minutes):.1f} to {max(minutes):.1f} minutes "
+        "a row. Cells are percent: the mean over seeds, and each seed. Heads say of how many questions for "
+        "each seed."
     )
 
 

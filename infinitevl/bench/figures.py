@@ -138,8 +138,8 @@ def _of_one_place(records: Iterable[Record]) -> list[Record]:
 
 
 def _title(start: str, records: Sequence[Record]) -> str:
-    last = records[-1]
-    return f"{start}, {last.size} shape, {last.settings['dtype']}, {last.device} ({last.commit})"
+    last, commits = records[-1], ", ".join(dict.fromkeys(record.commit for record in records))
+    return f"{start}, {last.size} shape, {last.settings['dtype']}, {last.device} ({commits})"
 
 
 def _thousands(count: float) -> str:
