@@ -45,7 +45,7 @@ class ChunkTuning:
 
 
 # Measured on an H200 with 16 heads of 128 x 256 and 256 tokens a row. A limit of registers (maxnreg=128 with
-# 4 warps) made the second one faster, and its inverse wrong with heads of 64 x 128 (triton 3.6).
+# 4 warps) made the second one faster, and its inverse wrong with heads of 64 x 128, where ptxas 12.8 spills.
 FEW_CHUNKS = ChunkTuning()
 MANY_CHUNKS = ChunkTuning(convolve_first=True, stages=1)
 
