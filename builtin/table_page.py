@@ -10,6 +10,7 @@ from builtin.table_plan import ORDER, TablePlan
 from builtin.table_recall import recall_lines
 from builtin.table_results import NOT_RUN, Results
 
+_EQUAL = 1e-9  # points: means of equal scores differ by rounding
 _WIDTH = 118
 
 
@@ -99,7 +100,7 @@ def verdict(table: TablePlan, results: Results) -> list[str]:
             continue
         gaps = {column: results.gap(better, worse, column) for column in results.plan.exam.tasks}
         told = "; ".join(f"{column} {gap:+.1f}" for column, gap in gaps.items())
-        held = sum(gap > 0 for gap in gaps.values())
+        held = sum(gap > _EQUAL for gap in gaps.values())
         told = f"{names}: the paper's order in {held} of {len(gaps)} columns (points: {told})"
         lines += textwrap.wrap(told, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     return lines

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 _WARM_UPS = 2
-_ONE_CAPTURE = threading.Lock()  # in a process: collecting garbage is a setting of all threads
+# In a process: nobody may wait for a device during a capture, and garbage is collected for all threads.
+_ONE_CAPTURE = threading.Lock()
 
 
 class Replay:
@@ -102,19 +103,20 @@ class Lanes:
 
         Both lanes are empty meanwhile: no work of the caller may be in flight that touches the inputs.
         """
-        torch.cuda.synchronize(self.device)
-        with self.on(name):
-            for _ in range(_WARM_UPS):
+        with _ONE_CAPTURE:
+            torch.cuda.synchronize(self.device)
+            with self.on(name):
+                for _ in range(_WARM_UPS):
+                    outputs = step(*inputs)
+            torch.cuda.synchronize(self.device)
+            if not self.replays:
+                return Rerun(step, inputs, outputs)
+            del outputs
+            torch.cuda.empty_cache()  # what the warm-up took: the capture has blocks of its own
+            graph = torch.cuda.CUDAGraph()
+            with _capturing(graph, self._pools[name], self.streams[name]):
                 outputs = step(*inputs)
-        torch.cuda.synchronize(self.device)
-        if not self.replays:
-            return Rerun(step, inputs, outputs)
-        del outputs
-        torch.cuda.empty_cache()  # what the warm-up took: the capture has blocks of its own
-        graph = torch.cuda.CUDAGraph()
-        with _capturing(graph, self._pools[name], self.streams[name]):
-            outputs = step(*inputs)
-        return Replay(graph, inputs, outputs)
+            return Replay(graph, inputs, outputs)
 
 
 @contextlib.contextmanager
@@ -122,12 +124,11 @@ def _capturing(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream
     """Capture what is asked within, and collect no garbage: the graphs of an engine that nobody has any more
     must not be freed meanwhile.
     """
-    with _ONE_CAPTURE:
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                yield
-        finally:
-            if collects:
-                gc.enable()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            yield
+    finally:
+        if collects:
+            gc.enable()

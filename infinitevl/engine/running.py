@@ -120,7 +120,7 @@ class Captured:
         self._turn = 0  # which of two sets of buffers the next frame uses
         self._read: list[torch.cuda.Event | None] = [None, None]  # when each set may be used again
         self._fence: torch.cuda.Event | None = None  # what on the main lane the next frame must wait for
-        self._readers: list[torch.cuda.Stream] = []  # streams of callers who were shown the state
+        self._readers: dict[int, torch.cuda.Stream] = {}  # of callers who were shown the state
 
     # ------ frames
 
@@ -271,17 +271,15 @@ class Captured:
     def settle(self) -> None:
         """Return when everything that was asked for is done.
 
-        What the caller then asks of the state on his stream comes before the next step.
+        What the caller asks of the state on his stream, now or later, comes before steps asked for after it.
         """
         for stream in self.lanes.streams.values():
             stream.synchronize()
         reader = torch.cuda.current_stream(self.device)
-        if reader not in self._readers:
-            self._readers.append(reader)
+        self._readers[reader.cuda_stream] = reader
 
     def _let_readers_finish(self, name: str) -> None:
-        readers, self._readers = self._readers, []
-        for stream in readers:
+        for stream in list(self._readers.values()):
             self.lanes.follow(name, stream)
 
     # ------ inputs

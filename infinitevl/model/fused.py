@@ -8,7 +8,8 @@ On demand the large weights of the decoder's layers are held in few bits (`preci
 are hollow, nothing can be undone, and whatever needs their values is refused.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -27,6 +28,7 @@ from infinitevl.ops.trainable import trainable
 _MULTIPLE = 32
 # Bytes from which a tensor has a block of CUDA's allocator to itself.
 _SHARED_BLOCK = 10 * 2**20
+_ONE_LAYOUT = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Fusable(nn.Module):
 def fuse_(model: nn.Module, kernels: Kernels | None = None, precision: str | None = None) -> Kernels:
     """Lay out every layer of `model` that can be, for `kernels` (default: the best of its device).
 
+    Nobody may run the model meanwhile, unless it is laid out already.
+
     Args:
         precision: hold the large weights of the decoder's layers in "int8", "int4" or "fp8" (see
             `ops.quantized`), for good; None leaves them in the precision that they have.
@@ -145,44 +149,59 @@ def fuse_(model: nn.Module, kernels: Kernels | None = None, precision: str | Non
         check_precision(precision)
         _check_free(model, precision)
     chosen = choose(next(model.parameters()).device) if kernels is None else kernels
-    new = [layer for layer in layers if layer.layout is None]
-    with _lent_to_host(new) as fetch:
-        for layer in sorted(new, key=_num_bytes, reverse=True):  # small weights fill what large ones leave
-            fetch(layer)
+    with _ONE_LAYOUT:
+        new = [layer for layer in layers if layer.layout is None]
+        placed = {id(p) for layer in layers if layer.layout is not None for p in layer.parameters()}
+        small = [p for layer in new for p in layer.parameters() if _shares_block(p) and id(p) not in placed]
+        with _lent_to_host(small) as fetch:
+            # Large ones first: small weights fill what they leave.
+            for layer in sorted(new, key=_num_bytes, reverse=True):
+                fetch(layer.parameters())
+                layer.fuse_(chosen, precision)
+                if torch.cuda.is_initialized():
+                    torch.cuda.empty_cache()  # blocks of single weights are too small for the next layer's
+        for layer in layers:
             layer.fuse_(chosen, precision)
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # blocks of single weights are too small for the next layer's
-    for layer in layers:
-        layer.fuse_(chosen, precision)
     return chosen
 
 
 @contextmanager
-def _lent_to_host(layers: Sequence[Fusable]) -> Iterator[Callable[[Fusable], None]]:
-    """Within it the layers' small weights are on the host, until `fetch(layer)` brings a layer's back.
+def _lent_to_host(
+    parameters: Iterable[nn.Parameter],
+) -> Iterator[Callable[[Iterable[nn.Parameter]], None]]:
+    """Within it the parameters are on the host, until `fetch(some)` brings some of them back.
 
-    The allocator of CUDA puts them two or more into a block, which stays as long as one of them does: those
-    that a layout leaves where they are would hold the memory of those that it moves.
+    The allocator of CUDA puts two or more small weights into a block, which stays as long as one of them
+    does: those that a layout leaves where they are would hold the memory of those that it moves.
     """
     homes: dict[nn.Parameter, torch.device] = {}
 
-    def fetch(layer: nn.Module) -> None:
-        for parameter in layer.parameters():
+    def fetch(wanted: Iterable[nn.Parameter]) -> None:
+        failed = None
+        for parameter in wanted:
             if home := homes.pop(parameter, None):
-                parameter.data = parameter.data.to(home)
+                try:
+                    parameter.data = parameter.data.to(home, copy=True)
+                except torch.cuda.OutOfMemoryError as error:  # the others may still fit
+                    failed = error
+        if failed is not None:
+            raise failed
 
     try:
-        for layer in layers:
-            for parameter in layer.parameters():
-                if parameter.is_cuda and parameter.nbytes < _SHARED_BLOCK:
-                    homes[parameter] = parameter.device
-                    parameter.data = parameter.data.cpu()
-        if homes:
+        for parameter in parameters:
+            if parameter not in homes:
+                homes[parameter] = parameter.device
+                parameter.data = parameter.data.to("cpu", copy=True)
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         yield fetch
     finally:
-        for layer in layers:
-            fetch(layer)
+        fetch(list(homes))
+
+
+def _shares_block(parameter: nn.Parameter) -> bool:
+    """Whether CUDA's allocator puts other tensors beside it."""
+    return parameter.is_cuda and parameter.nbytes < _SHARED_BLOCK
 
 
 def fuse_onto_(model: nn.Module, device: torch.device, precision: str) -> Kernels:

@@ -1,7 +1,9 @@
 """The built-in model's school, rehearsed with tiny numbers: every step, a stop, the package."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from builtin.pieces import PIECE, keep, take
 from builtin.recall import thinned
 from builtin.rehearsal import Sizes
 from builtin.school import SECONDS, School, models_of
+from builtin.sources import unpack
 from infinitevl.scenes.world import demo_pack_path
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,23 @@ def test_pieces_come_back_as_they_were(tmp_path, monkeypatch):
     assert found == ["sft.json", "sft/model/w.safetensors"]
     name = "sft/model/w.safetensors"
     assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "link"])
+def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path, name):
+    member = tarfile.TarInfo(name)
+    if name == "link":
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w") as archive:
+        archive.addfile(member)
+    memory.seek(0)
+    with (
+        tarfile.open(fileobj=memory) as archive,
+        pytest.raises(ValueError, match="below its folder"),
+    ):
+        unpack(archive, tmp_path / "folder")
+    assert not list(tmp_path.rglob("outside"))
 
 
 def test_norms_are_thinned_but_keep_their_ends():

@@ -96,12 +96,13 @@ def test_a_step_is_captured_once(model, processor):
 
 def test_what_is_read_of_a_state_comes_before_the_next_step(model, processor):
     session = StreamSession(model, processor)
-    session.observe(random_frame(0))
-    wanted = snapshot(session)
+    for index in range(3):  # a capture waits for the whole device
+        session.observe(random_frame(index))
+    wanted, state = snapshot(session), session.state
     torch.cuda.synchronize()
     torch.cuda._sleep(10**9)  # the caller's stream has much to do before it reads
-    late = snapshot(session)
-    session.observe(random_frame(1))
+    late = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    session.observe(random_frame(3))
     session.park()
     torch.cuda.synchronize()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in late.items())

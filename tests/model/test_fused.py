@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from infinitevl.errors import InputError
+from infinitevl.model import fused as fused_module
 from infinitevl.model.fused import fuse_, unfused
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.layers import GatedMLP
 from infinitevl.ops.kernels import TORCH
 from tests.support import relative_error, tiny_model
 
@@ -51,6 +53,33 @@ def fused():
 def test_a_laid_out_model_reads_and_sees_the_same(model, fused):
     assert relative_error(read(fused), read(model)) < 1e-5
     assert relative_error(see(fused), see(model)) < 1e-5
+
+
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_weights_that_lie_in_a_layout_stay_there(precision, monkeypatch):
+    """The norm inside of a mixer, when the mixer is laid out and what is left of the model comes later."""
+    monkeypatch.setattr(fused_module, "_shares_block", lambda parameter: True)
+    model = tiny_model()
+    for layer in model.model.language_model.layers:
+        layer.self_attn.fuse_(TORCH, precision)
+    before = [layer.self_attn.layout.places for layer in model.model.language_model.layers]
+    fuse_(model, TORCH)
+    assert [layer.self_attn.layout.places for layer in model.model.language_model.layers] == before
+
+
+def test_weights_come_home_when_a_layout_fails(model, monkeypatch):
+    """They were lent to the host meanwhile."""
+    monkeypatch.setattr(fused_module, "_shares_block", lambda parameter: True)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    places = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    monkeypatch.setattr(GatedMLP, "_lay_out", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fuse_(model, TORCH)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert sum(weight.data_ptr() != places[name] for name, weight in model.named_parameters()) > 10
+    monkeypatch.undo()
+    fuse_(model, TORCH)
+    assert relative_error(read(model), read(tiny_model())) < 1e-5
 
 
 def test_the_layout_is_what_runs(model, fused):

@@ -14,9 +14,8 @@ from infinitevl.ops.triton.delta_parts import halves, product
 def invert_(square, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     """In place, [64, 64] float32 at `square`: of a strictly lower triangular A the inverse of 1 + A.
 
-    Blocks of 16 on the diagonal by substitution, then merged in pairs. Every entry of every step is bounded
-    by what one key may recall of another (at most 1), however alike the keys are; powers of A would not be.
-    Blocks travel through memory: kept in registers, in products of 64 x 64, they came out wrong (triton 3.6).
+    Blocks of 16 on the diagonal by substitution, then merged in pairs. Blocks travel through memory: kept in
+    registers, in products of 64 x 64, they came out wrong (triton 3.6).
     """
     BLOCK: tl.constexpr = 16
     block = tl.arange(0, SIZE // BLOCK)[:, None, None] * BLOCK
