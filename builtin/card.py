@@ -95,9 +95,7 @@ def _scores(school: Path) -> str:
     if not tables:
         return ""
     columns = [name for name in _COLUMNS if name in tables]
-    heads = [
-        f"{_COLUMNS[name]}, on a {'CPU' if found[name]['device'] == 'cpu' else 'GPU'}" for name in columns
-    ]
+    heads = [_COLUMNS[name] for name in columns]
     lines = ["## Scores on the test split, exact answers", ""]
     lines.append("| task | " + " | ".join(heads) + " | samples |")
     lines.append("|---" * (len(columns) + 2) + "|")
@@ -106,7 +104,13 @@ def _scores(school: Path) -> str:
         cells = ["" if row is None else f"{100 * row['score']:.1f} %" for row in rows]
         samples = sorted({row["samples"] for row in rows if row}, reverse=True)
         lines.append(f"| {task} | {' | '.join(cells)} | {' / '.join(map(str, samples))} |")
-    return "\n".join(lines) + "\n"
+    places = [f"{_COLUMNS[name]} on {', '.join(_devices(found[name]))}" for name in columns]
+    return "\n".join([*lines, "", f"Scored: {'; '.join(places)}.", ""])
+
+
+def _devices(table: dict[str, Any]) -> list[str]:
+    """What a table's rows were scored on; a row may name another device than its table."""
+    return sorted({row.get("device", table["device"]).split(":")[0] for row in table["results"]})
 
 
 def _recall(school: Path) -> str:
@@ -141,7 +145,8 @@ def records(school: Path) -> list[dict[str, Any]]:
         table, machine = _read(path) or {}, _machine(school, f"exam-{path.stem}")
         for row in table["results"]:
             scores = {"exact": row["score"], "exact_with_O0_I1_alike": row["score_alike"]}
-            about = {name: table[name] for name in ("model", "split", "device")} | {"task": row["task"]}
+            about = {name: table[name] for name in ("model", "split")}
+            about |= {"device": row.get("device", table["device"]), "task": row["task"]}
             lines.append(
                 {"benchmark": "builtin.evaluate", **about, **scores, "samples": row["samples"], **machine}
             )
