@@ -37,6 +37,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InfiniteVLError(_cannot_write(target, "the disk is full or broken")) from error
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
+        if target.is_dir():
+            raise InfiniteVLError(f"could not write {target}: it is a folder. Give a file's name.") from error
         raise InfiniteVLError(_cannot_write(target, reason)) from error
     finally:
         part.unlink(missing_ok=True)

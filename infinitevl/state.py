@@ -98,7 +98,8 @@ class StreamState:
             frame_size: height and width in pixels of a frame that waits for its partner (video mode).
 
         Raises:
-            StateError: full-attention layers without `max_length`, or a list of devices of another length.
+            StateError: full-attention layers without `max_length`, a list of devices of another length, or no
+                memory for so many streams.
         """
         devices = _layer_devices(config, device)
         layers = [
@@ -114,9 +115,7 @@ class StreamState:
         wanted = cls(layers, span, length, next_position, [], ())  # type: ignore[arg-type]
         shapes: list[Any] = list(wanted.tensors().values())
         places, sizes = _arrange(shapes)
-        buffers = [
-            torch.zeros(batch_size, size, dtype=torch.uint8, device=where) for where, size in sizes.items()
-        ]
+        buffers = [_zeros(batch_size, size, where) for where, size in sizes.items()]
         return wanted._on(buffers, places)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -300,6 +299,20 @@ class FullState(WindowState):
 
 _COUNTS = ("length", "next_position", "start", "start_time", "last_time", "num_frames", "num_dropped")
 _FLAGS = ("is_open", "has_waiting")
+
+
+def _zeros(batch_size: int, num_bytes: int, device: Device) -> Tensor:
+    """Room for so many streams of num_bytes each; StateError where the device has not so much memory."""
+    try:
+        return torch.zeros(batch_size, num_bytes, dtype=torch.uint8, device=device)
+    except RuntimeError as error:  # torch has a class of its own for this on a GPU only
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise StateError(
+            f"the state of {batch_size:,} streams takes {batch_size * num_bytes / 1e9:,.1f} GB "
+            f"({num_bytes / 1e6:.2f} MB each), and {device} has not so much free. Make room for fewer; "
+            "`infinitevl doctor` says how many fit."
+        ) from error
 
 
 def _layer_devices(config: InfiniteVLTextConfig, device: Device | Sequence[Device]) -> list[Device]:

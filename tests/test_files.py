@@ -76,6 +76,12 @@ def test_our_own_errors_and_an_interrupt_pass_as_they_are(tmp_path):
         assert raised.value is error and os.listdir(tmp_path) == []
 
 
+def test_a_folder_in_the_place_of_a_file_is_named_as_one(tmp_path):
+    with pytest.raises(InfiniteVLError, match="it is a folder"), atomic_write(tmp_path) as part:
+        part.write_text("x")
+    assert not list(tmp_path.parent.glob("*.part"))
+
+
 def test_a_folder_that_is_not_there_is_an_error_that_says_so(tmp_path):
     with pytest.raises(InfiniteVLError, match="No such file"), atomic_write(tmp_path / "a" / "b"):
         pass

@@ -127,6 +127,8 @@ def _check_folder(source: str, is_folder: bool) -> None:
         raise CheckpointError(
             f"there is no folder {source}. Give a folder with config.json and weights, or a name."
         )
+    if not is_folder and len(Path(source).parts) < 2:  # names of the hub have an owner
+        raise CheckpointError(f"there is no model {source!r}. {_advice(source)}")
 
 
 def _unusable(source: str, error: Exception, is_folder: bool) -> str:

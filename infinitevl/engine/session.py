@@ -26,6 +26,7 @@ from infinitevl.state_file import saved_settings
 _SETTINGS = ("mode", "frame_size", "keep_turns", "system")
 # Seconds x tokens per second: what lies between two such times is counted safely in int64 microseconds.
 _LARGEST_TIME = 1e12
+_GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class StreamSession:
         return self.finish(answer)
 
     def begin(
-        self, question: str, sampling: Sampling, on_text: Callable[[str], None] | None = None
+        self, question: str, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
     ) -> Answer:
         """Start to answer a question; `finish` waits for the answer, together with others that are under way.
 
@@ -346,7 +347,7 @@ class StreamSession:
         if newest is not None and time < newest:
             raise InputError(
                 f"time goes backwards: the newest frame was at {newest / MICROSECONDS:g} s, this one is at "
-                f"{at} s. Frames must come in time order; fork() or a new session starts over."
+                f"{at} s. Frames must come in time order; a new session may begin at any time."
             )
         return time
 

@@ -151,6 +151,11 @@ def test_more_streams_than_slots_are_refused_with_advice(model, processor):
     assert engine.pool.num_free == 1
 
 
+def test_more_slots_than_memory_are_refused_with_their_size(model, processor):
+    with pytest.raises(StateError, match=r"1,000,000,00\d streams takes .* GB .*Make room for fewer"):
+        Engine(model, processor, num_slots=10**9)
+
+
 def test_a_closed_stream_says_so(model, processor):
     session = on(Engine(model, processor))
     session.close()

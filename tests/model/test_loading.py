@@ -66,6 +66,13 @@ def test_a_name_that_is_nearly_known_is_answered_with_the_known_one(tmp_path, mo
         load("bultin")
 
 
+def test_a_name_without_an_owner_is_refused_before_anybody_is_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_file.InfiniteVLForConditionalGeneration, "from_pretrained", None)
+    with pytest.raises(CheckpointError, match=r"there is no model 'nope'.*one of builtin"):
+        load("nope")
+
+
 def test_a_known_name_without_a_network_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="network"):
