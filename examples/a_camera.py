@@ -2,7 +2,7 @@
 
 import sys
 
-from infinitevl import StreamSession, load, open_source
+from infinitevl import InfiniteVLError, StreamSession, load, open_source
 
 
 def main(camera: str, question: str, model_name: str | None = None) -> None:
@@ -21,7 +21,11 @@ def main(camera: str, question: str, model_name: str | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
+    except InfiniteVLError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("bye")

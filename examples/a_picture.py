@@ -1,8 +1,8 @@
-"""Ask about a picture: python examples/a_picture.py PICTURE "What is this?" [MODEL]"""
+"""Ask about a picture: python examples/a_picture.py examples/sign.png "What does the sign say?" [MODEL]"""
 
 import sys
 
-from infinitevl import ChatSession, load
+from infinitevl import ChatSession, InfiniteVLError, load
 
 
 def main(picture: str, question: str, model_name: str | None = None) -> None:
@@ -14,4 +14,9 @@ def main(picture: str, question: str, model_name: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except InfiniteVLError as error:
+        sys.exit(f"error: {error}")

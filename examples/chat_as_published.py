@@ -1,17 +1,15 @@
-"""The calls of the published model card, in their order: one picture, two pictures, and a video file.
-
-python examples/chat_as_published.py MODEL picture.png another.png file:///path/to/video.mp4
-"""
+"""The calls of the published model card: python examples/chat_as_published.py MODEL PICTURE PICTURE VIDEO"""
 
 import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from infinitevl import process_vision_info
+from infinitevl import InfiniteVLError, process_vision_info
 
 
 def main(path: str, picture: str, another: str, video: str) -> list[str]:
+    """Answers about one picture, about two, and about a video file (file:///path/to/video.mp4, say)."""
     model = AutoModelForCausalLM.from_pretrained(
         path, torch_dtype=torch.bfloat16, device_map="auto", trust_remote_code=True
     )
@@ -39,5 +37,9 @@ def main(path: str, picture: str, another: str, video: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    for answer in main(*sys.argv[1:]):
-        print(answer)
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
+    try:
+        print(*main(*sys.argv[1:]), sep="\n")
+    except (InfiniteVLError, OSError) as error:  # transformers has OSError for what is no model
+        sys.exit(f"error: {error}")

@@ -3,7 +3,7 @@
 import sys
 from itertools import zip_longest
 
-from infinitevl import Engine, Sampling, StreamSession, load, observe_together, open_source
+from infinitevl import Engine, InfiniteVLError, Sampling, StreamSession, load, observe_together, open_source
 
 
 def main(question: str, *videos: str, model_name: str | None = None) -> None:
@@ -27,4 +27,9 @@ def main(question: str, *videos: str, model_name: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except InfiniteVLError as error:
+        sys.exit(f"error: {error}")

@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from infinitevl import StreamSession, load, open_source
+from infinitevl import InfiniteVLError, StreamSession, load, open_source
 
 
 def main(video: str, question: str, model_name: str | None = None) -> None:
@@ -28,4 +28,9 @@ def main(video: str, question: str, model_name: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except InfiniteVLError as error:
+        sys.exit(f"error: {error}")

@@ -54,7 +54,7 @@ class Chat:
             Quit: on /quit.
             InputError: a command that does not exist, or lacks its path.
         """
-        name, _, path = line.strip().partition(" ")
+        name, *rest = line.split(maxsplit=1)
         if not name.startswith("/"):
             return None
         if name == "/quit":
@@ -62,9 +62,12 @@ class Chat:
         if name == "/reset":
             self._conversation, self._attached = self._start(), []
             return "forgotten"
-        if name in ("/image", "/video") and path.strip():
-            self.attach(name[1:], path.strip())
-            return f"{path.strip()} goes with your next message"
+        if name in ("/image", "/video"):
+            if not rest:
+                raise InputError(f"{name} needs a path: {name} PATH")
+            path = rest[0].strip()
+            self.attach(name[1:], path)
+            return f"{path} goes with your next message"
         if name == "/help":
             return HELP
         raise InputError(f"{line.strip()!r} is not a command; there are:\n{HELP}")

@@ -45,6 +45,7 @@ class Display(Protocol):
     """Shows the events of a stream as they happen, and then its summary."""
 
     def __call__(self, event: Event) -> None: ...
+    def unreached(self, ended: float, asked: float) -> None: ...
     def finish(self, summary: Summary) -> None: ...
     def pause(self) -> None: ...
 
@@ -58,6 +59,10 @@ class JsonDisplay:
             print_json({"at": round(event.at, 3), "question": event.question, "answer": event.answer})
         elif isinstance(event, Refused):
             print_error(event.error)
+
+    def unreached(self, ended: float, asked: float) -> None:
+        """Say it on standard error: a line of JSON is an answer or the summary."""
+        print(_unreached(ended, asked), file=sys.stderr)
 
     def finish(self, summary: Summary) -> None:
         """Print the last line."""
@@ -94,6 +99,11 @@ class TextDisplay:
             self.pause()
             print_error(event.error)
             self._resume()
+
+    def unreached(self, ended: float, asked: float) -> None:
+        """Say that a stream whose last frame was at second `ended` was to be asked at second `asked`."""
+        self.pause()
+        write(f"{_unreached(ended, asked)}\n")
 
     def finish(self, summary: Summary) -> None:
         """Take the progress away and print the summary."""
@@ -145,6 +155,10 @@ class TextDisplay:
     def _input_line(typed: "TypedLines") -> Text:
         text = typed.unfinished()
         return Text("ask> ").append(text or Text(typed.hint, "dim"))
+
+
+def _unreached(ended: float, asked: float) -> str:
+    return f"[{show_time(ended)}] (the stream ended before {show_time(asked)}: it was asked here instead)"
 
 
 def write(text: str) -> None:

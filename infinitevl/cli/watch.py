@@ -11,7 +11,7 @@ from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
-from infinitevl.evaluation.streaming import Event, Outcome, WatchSettings, nothing_typed, watch
+from infinitevl.evaluation.streaming import Event, Outcome, Seen, WatchSettings, nothing_typed, watch
 from infinitevl.processing.frames import DEFAULT_FPS
 from infinitevl.processing.video import Source, open_source
 
@@ -87,8 +87,12 @@ def _watch(
         typed = _typed_lines(stack, options, has_questions=bool(questions))
         display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed)
         stack.callback(display.pause)
+        ended = 0.0
 
         def show(event: Event) -> None:
+            nonlocal ended
+            if isinstance(event, Seen):  # the last frame is always reported
+                ended = event.at
             recorder(event)
             display(event)
 
@@ -101,6 +105,9 @@ def _watch(
             afterwards=() if typed is None or questions else typed.until_empty(),
             settings=_settings(options, session),
         )
+        for moment in sorted({question.at for question in questions if question.at is not None}):
+            if moment > ended:
+                display.unreached(ended, moment)
         display.finish(outcome.summary)
     return outcome
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infinitevl.errors import InputError
 from infinitevl.processing.options import CallOptions
 from infinitevl.processing.prompt import MEDIA_KEYS, vision_kind
 from infinitevl.processing.vision_info import IMAGE_MIN_TOKENS, VIDEO_MAX_TOKENS
@@ -15,7 +14,7 @@ def sized_media(
     """A message's content whose media have the names of qwen-vl-utils and limits on their pixels.
 
     What a part says itself goes first, then the call's options, then `size`, the image processor's limits;
-    `factor` is the side of a merged patch. Raises InputError for a part that shows nothing.
+    `factor` is the side of a merged patch. Every part shows something: `check_shown` has seen them.
     """
     if isinstance(content, str):
         return content
@@ -41,14 +40,11 @@ def _sized_part(part: dict[str, Any], defaults: dict[str, dict[str, Any]]) -> di
     settings = dict(defaults[kind])
     if "nframes" in rest:
         settings.pop("fps", None)
-    return {**settings, **rest, kind: _source(part, kind)}
+    return {**settings, **rest, kind: _source(part)}
 
 
-def _source(part: dict[str, Any], kind: str) -> Any:
+def _source(part: dict[str, Any]) -> Any:
     """What a part shows, under any of the names that transformers or qwen-vl-utils give it."""
-    if "base64" in part:
+    if part.get("base64") is not None:
         return f"data:;base64,{part['base64']}"
-    for key in MEDIA_KEYS:
-        if key in part:
-            return part[key]
-    raise InputError(f"A part of type {kind!r} shows nothing. Give {{'type': {kind!r}, {kind!r}: ...}}.")
+    return next(part[key] for key in MEDIA_KEYS if part.get(key) is not None)

@@ -91,6 +91,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         `content`: text or parts with the keys of process_vision_info. Text stays text, whatever is in it.
         """
         ids = prompt.turn_ids(self.tokenizer, content, system)
+        prompt.check_shown(content, "content")
         return self.assemble_chat([ids], [{"content": content}], CallOptions(return_tensors="pt"))
 
     def video(self, frames: Any, fps: float | None = None) -> BatchFeature:
@@ -125,12 +126,19 @@ class InfiniteVLProcessor(ProcessorMixin):
         mark = prompt.unused_mark(batch) if tokenize else prompt.WORD_JOINER
         kwargs.pop("sanitize_control_tokens", None)  # always so
         specials = prompt.special_strings(self.tokenizer)
-        protected = [prompt.protect_messages(messages, specials, mark) for messages in batch]
+        paths = [f"conversation[{index}]" for index in range(len(batch))] if is_batch else ["messages"]
+        protected = [
+            prompt.protect_messages(messages, specials, mark, path)
+            for messages, path in zip(batch, paths, strict=True)
+        ]
         known = {*CallOptions.names(), *NESTED_KEYWORDS}
         call = {key: kwargs.pop(key) for key in known & set(kwargs)} | (processor_kwargs or {})
         texts: Any = super().apply_chat_template(protected, chat_template, tokenize=False, **kwargs)
         if not tokenize:
             return texts if is_batch else texts[0]
+        for messages, path in zip(batch, paths, strict=True):
+            for index, message in enumerate(messages):
+                prompt.check_shown(message["content"], f"{path}[{index}].content")
         ids = [prompt.encode_chat(self.tokenizer, text, mark) for text in texts]
         call = {"return_tensors": return_tensors, "padding": is_batch, **call, "do_sample_frames": False}
         messages = [message for messages in batch for message in messages]

@@ -23,6 +23,7 @@ SPECIAL_TOKENS = (
     VIDEO_PAD,
 )
 MEDIA_KEYS = ("image", "image_url", "video", "url", "path", "base64")
+KIND_OF_TYPE = {"text": "text", "image": "image", "image_url": "image", "video": "video"}
 
 # Invisible and without width: put into a special string it leaves the text readable and the string plain.
 WORD_JOINER = "\u2060"
@@ -90,8 +91,10 @@ def turn_ids(
     """Ids of a user's turn, from the system turn (None: without one) to the start of the assistant's.
 
     `content`: text, or parts as in a chat message; each picture or video is one pad between its two marks.
+    Raises InputError, which names the part, for one that is neither text, a picture nor a video.
     """
     message = {"role": "user", "content": content}
+    check_content(content, "content")
     mark = unused_mark([message, system])
     messages = protect_messages([message], special_strings(tokenizer), mark)
     if system is not None:
@@ -167,42 +170,79 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> lis
     return ids
 
 
-def protect_messages(messages: Sequence[dict[str, Any]], specials: Sequence[str], mark: str) -> list[dict]:
+def protect_messages(
+    messages: Sequence[dict[str, Any]], specials: Sequence[str], mark: str, path: str = "messages"
+) -> list[dict]:
     """Messages in which no text holds a special string, not even in parts that the template would join.
 
     Raises InputError for a message that is not a dict with a role and, as content, text or a list of parts,
-    each of them text, a picture or a video.
+    each of them text, a picture or a video. `path` is what stands before a message's number in the error.
     """
-    for message in messages:
-        _check_message(message)
+    for index, message in enumerate(messages):
+        _check_message(message, f"{path}[{index}]")
     return [_protect(message, specials, mark) for message in messages]
 
 
-def _check_message(message: Any) -> None:
-    valid = "give {'role': 'user', 'content': text or a list of {'type': 'text' or 'image' or 'video', ...}}"
+_VALID_MESSAGE = (
+    "give {'role': 'user', 'content': text or a list of {'type': 'text' or 'image' or 'video', ...}}"
+)
+
+
+def _check_message(message: Any, path: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise InputError(f"A message needs a role: {valid}.")
-    content = message.get("content")
+        raise InputError(f"field {path}: a message needs a role; {_VALID_MESSAGE}.")
+    check_content(message.get("content"), f"{path}.content")
+
+
+def check_content(content: Any, path: str) -> None:
+    """See that content is text or a list of parts, each of them text, a picture or a video.
+
+    Raises InputError, which begins with the place of what it is about; `path` is the place of the content.
+    """
     if isinstance(content, str):
         return
     if not isinstance(content, list | tuple) or not all(isinstance(part, dict) for part in content):
-        raise InputError(f"The content of a message is {type(content).__name__}: {valid}.")
-    for part in content:
-        _check_part(part)
+        raise InputError(f"field {path}: is {type(content).__name__}; {_VALID_MESSAGE}.")
+    for index, part in enumerate(content):
+        _check_part(part, f"{path}[{index}]")
 
 
-def _check_part(part: dict[str, Any]) -> None:
+def _check_part(part: dict[str, Any], path: str) -> None:
+    check_type(part, path)
     if vision_kind(part):
         return
-    if part.get("type", "text") != "text":
-        raise InputError(
-            f"A part of type {part['type']!r} is not understood; valid are {{'type': 'text', 'text': ...}}, "
-            "{'type': 'image', 'image': ...} and {'type': 'video', 'video': ...}."
-        )
     if "text" not in part:
-        raise InputError(f"A part with {sorted(part)} holds no text. Give {{'type': 'text', 'text': ...}}.")
+        raise InputError(f"field {path}: {sorted(part)} holds no text; give {{'type': 'text', 'text': ...}}.")
     if not isinstance(part["text"], str):
-        raise InputError(f"The text of a part is {type(part['text']).__name__}; give a string.")
+        raise InputError(f"field {path}.text: is {type(part['text']).__name__}; give a string.")
+
+
+def check_type(part: dict[str, Any], path: str) -> None:
+    """See that a part of a message, if it says its type, is of one there is and holds no other.
+
+    Raises InputError, which begins with `path`, the part's place.
+    """
+    if "type" not in part:
+        return
+    kind = KIND_OF_TYPE.get(part["type"]) if isinstance(part["type"], str) else None
+    if kind is None:
+        raise InputError(f"field {path}.type: is {part['type']!r}; valid are text, image, video.")
+    held = vision_kind(part) or "text"
+    if held != kind:
+        what = f"but the part holds {sorted(set(part) - {'type'})}"
+        raise InputError(f"field {path}.type: is {part['type']!r}, {what}; give each part one type.")
+
+
+def check_shown(content: Any, path: str) -> None:
+    """See that every picture and video of content that `check_content` has seen is there to be looked at.
+
+    Raises InputError, which begins with the part's place; `path` is the place of the content.
+    """
+    for index, part in enumerate([] if isinstance(content, str) else content):
+        kind = vision_kind(part)
+        if kind and all(part.get(key) is None for key in MEDIA_KEYS):
+            valid = "give a path, an address or what it holds, there or as url, path or base64"
+            raise InputError(f"field {path}[{index}].{kind}: is missing; {valid}.")
 
 
 def _protect(value: Any, specials: Sequence[str], mark: str) -> Any:

@@ -17,6 +17,7 @@ from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.fetch import fetch
 from infinitevl.processing.frames import DEFAULT_FPS
 from infinitevl.processing.images import local_path, open_image, resize_bicubic, smart_resize
+from infinitevl.processing.prompt import check_type
 
 Message: TypeAlias = dict[str, Any]
 Conversation: TypeAlias = Sequence[Message]
@@ -29,6 +30,8 @@ FRAME_FACTOR = 2
 MIN_FRAMES, MAX_FRAMES = 4, 768
 SEQUENCE_TOKENS = 128_000
 MAX_VIDEO_BYTES = 2**30
+
+_KINDS = ("image", "image_url", "video")
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +59,12 @@ def process_vision_info(
     for element in extract_vision_info(conversations):
         if "image" in element or "image_url" in element:
             images.append(fetch_image(element, image_patch_size, allow_private=allow_private))
-        elif "video" in element:
+        else:
             video, rate = fetch_video(
                 element, image_patch_size, True, return_video_metadata, allow_private=allow_private
             )
             videos.append(video)
             rates.append(rate)
-        else:
-            raise InputError(f"Content of type {element['type']!r} needs a key image, image_url or video.")
     if not return_video_kwargs:
         return images or None, videos or None
     video_kwargs = {"do_sample_frames": False} | ({} if return_video_metadata else {"fps": rates})
@@ -71,24 +72,39 @@ def process_vision_info(
 
 
 def extract_vision_info(conversations: Conversation | Sequence[Conversation]) -> list[dict[str, Any]]:
-    """The elements of all messages that hold or announce a picture or a video, in order."""
+    """The elements of all messages that hold a picture or a video, in order.
+
+    Raises InputError, which names the element, for one of an unknown type, or of a known one that holds none.
+    """
     if not conversations:
         raise InputError("There is no message. Give a list of messages with role and content.")
-    batch: Any = [conversations] if isinstance(conversations[0], dict) else conversations
-    return [
-        element
-        for conversation in batch
-        for message in conversation
-        if isinstance(message["content"], list)
-        for element in message["content"]
-        if _is_vision(element)
-    ]
+    if isinstance(conversations[0], dict):
+        return _of_conversation(conversations, "messages")
+    batch: Any = enumerate(conversations)
+    return [each for i, one in batch for each in _of_conversation(one, f"conversations[{i}]")]
+
+
+def _of_conversation(messages: Any, path: str) -> list[dict[str, Any]]:
+    found = []
+    for i, message in enumerate(messages):
+        content = message["content"] if isinstance(message["content"], list) else []
+        for j, element in enumerate(content):
+            if isinstance(element, dict):
+                _check_element(element, f"{path}[{i}].content[{j}]")
+            if _is_vision(element):
+                found.append(element)
+    return found
+
+
+def _check_element(element: dict[str, Any], path: str) -> None:
+    check_type(element, path)
+    if _is_vision(element) and not any(kind in element for kind in _KINDS):
+        raise InputError(f"field {path}: {sorted(element)} needs a key image, image_url or video.")
 
 
 def _is_vision(element: Any) -> bool:
-    kinds = ("image", "image_url", "video")
     return isinstance(element, dict) and (
-        any(kind in element for kind in kinds) or element.get("type", "text") in kinds
+        any(kind in element for kind in _KINDS) or element.get("type", "text") in _KINDS
     )
 
 

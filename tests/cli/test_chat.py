@@ -68,10 +68,24 @@ def test_quit_ends(chat):
         chat.take("/quit")
 
 
-@pytest.mark.parametrize("line", ["/picture a.png", "/image", "/"])
+@pytest.mark.parametrize("line", ["/picture a.png", "/imagea.png", "/"])
 def test_an_unknown_command_is_answered_with_those_that_there_are(chat, line):
     with pytest.raises(InputError, match="/reset"):
         chat.take(line)
+
+
+@pytest.mark.parametrize("name", ["/image", "/video"])
+@pytest.mark.parametrize("end", ["", " ", "\t \n"])
+def test_a_command_without_its_path_is_told_what_it_needs_and_not_that_it_is_none(chat, name, end):
+    with pytest.raises(InputError) as error:
+        chat.take(name + end)
+    assert str(error.value) == f"{name} needs a path: {name} PATH"
+
+
+def test_any_space_may_stand_before_a_path(chat):
+    assert chat.take(" /image\thttps://example.org/a cat.png ") == (
+        "https://example.org/a cat.png goes with your next message"
+    )
 
 
 def test_a_message_is_no_command(chat):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infinitevl import ChatSession, StreamSession, load
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OURS = ("a_picture", "a_video", "a_camera", "save_and_fork", "many_streams")
 
@@ -126,3 +128,61 @@ def test_the_streaming_demo_ends_with_one_message_on_bad_input():
 @pytest.mark.parametrize("name", OURS)
 def test_an_example_can_be_read_at_a_glance(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 40
+
+
+@pytest.fixture
+def last_words(monkeypatch):
+    """What an example ends with as a program: text there is one message on standard error and exit code 1."""
+
+    def end(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return ended.value.code
+
+    return end
+
+
+@pytest.mark.parametrize("name", [*OURS, "chat_as_published"])
+@pytest.mark.parametrize("arguments", [(), ("one",)])
+def test_an_example_with_too_few_arguments_ends_with_its_usage_in_one_line(last_words, name, arguments):
+    told = last_words(name, *arguments)
+    assert len(told.splitlines()) == 1 and f"python examples/{name}.py " in told
+
+
+@pytest.mark.parametrize("name", ["a_picture", "a_video", "a_camera", "save_and_fork"])
+def test_an_example_with_too_many_arguments_ends_with_its_usage(last_words, name):
+    assert f"python examples/{name}.py " in last_words(name, "one", "what?", "builtin", "more")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("a_picture", ("nowhere.png", "what?")),
+        ("a_video", ("nowhere.mp4", "what?")),
+        ("a_camera", ("camera:77", "who?")),
+        ("save_and_fork", ("nowhere.mp4", "what?")),
+        ("many_streams", ("what?", "nowhere.mp4")),
+    ],
+)
+def test_an_example_ends_with_one_message_on_bad_input(last_words, name, arguments):
+    assert last_words(name, *arguments).startswith("error: ")
+
+
+def test_the_published_calls_end_with_one_message_on_bad_input(last_words, tiny_folder):
+    told = last_words("chat_as_published", tiny_folder, "nowhere.png", "nowhere.png", "nowhere.mp4")
+    assert told.startswith("error: ") and "nowhere.png" in told
+
+
+def test_the_sign_of_the_examples_is_small_and_read_right():
+    sign = EXAMPLES / "sign.png"
+    assert sign.stat().st_size < 20_000
+    model, processor = load()
+    picture = {"type": "image", "image": str(sign)}
+    question = {"type": "text", "text": "What does the sign say?"}
+    assert ChatSession(model, processor).say([picture, question]) == "HELLO"
+    stream = StreamSession(model, processor)
+    for second in range(8):
+        stream.observe(sign, at=second)
+    assert stream.ask("What was on the first sign?") == "HELLO"
+    assert stream.ask("What does the sign say?") == "HELLO"

@@ -277,7 +277,7 @@ def test_a_call_that_cannot_be_meant_is_an_input_error(
 
 
 def test_a_picture_without_a_source_is_an_input_error(processor: InfiniteVLProcessor) -> None:
-    with pytest.raises(InputError, match="shows nothing"):
+    with pytest.raises(InputError, match="is missing; give"):
         processor.apply_chat_template(ask({"type": "image"}), tokenize=True)
 
 

@@ -234,9 +234,13 @@ def test_messages_of_another_form_are_an_input_error(processor: InfiniteVLProces
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"type": "audio", "audio": "a.wav"}, "type 'audio'.*valid are.*'text'.*'image'.*'video'"),
-        ({"type": "audio", "text": "a"}, "type 'audio'"),
-        ({"type": None, "text": "a"}, "type None"),
+        ({"type": "audio", "audio": "a.wav"}, r"\[1\]\.type: is 'audio'; valid are text, image, video\."),
+        ({"type": "imag", "image": "sign.png"}, "type: is 'imag'; valid are"),
+        ({"type": ["image"], "image": "sign.png"}, "type: is .*; valid are"),
+        ({"type": "text", "text": "a", "image": "sign.png"}, "type: is 'text', but the part holds"),
+        ({"type": "video", "image": "sign.png"}, "type: is 'video', but the part holds"),
+        ({"type": "audio", "text": "a"}, "type: is 'audio'"),
+        ({"type": None, "text": "a"}, "type: is None"),
         ({"type": "text"}, r"\['type'\] holds no text.*'text': \.\.\."),
         ({}, "holds no text"),
         ({"type": "text", "text": None}, "NoneType; give a string"),
@@ -251,7 +255,31 @@ def test_parts_that_show_and_say_nothing_are_an_input_error(
         with pytest.raises(InputError, match=message):
             processor.apply_chat_template([user([text("a"), part])], tokenize=tokenize)
     with pytest.raises(InputError, match=message):
-        turn_ids(TOKENIZER, [part])
+        turn_ids(TOKENIZER, [text("a"), part])
+
+
+def test_an_error_names_the_message_and_the_part(processor: InfiniteVLProcessor) -> None:
+    bad = {"type": "imag", "image": "sign.png"}
+    talk = [user("Hi"), user([text("a"), bad])]
+    with pytest.raises(InputError, match=r"^field messages\[1\]\.content\[1\]\.type: is 'imag'"):
+        processor.apply_chat_template(talk)
+    with pytest.raises(InputError, match=r"^field conversation\[1\]\[1\]\.content\[1\]\.type: is 'imag'"):
+        processor.apply_chat_template([[user("Hi")], talk])
+    with pytest.raises(InputError, match=r"^field content\[0\]\.type: is 'imag'"):
+        processor.turn_inputs([bad])
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("rest", [{}, {"text": "sign.png"}, {"image_url": None}, {"url": None}])
+def test_a_part_that_announces_a_picture_and_holds_none_is_named(
+    processor: InfiniteVLProcessor, kind: str, rest: dict
+) -> None:
+    part = {"type": kind, **(rest if kind == "image" or "image_url" not in rest else {"video": None})}
+    with pytest.raises(InputError, match=rf"^field content\[1\]\.{kind}: is missing; give"):
+        processor.turn_inputs([text("a"), part])
+    talk = [user("Hi"), user([part])]
+    with pytest.raises(InputError, match=rf"^field messages\[1\]\.content\[0\]\.{kind}: is missing"):
+        processor.apply_chat_template(talk, tokenize=True)
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused() -> None:

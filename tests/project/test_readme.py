@@ -3,10 +3,10 @@
 import ast
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from typer.core import TyperGroup as Group
 from typer.main import get_command
 
@@ -93,13 +93,17 @@ def test_python_in_the_pages_uses_names_that_exist(page: Path) -> None:
                 assert not missing, f"{page.name} imports {missing}"
 
 
-def test_the_programs_in_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_programs_in_the_readme_run_and_read_their_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone, together = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    Image.new("RGB", (160, 120), "red").save(tmp_path / "sign.png")
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "sign.png", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     for program in (alone, together):
         exec(compile(program, "README.md", "exec"), {})
     assert (tmp_path / "stream.safetensors").is_file()
+    assert capsys.readouterr().out.splitlines() == ["HELLO", "HELLO", str(["HELLO"] * 3)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
