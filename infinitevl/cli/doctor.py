@@ -19,9 +19,9 @@ from infinitevl.cli.command import check_device
 from infinitevl.cli.sizes import growth_per_token, state_bytes, weight_bytes
 from infinitevl.cli.terminal import print_json
 from infinitevl.config import InfiniteVLConfig
-from infinitevl.engine.loading import BUILTIN, builtin_folder
 from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.evaluation.chart import show_bytes
+from infinitevl.model.builtin import BUILTIN, builtin_folder
 from infinitevl.ops import backend
 
 REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetensors", "pillow")

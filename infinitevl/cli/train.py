@@ -15,6 +15,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+_INTERRUPTED = 130  # as shells say of Ctrl-C
+
 RecipeOption = Annotated[
     str, typer.Option("--recipe", metavar="FILE.yaml", help="Every setting of the stage.")
 ]
@@ -178,7 +180,26 @@ def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: boo
         return
     from infinitevl.training.course import teach
 
-    print(f"The finished model is in {teach(recipe, resume=resume)}.")
+    try:
+        folder = teach(recipe, resume=resume)
+    except KeyboardInterrupt as error:
+        told = str(error) or "Stopped before the first step."
+        print(f"{told} {_how_to_go_on(recipe.out)}", flush=True)
+        raise typer.Exit(_INTERRUPTED) from error
+    if folder is None:
+        raise typer.Exit(_INTERRUPTED)
+    print(f"The finished model is in {folder}.")
+
+
+def _how_to_go_on(out: str) -> str:
+    from pathlib import Path
+
+    from infinitevl.training.run import CHECKPOINT
+
+    path = Path(out) / CHECKPOINT
+    if path.exists():
+        return f"The same command with --resume goes on from {path}."
+    return "There is no checkpoint yet: the same command starts again."
 
 
 def _full_names(text: str | None) -> list[str] | None:

@@ -3,7 +3,6 @@
 import difflib
 import os
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 
 from infinitevl.errors import CheckpointError
 from infinitevl.model import adapters
+from infinitevl.model.builtin import BUILTIN, BUILTIN_STAGE_2, builtin_folder, is_builtin
 from infinitevl.model.fused import check_precision, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
-
-BUILTIN, BUILTIN_STAGE_2 = "builtin", "builtin-stage2"
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def load(
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = str(builtin_folder() if _is_builtin(name) else name)
+    source = str(builtin_folder() if is_builtin(name) else name)
     is_folder = Path(source).exists()
     if precision is not None:
         check_precision(precision)
@@ -103,20 +101,11 @@ def load(
     return model.eval(), processor
 
 
-def builtin_folder() -> Path:
-    """Where the built-in model lies in the installed package."""
-    return Path(str(resources.files("infinitevl"))) / "assets" / BUILTIN
-
-
-def _is_builtin(name: str | os.PathLike[str] | None) -> bool:
-    return name in (None, BUILTIN, BUILTIN_STAGE_2)
-
-
 def _dtype(name: str | os.PathLike[str] | None, device: torch.device) -> Any:
     """What transformers takes as dtype: "auto" is the folder's own."""
     if device.type == "cuda":
         return torch.bfloat16
-    return torch.float32 if _is_builtin(name) else "auto"
+    return torch.float32 if is_builtin(name) else "auto"
 
 
 def _check_folder(source: str, is_folder: bool) -> None:

@@ -30,6 +30,7 @@ from infinitevl.training.buckets import (
     draw_sample,
     keyed_weights,
 )
+from infinitevl.training.interrupt import ignore_interrupts
 
 GRID = 4  # merged tokens a side of a frame of 112 pixels
 FRAME_TOKENS = GRID * GRID
@@ -274,6 +275,7 @@ def endless(make: Callable[[int], Any], first: int, workers: int) -> Iterator[An
         num_workers=workers,
         prefetch_factor=4,
         collate_fn=_as_it_is,
+        worker_init_fn=ignore_interrupts,
     )
     yield from loader
 

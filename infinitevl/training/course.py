@@ -18,7 +18,7 @@ from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed
 from infinitevl.training.flops import Weights, stage_flops
 from infinitevl.training.journal import draw_loss
-from infinitevl.training.lora import add_adapters, merged
+from infinitevl.training.lora import add_adapters, merged, save_adapter
 from infinitevl.training.parts import freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
 from infinitevl.training.run import (
@@ -37,9 +37,8 @@ from infinitevl.training.sharding import Sharded
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
 from infinitevl.training.stages.reading import Batch, answers, real_tokens, work
 from infinitevl.training.stages.sft import sft
+from infinitevl.training.starts import ADAPTER, MODEL, open_processor, open_start, place_of
 from infinitevl.training.teacher import load_teacher
-
-MODEL, ADAPTER = "model", "adapter"
 
 
 @dataclass
@@ -89,7 +88,7 @@ class Course:
 def open_student(recipe: Recipe) -> tuple[InfiniteVLForConditionalGeneration, Any]:
     """The model to start from, where exactly the weights of the stage train; and the peft model around it, if
     there are adapters."""
-    student = InfiniteVLForConditionalGeneration.from_pretrained(recipe.student, dtype="auto")
+    student = open_start(recipe.student)
     return student, choose_weights_(student, recipe)
 
 
@@ -108,9 +107,13 @@ def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
     Raises:
         InfiniteVLError: a model, its processor or data that cannot be used.
     """
+    taught = recipe.teacher if isinstance(recipe, DistillLayers | DistillLogits) else None
+    for name in (recipe.student, taught):
+        if name is not None:
+            place_of(name)  # a wrong path is told before anything large is loaded
     student, adapted = open_student(recipe)
-    processor = InfiniteVLProcessor.from_pretrained(recipe.student)
-    teacher = load_teacher(recipe.teacher) if isinstance(recipe, DistillLayers | DistillLogits) else None
+    processor = open_processor(recipe.student)
+    teacher = None if taught is None else load_teacher(taught)
     feed = _open_feed(recipe, processor, student, accelerator)
     return set_up(recipe, student, adapted, teacher, processor, feed, accelerator.device)
 
@@ -181,9 +184,10 @@ def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None
     """Run a stage to its end, or for `stop_after` steps.
 
     Returns:
-        The folder of the finished model, or None where steps are left.
+        The folder of the finished model, or None where steps are left, which are told.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C before the first step or twice; the message says what is kept.
         InfiniteVLError: the run stopped; the message says why, and the last checkpoint is whole.
     """
     folder = Path(recipe.out)
@@ -203,13 +207,25 @@ def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None
     if course.feed.skipped:
         print(describe_skipped(course.feed.skipped), flush=True)
     if not complete:
-        run.save()
+        _leave(run)
         return None
     take_back(course, run)
     if accelerator.is_main_process:
         finish(course, folder)
     accelerator.wait_for_everyone()
     return folder / MODEL
+
+
+def _leave(run: Run) -> None:
+    """Save a run that has steps left, and say how it goes on."""
+    if run.saved != run.step:
+        run.save()
+    if run.accelerator.is_main_process:
+        print(
+            f"Stopped after step {run.step} of {run.settings.num_steps}; {run.folder / CHECKPOINT} holds it. "
+            "The same command with --resume goes on from there.",
+            flush=True,
+        )
 
 
 def take_back(course: Course, run: Run) -> None:
@@ -228,10 +244,16 @@ def take_back(course: Course, run: Run) -> None:
 def finish(course: Course, folder: Path) -> None:
     """Write the model (and the adapter), with its processor, and the curve of the loss."""
     if course.adapted is not None:
-        course.adapted.save_pretrained(folder / ADAPTER)
+        save_adapter(course.adapted, course.recipe.student, folder / ADAPTER)
     write_model(course, folder / MODEL)
-    with contextlib.suppress(ImportError):  # a figure is a convenience
+    try:
         draw_loss(folder / LOG, folder / "loss.png", course.recipe.stage)
+    except ImportError as error:  # a figure is a convenience
+        print(
+            f"loss.png was not drawn, which needs {error.name}: pip install 'infinitevl[train]'. The numbers "
+            f"are in {folder / LOG}.",
+            flush=True,
+        )
 
 
 def write_model(course: Course, folder: Path) -> None:

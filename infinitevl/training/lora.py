@@ -1,12 +1,42 @@
 """LoRA beside every projection of the decoder, through peft."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from infinitevl.errors import InfiniteVLError
+from infinitevl.files import atomic_write
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.training.parts import PROJECTIONS
+
+_CARD = """---
+library_name: peft
+tags: [lora, infinitevl]
+---
+# A LoRA adapter of an InfiniteVL
+
+Base model: `{base}`. Rank {rank}, alpha {alpha}, beside every projection of the decoder's layers.
+It fits this base model alone.
+
+```python
+from pathlib import Path
+
+import infinitevl
+from infinitevl.model.adapters import merge_
+
+model, processor = infinitevl.load("{base}")
+merge_(model, Path("{folder}"))  # adds it into the projections; needs no peft
+```
+
+Or with peft, instead of `merge_`, as a part that can be taken off again:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "{folder}")
+```
+"""
 
 
 def add_adapters(
@@ -31,6 +61,16 @@ def add_adapters(
 def merged(adapted: Any) -> InfiniteVLForConditionalGeneration:
     """The model with its adapters added into its projections; the adapters are gone."""
     return adapted.merge_and_unload()
+
+
+def save_adapter(adapted: Any, base: str, folder: Path) -> None:
+    """Write the adapter in peft's form, with a card of its own; base: name of the model it belongs to."""
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = base
+    adapted.save_pretrained(folder)
+    card = _CARD.format(base=base, rank=config.r, alpha=config.lora_alpha, folder=folder)
+    with atomic_write(folder / "README.md") as path:
+        path.write_text(card)
 
 
 def adapter_weights(model: nn.Module) -> list[nn.Parameter]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
+from infinitevl.training.interrupt import Interrupt
 from infinitevl.training.journal import Journal
 from infinitevl.training.sharding import NONE, Sharded, Spread, spread, trained_weights
 from infinitevl.training.stages.reading import Batch
@@ -145,26 +146,31 @@ class Run:
         groups = _groups(self.trained.values(), settings)
         self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, fused=fused)
         self.step = 0
+        self.saved: int | None = None  # the step that the checkpoint holds
+        self.interrupt, self.stops = Interrupt(accelerator.is_main_process), False  # stops: after this step
         folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(
             folder / LOG, accelerator.is_main_process, accelerator.num_processes, settings.log_to
         )
 
     def go(self, stop_after: int | None = None) -> bool:
-        """Learn until the last step, or for `stop_after` steps; returns whether the stage is complete.
+        """Learn until the last step, for `stop_after` steps, or until Ctrl-C; returns whether it is complete.
 
         Raises:
+            KeyboardInterrupt: a second Ctrl-C, in the middle of a step; says what is kept.
             InfiniteVLError: the loss or the gradient is no number, the disk is full, or another process is
                 gone; the last checkpoint is whole in any case.
         """
         last = self.settings.num_steps if stop_after is None else self.step + stop_after
         self.lesson.train()
         self.journal.start(self.step, self.settings.num_steps)
-        with self._all_here():
-            while self.step < min(last, self.settings.num_steps):
+        with self._all_here(), self.interrupt:
+            while self.step < min(last, self.settings.num_steps) and not self.stops:
                 self.learn()
                 if self.step % self.settings.save_every == 0 or self.step == self.settings.num_steps:
                     self.save()
+                if self.accelerator.num_processes == 1:
+                    self.stops = self.interrupt.pressed
         self.journal.close()
         return self.step == self.settings.num_steps
 
@@ -202,10 +208,12 @@ class Run:
         flops = 0.0 if self.flops is None else sum(map(self.flops, batches))
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         numbers = [tokens, sum(map(self.count, batches)), flops, len(batches), len(batches) ** 2]
+        numbers.append(self.interrupt.pressed)
         if self.accelerator.num_processes > 1:
             mine = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
             numbers = self._sum(mine).tolist()
-            self._check_equal(*numbers[3:])
+            self._check_equal(*numbers[3:5])
+            self.stops = numbers[5] > 0  # Ctrl-C in one of them stops all after the same step
         return {"tokens": int(numbers[0]), "answers": int(numbers[1]), "flops": numbers[2]}
 
     def _check_equal(self, batches: float, squares: float) -> None:
@@ -250,9 +258,11 @@ class Run:
 
     @contextlib.contextmanager
     def _all_here(self) -> Iterator[None]:
-        """Within it the loss of another process is told as such."""
+        """Within it the loss of another process, and Ctrl-C in the middle of a step, are told as such."""
         try:
             yield
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"Stopped in step {self.step + 1}; {self._kept()}.") from error
         except RuntimeError as error:
             alone = self.accelerator.num_processes == 1
             if alone or isinstance(error, InfiniteVLError) or not any(word in str(error) for word in _LOST):
@@ -273,14 +283,16 @@ class Run:
         )
 
     def _kept(self) -> str:
-        path = self.folder / CHECKPOINT
-        return f"{path} holds the last good step" if path.exists() else "no step was saved yet"
+        if self.saved is None:
+            return "no step was saved yet"
+        return f"{self.folder / CHECKPOINT} holds the last good step that was saved, {self.saved}"
 
     def save(self) -> None:
         """Everything that the run needs to go on, whole or not at all."""
         places = gather_object([self.feed.state()])
         trained, moments = self.whole_weights(), self._whole_moments()
         if not self.accelerator.is_main_process:
+            self.saved = self.step
             return
         state = {
             "step": self.step,
@@ -291,6 +303,7 @@ class Run:
         }
         with atomic_write(self.folder / CHECKPOINT) as path:
             torch.save(state, path)
+        self.saved = self.step
 
     def whole_weights(self) -> dict[str, Tensor]:
         """The trained weights, float32, in the first process; nothing in the others. All must ask."""
@@ -327,7 +340,7 @@ class Run:
         self._load_moments(state["moments"])
         self.spread.publish()
         self.feed.go_on(state["feed"])
-        self.step = state["step"]
+        self.step = self.saved = state["step"]
 
     def _load_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
         names = {weight: name for name, weight in self.trained.items()}

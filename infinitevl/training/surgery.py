@@ -13,8 +13,8 @@ from infinitevl.config import LINEAR, InfiniteVLConfig, InfiniteVLTextConfig, hy
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.training.parts import STAGES, fate
+from infinitevl.training.starts import open_processor
 from infinitevl.training.teacher import load_teacher
 
 TABLE_FILE = "weights.tsv"
@@ -144,7 +144,7 @@ def save_student(
     student.save_pretrained(out)
     write_table(weight_table(student), out / TABLE_FILE)
     try:
-        InfiniteVLProcessor.from_pretrained(name).save_pretrained(out)
+        open_processor(name).save_pretrained(out)
     except (OSError, ValueError) as error:
         return f"{str(name)!r} has no usable processor ({str(error).splitlines()[0]})"
     return None

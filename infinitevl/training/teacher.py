@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from infinitevl.config import LINEAR, InfiniteVLConfig, InfiniteVLVisionConfig
 from infinitevl.errors import CheckpointError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.training.starts import place_of
 
 QWEN, OURS = "qwen2_5_vl", "infinite_vl"
 _TEXT = (
@@ -32,8 +33,9 @@ def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
     Raises:
         CheckpointError: no configuration there, or of another kind of model, or one with linear layers.
     """
+    place = place_of(name)
     try:
-        found = AutoConfig.from_pretrained(name)
+        found = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"no configuration of a teacher could be read from {str(name)!r}: {str(error).splitlines()[0]} "
@@ -47,8 +49,8 @@ def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
         )
     if LINEAR in found.text_config.layer_types:
         raise CheckpointError(
-            f"{str(name)!r} already has {LINEAR} layers, which have no attention to inherit; give a model "
-            "of attention layers alone."
+            f"{str(name)!r} cannot be a teacher: it already has {LINEAR} layers, which have no attention to "
+            "inherit. Give a model of attention layers alone, such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
     return found
 
@@ -60,7 +62,8 @@ def load_teacher(name: str | os.PathLike[str], **kwargs: Any) -> InfiniteVLForCo
         CheckpointError: as `teacher_config`, or weights that do not fill the model.
     """
     kwargs.setdefault("dtype", "auto")
-    teacher = InfiniteVLForConditionalGeneration.from_pretrained(name, config=teacher_config(name), **kwargs)
+    config = teacher_config(name)
+    teacher = InfiniteVLForConditionalGeneration.from_pretrained(place_of(name), config=config, **kwargs)
     return teacher.eval().requires_grad_(False)
 
 

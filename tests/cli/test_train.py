@@ -1,7 +1,12 @@
+import os
+import signal
+
 from typer.testing import CliRunner
 
 from infinitevl.cli import app
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.training import course
+from infinitevl.training import run as running
 from tests.training.courses import write_recipe, write_world
 from tests.training.teachers import write_qwen
 
@@ -36,6 +41,11 @@ def test_init_names_a_layer_type_that_does_not_exist(tmp_path):
     assert refused.exit_code == 2 and "slidding_attention" in refused.stderr
 
 
+def test_init_says_that_the_built_in_model_is_no_teacher(tmp_path):
+    refused = run("init", "--teacher", "builtin", "--out", tmp_path / "student")
+    assert refused.exit_code == 2 and "'builtin' cannot be a teacher" in " ".join(refused.stderr.split())
+
+
 def test_a_stage_runs_from_its_recipe(tmp_path):
     world = write_world(tmp_path)
     recipe = write_recipe(world, "distill-layers", tmp_path / "run", num_steps=2)
@@ -54,3 +64,34 @@ def test_a_recipe_of_another_stage_or_with_a_typo_is_refused(tmp_path):
     wrong = write_recipe(tmp_path, "sft", tmp_path / "run", clipp=1)
     refused = run("sft", "--recipe", wrong)
     assert refused.exit_code == 2 and "'clipp'" in refused.stderr
+
+
+def test_ctrl_c_saves_the_step_and_says_how_to_go_on(tmp_path, monkeypatch):
+    recipe = write_recipe(write_world(tmp_path), "sft", tmp_path / "run")
+    learn = running.Run.learn
+
+    def pressed(self):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learn(self)
+
+    monkeypatch.setattr(running.Run, "learn", pressed)
+    stopped = run("sft", "--recipe", recipe)
+    assert stopped.exit_code == 130, stopped.exception
+    last = stopped.stdout.splitlines()[-1]
+    assert "Stopped after step 3 of 5" in last and "checkpoint.pt" in last and "--resume" in last
+    monkeypatch.undo()
+    assert running.read_checkpoint(tmp_path / "run")["step"] == 3
+    assert run("sft", "--recipe", recipe, "--resume").exit_code == 0
+
+
+def test_ctrl_c_before_the_first_step_says_that_nothing_is_kept(tmp_path, monkeypatch):
+    recipe = write_recipe(tmp_path, "sft", tmp_path / "run")
+
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(course, "open_course", pressed)
+    stopped = run("sft", "--recipe", recipe)
+    assert stopped.exit_code == 130
+    assert "Stopped before the first step" in stopped.stdout and "no checkpoint yet" in stopped.stdout

@@ -1,11 +1,16 @@
 """Every stage from its recipe to a folder that answers."""
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
 import infinitevl
 from infinitevl.errors import InfiniteVLError
+from infinitevl.model import adapters
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.training.course import ADAPTER, MODEL, export, teach
 from infinitevl.training.journal import losses
@@ -99,3 +104,27 @@ def test_a_dry_run_of_adapters_counts_them(world, tmp_path):
 def test_bad_samples_are_named_at_the_end(world, tmp_path, capsys):
     teach(read_recipe(write_recipe(world, "sft", tmp_path / "run", num_steps=6)))
     assert "line 13" in capsys.readouterr().out
+
+
+def test_an_adapter_says_what_it_belongs_to_and_how_it_is_loaded(world, tmp_path):
+    folder = teach(read_recipe(write_recipe(world, "long-sft", tmp_path / "run")))
+    adapter = folder.parent / ADAPTER
+    card = (adapter / "README.md").read_text()
+    assert "More Information Needed" not in card and "Rank 4, alpha 8" in card
+    assert json.loads((adapter / adapters.CONFIG).read_text())["base_model_name_or_path"] in card
+    names = {"infinitevl": infinitevl, "Path": Path}
+    exec(card.split("```python\n")[1].split("```")[0], names)  # as a reader of the card does
+    wanted = load(folder).state_dict()
+    assert all(torch.equal(weight, wanted[name]) for name, weight in names["model"].state_dict().items())
+    plain = infinitevl.load(world / "student")[0]
+    exec(card.split("```python\n")[2].split("```")[0], names := {"model": plain})
+    found = names["model"].merge_and_unload().state_dict()
+    assert all(torch.allclose(weight, wanted[name], atol=1e-6) for name, weight in found.items())
+
+
+def test_a_run_without_matplotlib_says_so_and_ends_well(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder = teach(read_recipe(write_recipe(world, "sft", tmp_path / "run", num_steps=1)))
+    told = [line for line in capsys.readouterr().out.splitlines() if "loss.png" in line]
+    assert len(told) == 1 and "matplotlib" in told[0] and "infinitevl[train]" in told[0]
+    assert folder.is_dir() and not (folder.parent / "loss.png").exists()

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import random
+import signal
 from unittest import mock
 
 import pytest
@@ -228,3 +230,27 @@ def test_the_loss_is_drawn(tmp_path):
     new_run(tmp_path, num_steps=2).go()
     draw_loss(tmp_path / LOG, tmp_path / "loss.png", "sft")
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def pressing(step, times):
+    def batches(number):
+        if number == step:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+        return two_batches(number)
+
+    return batches
+
+
+def test_ctrl_c_ends_a_run_after_its_step(tmp_path, capfd):
+    before = signal.getsignal(signal.SIGINT)
+    run = new_run(tmp_path, pressing(2, 1))
+    assert not run.go() and run.step == 3
+    assert "Ctrl-C once more" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, "no step was saved yet"), (3, rf"{CHECKPOINT} holds .*, 2")])
+def test_ctrl_c_twice_ends_a_run_at_once(tmp_path, step, kept):
+    with pytest.raises(KeyboardInterrupt, match=f"Stopped in step {step + 1}; .*{kept}"):
+        new_run(tmp_path, pressing(step, 2)).go()

@@ -13,7 +13,7 @@ from infinitevl.training.course import MODEL, teach
 from infinitevl.training.journal import losses
 from infinitevl.training.parts import STAGES
 from infinitevl.training.recipes import read_recipe
-from infinitevl.training.run import LOG
+from infinitevl.training.run import LOG, read_checkpoint
 from tests.support import relative_error
 from tests.training.courses import write_recipe, write_world
 
@@ -52,10 +52,13 @@ def runs(tmp_path_factory):
         recipe_of(world, stage, f"{sharding}-{stage}", sharding=sharding, gradient_checkpointing=True)
         for sharding, stage in CASES
     ]
-    spread, joined = (recipe_of(world, "sft", name, sharding="fsdp") for name in ("spread", "joined"))
+    names = ("spread", "joined", "pressed")
+    spread, joined, pressed = (recipe_of(world, "sft", name, sharding="fsdp") for name in names)
     teach(read_recipe(spread), stop_after=2)
-    launch(*recipes, f"{spread}:resume", f"{joined}:stop=2")
-    teach(read_recipe(joined), resume=True)
+    launch(*recipes, f"{spread}:resume", f"{joined}:stop=2", f"{pressed}:press=2")
+    assert read_checkpoint(world / "pressed")["step"] == 2
+    for recipe in (joined, pressed):
+        teach(read_recipe(recipe), resume=True)
     return world
 
 
@@ -78,6 +81,6 @@ def test_two_processes_are_one(runs, sharding, stage):
     assert relative_error(*changes) < 1e-2
 
 
-@pytest.mark.parametrize("name", ["spread", "joined"])
+@pytest.mark.parametrize("name", ["spread", "joined", "pressed"])
 def test_a_run_goes_on_with_another_number_of_processes(runs, name):
     assert curve(runs / name) == pytest.approx(curve(runs / "one-sft"), rel=1e-6)

@@ -14,6 +14,7 @@ from infinitevl.errors import InputError
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.packing import pack_samples, pad_samples
 from infinitevl.training.data.tokens import Tokens, TokenWriter
+from infinitevl.training.interrupt import ignore_interrupts
 
 MOST_SHARDS = 32  # each holds samples in memory from which it fills its next batches
 _NAMED = 20  # skipped samples that an error lists
@@ -203,7 +204,14 @@ class Loader:
     def __iter__(self) -> Iterator[list[Batch]]:
         for shard in self.shards:
             shard.go_on_from(self.states[shard.shard])
-        batches = iter(DataLoader(_InTurn(self.shards), batch_size=None, num_workers=self.num_workers))
+        batches = iter(
+            DataLoader(
+                _InTurn(self.shards),
+                batch_size=None,
+                num_workers=self.num_workers,
+                worker_init_fn=ignore_interrupts,
+            )
+        )
         while True:
             step = [next(batches) for _ in range(self.num_batches)]
             self.states.update({batch.shard: batch.state for batch in step})
