@@ -21,7 +21,7 @@ from infinitevl.cli.terminal import print_json
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.evaluation.chart import show_bytes
-from infinitevl.model.builtin import BUILTIN, builtin_folder
+from infinitevl.model.opening import BUILTIN, builtin_folder
 from infinitevl.ops import backend
 
 REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetensors", "pillow")

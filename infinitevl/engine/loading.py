@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from infinitevl.errors import CheckpointError
-from infinitevl.model import adapters
-from infinitevl.model.builtin import BUILTIN, BUILTIN_STAGE_2, builtin_folder, is_builtin
 from infinitevl.model.fused import check_precision, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, open_model, place_of
 from infinitevl.processing.processor import InfiniteVLProcessor
 
 
@@ -78,24 +77,21 @@ def load(
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = str(builtin_folder() if is_builtin(name) else name)
-    is_folder = Path(source).exists()
     if precision is not None:
         check_precision(precision)
-    _check_folder(source, is_folder)
+    source = place_of(name)
+    is_folder = Path(source).exists()
+    if not is_folder and "/" not in source:  # names of the hub have an owner
+        raise CheckpointError(f"there is no model {source!r}. {_advice(source)}")
     try:
-        model = InfiniteVLForConditionalGeneration.from_pretrained(
-            source, dtype=dtype or _dtype(name, device)
-        )
-        if name != BUILTIN_STAGE_2 and (Path(source) / adapters.FOLDER).is_dir():
-            adapters.merge_(model, Path(source) / adapters.FOLDER)
+        model = open_model(name, dtype or _dtype(name, device))
         processor = InfiniteVLProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         if is_folder and isinstance(error, CheckpointError):
             raise
         raise CheckpointError(_unusable(source, error, is_folder)) from error
     if precision is None:
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
     else:
         fuse_onto_(model, device, precision)
     return model.eval(), processor
@@ -106,18 +102,6 @@ def _dtype(name: str | os.PathLike[str] | None, device: torch.device) -> Any:
     if device.type == "cuda":
         return torch.bfloat16
     return torch.float32 if is_builtin(name) else "auto"
-
-
-def _check_folder(source: str, is_folder: bool) -> None:
-    """Tell a wrong path before anything is built or downloaded."""
-    if is_folder and not (Path(source) / "config.json").is_file():
-        raise CheckpointError(f"{source} has no config.json. Give a folder with config.json and weights.")
-    if not is_folder and (Path(source).is_absolute() or len(Path(source).parts) > 2):
-        raise CheckpointError(
-            f"there is no folder {source}. Give a folder with config.json and weights, or a name."
-        )
-    if not is_folder and len(Path(source).parts) < 2:  # names of the hub have an owner
-        raise CheckpointError(f"there is no model {source!r}. {_advice(source)}")
 
 
 def _unusable(source: str, error: Exception, is_folder: bool) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InfiniteVLError, InputError
-from infinitevl.evaluation.interrupt import Interrupt
 from infinitevl.evaluation.questions import TimedQuestion, in_order
+from infinitevl.interrupt import Interrupt
 from infinitevl.processing.frames import Frame, Source
 
 

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.errors import InputError
+from infinitevl.interrupt import ignore_interrupts
 from infinitevl.processing.prompt import DEFAULT_SYSTEM, END, IMAGE_PAD, START, VISION_END, VISION_START
 from infinitevl.scenes.frames import Style
 from infinitevl.scenes.render import Picture, PicturePlan, plan_pictures
@@ -30,7 +31,6 @@ from infinitevl.training.buckets import (
     draw_sample,
     keyed_weights,
 )
-from infinitevl.training.interrupt import ignore_interrupts
 
 GRID = 4  # merged tokens a side of a frame of 112 pixels
 FRAME_TOKENS = GRID * GRID

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
-from infinitevl.training.interrupt import Interrupt
+from infinitevl.interrupt import Interrupt
 from infinitevl.training.journal import Journal
 from infinitevl.training.sharding import NONE, Sharded, Spread, spread, trained_weights
 from infinitevl.training.stages.reading import Batch
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+_STOPPING = "Stopping after this step, with a checkpoint; Ctrl-C once more stops at once.\n"
 # How torch words it when another process does not answer any more.
 _LOST = ("Connection", "connection", "NCCL", "gloo", "Gloo", "Timed out", "Broken pipe")
 
@@ -145,9 +146,9 @@ class Run:
         fused = True if accelerator.device.type == "cuda" else None
         groups = _groups(self.trained.values(), settings)
         self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, fused=fused)
-        self.step = 0
+        self.step, self.stops = 0, False  # stops: after this step
         self.saved: int | None = None  # the step that the checkpoint holds
-        self.interrupt, self.stops = Interrupt(accelerator.is_main_process), False  # stops: after this step
+        self.interrupt = Interrupt(_STOPPING if accelerator.is_main_process else "")
         folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(
             folder / LOG, accelerator.is_main_process, accelerator.num_processes, settings.log_to

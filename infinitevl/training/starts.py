@@ -1,25 +1,23 @@
 """What a stage starts from, by name: the built-in model, a folder, or a name of the hub."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from infinitevl.errors import CheckpointError
-from infinitevl.model import adapters
-from infinitevl.model.builtin import BUILTIN_STAGE_2, builtin_folder, is_builtin
+from infinitevl.model import adapters, opening
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.opening import open_model
 from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.training.parts import STAGES
 from infinitevl.training.run import CHECKPOINT
 
 MODEL, ADAPTER = "model", adapters.FOLDER  # in the folder of a run
-_EARLIER = "; an earlier stage writes it: run"
+_EARLIER = "an earlier stage writes it: run"
 
 
 def open_start(name: str) -> InfiniteVLForConditionalGeneration:
-    """The model of a name that `infinitevl.load` knows, on the CPU; an adapter beside its weights is merged.
+    """The model of a name, as `infinitevl.load` knows it, on the CPU.
 
     Weights are in the folder's number format; those of the built-in model in float32, so that its adapter is
     added exactly.
@@ -27,54 +25,38 @@ def open_start(name: str) -> InfiniteVLForConditionalGeneration:
     Raises:
         CheckpointError: nothing usable under that name; says what to do.
     """
-    dtype: Any = torch.float32 if is_builtin(name) else "auto"
-    folder = place_of(name)
-    model = InfiniteVLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    if name != BUILTIN_STAGE_2 and (Path(folder) / ADAPTER).is_dir():
-        adapters.merge_(model, Path(folder) / ADAPTER)
-    return model
+    place_of(name)
+    return open_model(name, torch.float32 if opening.is_builtin(name) else "auto")
 
 
-def open_processor(name: str | os.PathLike[str]) -> InfiniteVLProcessor:
+def open_processor(name: opening.Name) -> InfiniteVLProcessor:
     """The processor of a name that `place_of` knows."""
     return InfiniteVLProcessor.from_pretrained(place_of(name))
 
 
-def place_of(name: str | os.PathLike[str]) -> str:
-    """What `from_pretrained` takes for a name: the folder of the built-in model, or the name as it is.
-
-    Raises:
-        CheckpointError: a path of a folder that is not there, or that holds no model; no hub is asked for it.
-    """
-    if is_builtin(name):
-        return str(builtin_folder())
+def place_of(name: opening.Name) -> str:
+    """As `opening.place_of`; of a folder that the pipeline writes it says how to get it."""
     path = Path(name)
-    if not path.exists() and _is_path(name):
-        raise CheckpointError(f"there is no folder {name}{_how_to_get(path)}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        there = f"; the finished model of that run is {path / MODEL}" if (path / MODEL).is_dir() else ""
-        raise CheckpointError(
-            f"{name} has no config.json{there}. Give a folder with config.json and weights, or a name."
-        )
-    return str(name)
+    if not opening.is_builtin(name):
+        if not path.exists() and (advice := _how_to_get(path)):
+            raise CheckpointError(f"there is no folder {name}; {advice}")
+        if not (path / "config.json").is_file() and (path / MODEL).is_dir():
+            raise CheckpointError(
+                f"{name} has no config.json; the finished model of that run is {path / MODEL}."
+            )
+    return opening.place_of(name)
 
 
-def _is_path(name: str | os.PathLike[str]) -> bool:
-    """Whether no hub can know it: names of the hub have one slash at most, and no dot in front."""
-    text = os.fspath(name)
-    return text.startswith((".", "~")) or Path(text).is_absolute() or text.count("/") > 1
-
-
-def _how_to_get(path: Path) -> str:
+def _how_to_get(path: Path) -> str | None:
     """Who writes a folder that is not there, as far as the names of the pipeline say it."""
     run, stage = path.parent, path.parent.name.replace("_", "-")
     if path.name == MODEL and (run / CHECKPOINT).exists():
         return (
-            f"; the run in {run} is not finished: go on with it (--resume), or make a model of it "
+            f"the run in {run} is not finished: go on with it (--resume), or make a model of it "
             "(`infinitevl train export`)."
         )
     if path.name == MODEL and stage in STAGES:
         return f"{_EARLIER} `infinitevl train {stage}` with a recipe that has `out: {run}` first."
     if path.name == "student":
         return f"{_EARLIER} `infinitevl train init --teacher TEACHER --out {path}` first."
-    return ". Give a folder with config.json and weights, or a name of `infinitevl models`."
+    return None

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import infinitevl
-from infinitevl.engine import loading
 from infinitevl.errors import CheckpointError
+from infinitevl.model import opening
 from infinitevl.model.adapters import CONFIG, FOLDER, WEIGHTS, merge_
 from infinitevl.training.lora import adapter_weights, add_adapters, merged
 from tests.support import tiny_model, tiny_processor
@@ -53,7 +53,7 @@ def test_the_sum_is_exact(folder):
 
 
 def test_the_built_in_model_is_loaded_with_its_adapter_and_without(folder, monkeypatch):
-    monkeypatch.setattr(loading, "builtin_folder", lambda: folder)
+    monkeypatch.setattr(opening, "builtin_folder", lambda: folder)
     stage_3, _ = infinitevl.load("builtin", device="cpu")
     stage_2, _ = infinitevl.load("builtin-stage2", device="cpu")
     plain, wanted = tiny_model().state_dict(), merged(_adapted()).state_dict()

@@ -8,10 +8,11 @@ import pytest
 
 from tests.project.source import imports_of, modules, room
 
-EVERYBODY_MAY = {"errors", "files"}
+EVERYBODY_MAY = {"errors", "files", "interrupt"}
 ROOMS = {
     "errors": set(),
     "files": set(),
+    "interrupt": set(),
     "config": set(),
     "ops": set(),
     "scenes": set(),

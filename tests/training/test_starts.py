@@ -9,7 +9,6 @@ import yaml
 from PIL import Image
 
 import infinitevl
-from infinitevl.engine import loading
 from infinitevl.errors import CheckpointError
 from infinitevl.training import starts
 from infinitevl.training.course import MODEL, teach
@@ -36,10 +35,6 @@ def no_hub(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", asked)
     monkeypatch.setattr("transformers.utils.hub.hf_hub_download", asked)
-
-
-def test_the_built_in_model_has_one_name_and_one_folder():
-    assert Path(starts.place_of("builtin")) == loading.builtin_folder()
 
 
 @pytest.mark.parametrize("name", ["builtin", "builtin-stage2"])

@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from infinitevl.errors import InputError
+from infinitevl.interrupt import ignore_interrupts
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.packing import pack_samples, pad_samples
 from infinitevl.training.data.tokens import Tokens, TokenWriter
-from infinitevl.training.interrupt import ignore_interrupts
 
 MOST_SHARDS = 32  # each holds samples in memory from which it fills its next batches
 _NAMED = 20  # skipped samples that an error lists

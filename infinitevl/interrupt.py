@@ -1,5 +1,6 @@
-"""Ctrl-C that ends a stream between two frames, never in the middle of one."""
+"""Ctrl-C that ends work between two frames or two steps, never in the middle of one."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -10,13 +11,17 @@ T = TypeVar("T")
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C ends `until_pressed`; the second is a KeyboardInterrupt as usual.
+    """While entered, the first Ctrl-C sets `pressed`, which ends `until_pressed`; the second is a
+    KeyboardInterrupt as usual.
 
     Outside the main thread, where Python does not deliver signals, it changes nothing.
+
+    Args:
+        told: what the first one says on standard error.
     """
 
-    def __init__(self) -> None:
-        self.pressed = False
+    def __init__(self, told: str = "") -> None:
+        self.pressed, self.told = False, told.encode()
         self._waiting = False
         self._previous: Any = None
 
@@ -46,3 +51,9 @@ class Interrupt:
         again, self.pressed = self.pressed, True
         if again or self._waiting:
             raise KeyboardInterrupt
+        os.write(2, self.told)  # print may be interrupted within itself, and then refuses
+
+
+def ignore_interrupts(*_: object) -> None:
+    """For processes that read ahead: Ctrl-C in a terminal reaches them too, and the work needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

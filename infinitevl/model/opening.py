@@ -1,0 +1,62 @@
+"""A model's weights by name: the one that comes with the package, a folder, or a name of the hub."""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from infinitevl.errors import CheckpointError
+from infinitevl.model import adapters
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+
+BUILTIN, BUILTIN_STAGE_2 = "builtin", "builtin-stage2"  # whole, and without its adapter
+Name = str | os.PathLike[str]
+
+
+def open_model(name: Name | None, dtype: Any) -> InfiniteVLForConditionalGeneration:
+    """The model of a name, on the CPU; an adapter beside its weights is merged.
+
+    Args:
+        name: None for the built-in model. dtype: what transformers takes; "auto" is the folder's own.
+
+    Raises:
+        CheckpointError, OSError, ValueError: nothing usable under that name.
+    """
+    place = place_of(name)
+    model = InfiniteVLForConditionalGeneration.from_pretrained(place, dtype=dtype)
+    if name != BUILTIN_STAGE_2 and (Path(place) / adapters.FOLDER).is_dir():
+        adapters.merge_(model, Path(place) / adapters.FOLDER)
+    return model
+
+
+def place_of(name: Name | None) -> str:
+    """What `from_pretrained` takes for a name: a folder with a model, or the name itself.
+
+    Raises:
+        CheckpointError: a path of a folder that is not there, or that holds no model; no hub is asked for it.
+    """
+    if is_builtin(name):
+        return str(builtin_folder())
+    path = Path(str(name))
+    if path.exists() and not (path / "config.json").is_file():
+        raise CheckpointError(f"{name} has no config.json. Give a folder with config.json and weights.")
+    if not path.exists() and is_path(str(name)):
+        raise CheckpointError(
+            f"there is no folder {name}. Give a folder with config.json and weights, or a name."
+        )
+    return str(name)
+
+
+def builtin_folder() -> Path:
+    """Where the built-in model lies in the installed package."""
+    return Path(str(resources.files("infinitevl"))) / "assets" / BUILTIN
+
+
+def is_builtin(name: Name | None) -> bool:
+    """Whether a name, or none, means the built-in model."""
+    return name in (None, BUILTIN, BUILTIN_STAGE_2)
+
+
+def is_path(name: str) -> bool:
+    """Whether no hub can know it: names of the hub have one slash at most, and no dot in front."""
+    return name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
