@@ -70,7 +70,7 @@ def logits_of_the_vectors() -> dict[str, list[float]]:
 
 @torch.no_grad()
 def state_after_a_stream() -> list[list[float]]:
-    """Fingerprints of a state's tensors, in order: 30 frames in video mode, one of them waiting, and a turn."""
+    """Fingerprints of a state's tensors, in order: a kept turn, a frame that waits."""
     session = StreamSession(tiny_model(), tiny_processor(), mode="video", keep_turns=True)
     for index in range(13):
         session.observe(random_frame(index), at=0.7 * index)
