@@ -37,13 +37,14 @@ from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
 from infinitevl.scenes import splits
 from infinitevl.scenes.world import load_world
-from infinitevl.training.course import ADAPTER, MODEL, teach
+from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.log import draw_curves
 from infinitevl.training.loop import Options, Trainer
 from infinitevl.training.recipe import Recipe as TeacherRecipe
 from infinitevl.training.recipes import DistillLayers, DistillLogits, Recipe, read_recipe
-from infinitevl.training.run import CHECKPOINT, LOG
+from infinitevl.training.stage import ADAPTER, MODEL, teach
 from infinitevl.training.surgery import StudentPlan, make_student, save_student
+from infinitevl.training.training_log import LOG
 
 SECONDS = {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 175.0, "long_sft": 260.0}
 BEFORE = {

@@ -143,18 +143,18 @@ class SceneFeed:
         self.skipped: dict[str, str] = {}  # a drawn sample is never bad
         self._begin(0)
 
-    def next(self) -> Sequence[Batch]:
+    def next_batches(self) -> Sequence[Batch]:
         """The batches of the next step, on the device."""
         plans = next(self._plans)
         batches = [self._draw(plan, number) for number, plan in enumerate(plans)]
         self.num_done += 1
         return batches
 
-    def state(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         """How many steps were taken."""
         return {f"scenes-{self.planner.rank}": self.num_done}
 
-    def go_on(self, state: dict[Any, Any]) -> None:
+    def load_state_dict(self, state: dict[Any, Any]) -> None:
         """Stand where a run stood."""
         self._begin(state[f"scenes-{self.planner.rank}"])
 

@@ -12,17 +12,16 @@ from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.scenes.world import demo_pack_path, load_world
 from infinitevl.training.batches import FRAME_TOKENS, Planner
 from infinitevl.training.buckets import BUCKETS, MOST_SIGNS, Bucket
-from infinitevl.training.course import teach
-from infinitevl.training.journal import losses
 from infinitevl.training.losses import IGNORED
 from infinitevl.training.parts import STAGES
 from infinitevl.training.preview import preview
 from infinitevl.training.recipes import DrawSettings, SceneSettings, read_recipe
-from infinitevl.training.run import LOG
 from infinitevl.training.scenes import SceneFeed, plan_batch, weights_at
+from infinitevl.training.stage import teach
 from infinitevl.training.stages.sft import sft
+from infinitevl.training.training_log import LOG, losses
 from tests.support import tiny_tokenizer
-from tests.training.courses import write_recipe, write_world
+from tests.training.stages import write_recipe, write_world
 
 PACK = str(demo_pack_path())
 DRAWS = [
@@ -47,18 +46,18 @@ def _same(one, other) -> bool:
 
 def test_a_feed_that_goes_on_gives_what_would_have_come():
     feed = _feed()
-    steps = [feed.next() for _ in range(4)]
-    assert feed.state() == {"scenes-0": 4}
+    steps = [feed.next_batches() for _ in range(4)]
+    assert feed.state_dict() == {"scenes-0": 4}
     again = _feed()
-    again.go_on({"scenes-0": 2})
-    assert _same(steps[2], again.next()) and _same(steps[3], again.next())
-    assert not _same(_feed(rank=1).next(), steps[0])
+    again.load_state_dict({"scenes-0": 2})
+    assert _same(steps[2], again.next_batches()) and _same(steps[3], again.next_batches())
+    assert not _same(_feed(rank=1).next_batches(), steps[0])
 
 
 def test_a_batch_has_a_place_for_every_feature_and_all_answers():
     tokenizer = tiny_tokenizer()
     pad, end = (tokenizer.convert_tokens_to_ids(name) for name in ("<|image_pad|>", "<|im_end|>"))
-    for batch in _feed().next():
+    for batch in _feed().next_batches():
         assert int((batch["input_ids"] == pad).sum()) == len(batch["image_grid_thw"]) * FRAME_TOKENS
         assert batch["pixel_values"].shape == (len(batch["image_grid_thw"]) * 64, 1176)
         learned = batch["labels"] != IGNORED
