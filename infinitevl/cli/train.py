@@ -150,9 +150,9 @@ def long_sft(
 def export(recipe: RecipeOption) -> None:
     """Write the model of a run's checkpoint as a folder that answers, wherever the run stands."""
     settings = _read(recipe)
-    from infinitevl.training import course
+    from infinitevl.training import stage
 
-    print(f"The model is in {course.export(settings)}.")
+    print(f"The model is in {stage.export(settings)}.")
 
 
 def _read(path: str) -> "Recipe":
@@ -178,7 +178,7 @@ def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: boo
 
         print(preview(recipe, Path(pictures) if pictures else None))
         return
-    from infinitevl.training.course import teach
+    from infinitevl.training.stage import teach
 
     try:
         folder = teach(recipe, resume=resume)
@@ -194,7 +194,7 @@ def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: boo
 def _how_to_go_on(out: str) -> str:
     from pathlib import Path
 
-    from infinitevl.training.run import CHECKPOINT
+    from infinitevl.training.checkpoint import CHECKPOINT
 
     path = Path(out) / CHECKPOINT
     if path.exists():

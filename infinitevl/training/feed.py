@@ -43,16 +43,16 @@ class PackedFeed:
         }
         self._open(None)
 
-    def next(self) -> Sequence[Batch]:
-        """The rows of this process for the next step."""
+    def next_batches(self) -> Sequence[Batch]:
+        """Returns this process's rows of the next step."""
         return [loaded.inputs for loaded in next(self._steps)]
 
-    def state(self) -> dict[int, Any]:
-        """Where each row's source of samples stands."""
+    def state_dict(self) -> dict[int, Any]:
+        """Returns the position of each of this process's shards."""
         return {shard: dataclasses.asdict(state) for shard, state in self.loader.states.items()}
 
-    def go_on(self, state: dict[int, Any]) -> None:
-        """Stand where `state`, of all processes, says."""
+    def load_state_dict(self, state: dict[int, Any]) -> None:
+        """Continues from the positions of all shards."""
         self._open({shard: ShardState(**found) for shard, found in state.items()})
 
     @property

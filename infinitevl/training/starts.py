@@ -9,8 +9,8 @@ from infinitevl.model import adapters, opening
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import open_model
 from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.parts import STAGES
-from infinitevl.training.run import CHECKPOINT
 
 MODEL, ADAPTER = "model", adapters.FOLDER  # in the folder of a run
 _EARLIER = "an earlier stage writes it: run"

@@ -5,9 +5,9 @@ from typer.testing import CliRunner
 
 from infinitevl.cli import app
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training import course
-from infinitevl.training import run as running
-from tests.training.courses import write_recipe, write_world
+from infinitevl.training import stage
+from infinitevl.training import trainer as running
+from tests.training.stages import write_recipe, write_world
 from tests.training.teachers import write_qwen
 
 
@@ -91,7 +91,7 @@ def test_ctrl_c_before_the_first_step_says_that_nothing_is_kept(tmp_path, monkey
     def pressed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(course, "open_course", pressed)
+    monkeypatch.setattr(stage, "open_stage", pressed)
     stopped = run("sft", "--recipe", recipe)
     assert stopped.exit_code == 130
     assert "Stopped before the first step" in stopped.stdout and "no checkpoint yet" in stopped.stdout

@@ -45,7 +45,7 @@ def test_the_4b_recipes_are_the_published_ones(name):
     found = (recipe.learning_rate, data.rows_per_step, data.row_tokens, data.max_pixels)
     assert found == PUBLISHED[name]
     assert (recipe.betas, recipe.weight_decay, recipe.warm_up) == ((0.9, 0.999), 0.01, 0.05)
-    assert recipe.precision == "bfloat16"
+    assert recipe.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -92,6 +92,7 @@ def changed(tmp_path, change, name="sft"):
         (lambda s: s.update(num_steps=0), "num_steps: .*greater than 0, not 0"),
         (lambda s: s.update(stage="sftt"), "stage must be one of distill-layers"),
         (lambda s: s.pop("stage"), "stage must be one of distill-layers"),
+        (lambda s: s.update(precision="bfloat16"), "setting 'precision' is now called 'dtype'"),
         (lambda s: s.update(teacher="x"), "unknown setting 'teacher'"),
         (lambda s: s["data"]["sources"][0].update(form="x"), r"data\.sources\.0\.form"),
         (lambda s: s["data"].pop("sources"), "data: give one of sources"),

@@ -11,12 +11,12 @@ from PIL import Image
 import infinitevl
 from infinitevl.errors import CheckpointError
 from infinitevl.training import starts
-from infinitevl.training.course import MODEL, teach
+from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.preview import preview
 from infinitevl.training.recipes import parse_recipe, read_recipe
-from infinitevl.training.run import CHECKPOINT
+from infinitevl.training.stage import MODEL, teach
 from infinitevl.training.teacher import load_teacher
-from tests.training.courses import write_recipe, write_world
+from tests.training.stages import write_recipe, write_world
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,10 @@ import torch
 from infinitevl.training.boards import TensorBoard, WandB, open_board
 from infinitevl.training.flops import nominal_peak
 
+LOG = "log.jsonl"  # in the folder of a run
 
-class Journal:
+
+class TrainingLog:
     """Lines of a run; where a run goes on, lines of steps that are done again are dropped.
 
     Args:

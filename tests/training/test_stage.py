@@ -12,13 +12,12 @@ import infinitevl
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model import adapters
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.course import ADAPTER, MODEL, export, teach
-from infinitevl.training.journal import losses
 from infinitevl.training.parts import STAGES, TRAINED, Part, part_of
 from infinitevl.training.preview import preview
 from infinitevl.training.recipes import read_recipe
-from infinitevl.training.run import LOG
-from tests.training.courses import write_recipe, write_world
+from infinitevl.training.stage import ADAPTER, MODEL, export, teach
+from infinitevl.training.training_log import LOG, losses
+from tests.training.stages import write_recipe, write_world
 
 load = InfiniteVLForConditionalGeneration.from_pretrained
 
@@ -58,7 +57,7 @@ def test_a_stage_that_stopped_and_goes_on_is_uninterrupted_bit_for_bit(world, tm
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bfloat16_trains_too(world, tmp_path, stage):
-    more = {"precision": "bfloat16", "gradient_checkpointing": True, "num_steps": 12, "learning_rate": 5e-3}
+    more = {"dtype": "bfloat16", "gradient_checkpointing": True, "num_steps": 12, "learning_rate": 5e-3}
     teach(read_recipe(write_recipe(world, stage, tmp_path / "run", **more)))
     curve = [loss for _, loss in losses(tmp_path / "run" / LOG)]
     assert sum(curve[-3:]) < sum(curve[:3])
