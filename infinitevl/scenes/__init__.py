@@ -1,0 +1,1 @@
+"""The small world of the built-in model: pictures and streams with known content."""
