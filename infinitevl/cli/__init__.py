@@ -14,8 +14,8 @@ from infinitevl.cli.command import (
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
-    Precision,
-    PrecisionOption,
+    Quantization,
+    QuantizationOption,
     ReportOption,
     TemperatureOption,
     command,
@@ -61,7 +61,7 @@ def demo(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
-    precision: PrecisionOption = Precision.full,
+    quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Stream composed frames past the window many times, and hold the answers against the truth."""
     from infinitevl.cli.demo import run_demo
@@ -73,7 +73,7 @@ def demo(
         model=model,
         device=device,
         dtype=dtype.value,
-        precision=precision.value,
+        quantization=quantization.value,
     )
 
 
@@ -94,7 +94,7 @@ def chat(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
-    precision: PrecisionOption = Precision.full,
+    quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Talk about pictures and videos: /image PATH, /video PATH, /reset, /quit."""
     from infinitevl.cli.chat import run_chat
@@ -109,7 +109,7 @@ def chat(
         model=model,
         device=device,
         dtype=dtype.value,
-        precision=precision.value,
+        quantization=quantization.value,
     )
 
 
@@ -159,7 +159,7 @@ def watch(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
-    precision: PrecisionOption = Precision.full,
+    quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Watch a source and answer at a time, at any time (type while it watches), and at the end."""
     from infinitevl.cli.watch import WatchOptions, run_watch
@@ -183,7 +183,7 @@ def watch(
         model=model,
         device=device,
         dtype=dtype.value,
-        precision=precision.value,
+        quantization=quantization.value,
     )
 
 

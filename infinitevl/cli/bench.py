@@ -10,8 +10,8 @@ from infinitevl.cli.command import (
     DeviceOption,
     Dtype,
     FrameMode,
-    Precision,
-    PrecisionOption,
+    Quantization,
+    QuantizationOption,
     check_device,
     check_folder,
     command,
@@ -95,14 +95,14 @@ def decode(
     peer: PeerOption = None,
     out: OutOption = None,
     commit: CommitOption = None,
-    precision: PrecisionOption = Precision.full,
+    quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Time of a decoded token by context; the Transformer eager and captured in a CUDA graph.
 
     In lower precision our lines say how far logits are from those of full precision, and how often the
     likeliest token is the same.
     """
-    bench = _bench("decode", size, device, dtype, repeats, peer, out, commit, precision)
+    bench = _bench("decode", size, device, dtype, repeats, peer, out, commit, quantization)
     from infinitevl.bench import decode as benchmark
 
     benchmark.run(
@@ -264,7 +264,7 @@ def _bench(
     peer: bool | None,
     out: str | None,
     commit: str | None,
-    precision: Precision = Precision.full,
+    quantization: Quantization = Quantization.full,
 ) -> "Bench":
     """What the options say, checked before anything is built."""
     import torch
@@ -282,7 +282,7 @@ def _bench(
         peer = size.value in PEER_SIZES
     if peer:
         check_peer(size.value)
-    held = None if precision is Precision.full else precision.value
+    held = None if quantization is Quantization.full else quantization.value
     return Bench(name, Options(size.value, device, getattr(torch, chosen), repeats, peer, out, commit, held))
 
 

@@ -90,7 +90,7 @@ def run_chat(
     model: str | None,
     device: str | None,
     dtype: str,
-    precision: str,
+    quantization: str,
 ) -> None:
     """Answer one prompt, or every line of a conversation.
 
@@ -100,7 +100,7 @@ def run_chat(
     from infinitevl.cli.command import load_model
     from infinitevl.engine.chat import ChatSession
 
-    network, processor = load_model(model, device, dtype, precision)
+    network, processor = load_model(model, device, dtype, quantization)
     chat = Chat(lambda: ChatSession(network, processor), **sampling)
     for kind, path in attached:
         chat.attach(kind, path)

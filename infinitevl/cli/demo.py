@@ -25,11 +25,11 @@ def run_demo(
     model: str | None,
     device: str | None,
     dtype: str,
-    precision: str,
+    quantization: str,
 ) -> None:
     """Stream, ask, mark, and write the page if one was asked for."""
     check_folder(report)
-    network, processor = load_model(model, device, dtype, precision)
+    network, processor = load_model(model, device, dtype, quantization)
     config = network.config.text_config
     exam = set_exam(num_frames)
     recorder = Recorder()
