@@ -18,9 +18,12 @@ from infinitevl.cli.command import (
     QuantizationOption,
     ReportOption,
     TemperatureOption,
+    check_folder,
     command,
 )
+from infinitevl.cli.output import prepare_streams
 from infinitevl.cli.train import app as train_app
+from infinitevl.evaluation.questions import parse_question
 
 app = typer.Typer(
     name="infinitevl",
@@ -35,6 +38,7 @@ app.add_typer(train_app, name="train")
 
 def main() -> None:
     """Run the command line."""
+    prepare_streams()
     app()
 
 
@@ -64,6 +68,7 @@ def demo(
     quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Stream composed frames past the window many times, and hold the answers against the truth."""
+    check_folder(report)
     from infinitevl.cli.demo import run_demo
 
     run_demo(
@@ -162,6 +167,10 @@ def watch(
     quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Watch a source and answer at a time, at any time (type while it watches), and at the end."""
+    for line in ask or []:
+        parse_question(line)
+    for path in (save_state, report):
+        check_folder(path)
     from infinitevl.cli.watch import WatchOptions, run_watch
     from infinitevl.engine.sampling import Sampling
 

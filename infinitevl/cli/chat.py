@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from infinitevl.cli.terminal import harmless, print_error, print_json, write
+from infinitevl.cli.output import harmless, print_error, print_json, read_line, write
 from infinitevl.errors import InfiniteVLError, InputError
 
 HELP = "/image PATH or /video PATH: show it with the next message    /reset: forget everything    /quit"
@@ -135,7 +135,7 @@ def _lines(sign: str) -> Iterator[str]:
     """Lines from standard input that are not empty, until it ends."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            line = input(sign)
+            line = read_line(sign)
             if line.strip():
                 yield line
 

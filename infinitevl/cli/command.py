@@ -96,7 +96,7 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _fail(error: InfiniteVLError) -> None:
-    from infinitevl.cli.terminal import print_error
+    from infinitevl.cli.output import print_error
 
     print_error(error)
     raise typer.Exit(2) from error

@@ -8,13 +8,14 @@ from rich.text import Text
 
 from builtin.exam import Exam, set_exam
 from infinitevl.cli.command import check_folder, load_model
+from infinitevl.cli.output import print_json, write
 from infinitevl.cli.sizes import growth_per_token
-from infinitevl.cli.terminal import TextDisplay, print_json, write
+from infinitevl.cli.terminal import TextDisplay
 from infinitevl.engine.session import StreamSession
-from infinitevl.evaluation.chart import show_bytes
 from infinitevl.evaluation.demo import DemoResult, Mark, examine
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Answered, Event
+from infinitevl.evaluation.units import show_bytes
 
 
 def run_demo(
