@@ -1,1 +1,0 @@
-"""The small world of the built-in model: pictures and streams with known content."""
