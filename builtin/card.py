@@ -140,8 +140,8 @@ def _recall(school: Path) -> str:
     lines += [
         "",
         "`window only` is the teacher with a window of 64 tokens in every layer, without further training.",
-        "The teacher was trained on streams of at most 64 frames: its scores beyond them say nothing about full",
-        "attention.",
+        "The teacher was trained on streams of at most 64 frames: its scores beyond them say nothing about",
+        "full attention.",
     ]
     return "\n".join(lines) + "\n"
 
