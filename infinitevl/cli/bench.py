@@ -158,7 +158,7 @@ def decode(
 ) -> None:
     """Time of a decoded token by context; the Transformer eager and captured in a CUDA graph.
 
-    In lower quantization our lines say how far logits are from those of full quantization, and how often the
+    In lower precision our lines say how far logits are from those of full precision, and how often the
     likeliest token is the same.
     """
     lengths, counts = _list("--contexts", contexts), _list("--answers", answers)
