@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infinitevl.training.recipes import LongSft, Recipe, read_recipe
+from builtin.stages import SmallStage, read_stage
+from infinitevl.training.recipes import LongSft
 
 CARD = """---
 library_name: infinitevl
@@ -35,9 +36,9 @@ learnt from. Drawings are of fifteen hands. Held out for the test split: the dra
 
 ## How it was made
 
-By the published pipeline (`make school`, recipes/small). The teacher has the same size and full attention
+By the published pipeline (`make school`, builtin/recipes). The teacher has the same size and full attention
 in every layer. It did not start from nothing, but from a model that was trained in 16.8 minutes of one H200
-(recipes/builtin.yaml, builtin/tune_streams.py): vision encoder, embedding, norms, feed-forward and the
+(at commit 4a2dfaf): vision encoder, embedding, norms, feed-forward and the
 attention of two window layers were taken from there; the attention of the other six layers was new. It was
 trained twice: for 4.8 minutes with five hands, and from there for the minutes below with fifteen hands and
 drawings in other manners. AdamW, products in bfloat16. Settings were chosen before any score of the test
@@ -54,7 +55,7 @@ _COLUMNS = {"teacher": "teacher", "sft": "stage 2", "long_sft": "stage 3"}
 
 def write_card(school: Path, recipes: Path) -> str:
     """The whole card of the school in `school`."""
-    long_sft = read_recipe(recipes / "long_sft.yaml")
+    long_sft = read_stage(recipes / "long_sft.yaml").recipe
     assert isinstance(long_sft, LongSft)
     head = CARD.replace("{rank}", str(long_sft.lora.rank))
     parts = [head, _steps(school, recipes), _scores(school), _recall(school)]
@@ -70,17 +71,16 @@ def _steps(school: Path, recipes: Path) -> str:
     for name, title in _STAGES.items():
         plan, done = _read(school / f"{name}.json"), _read(school / "done" / f"{name}.json")
         if plan and done:
-            recipe = read_recipe(recipes / f"{name}.yaml")
-            rate = plan.get("learning_rate", recipe.learning_rate)
+            stage = read_stage(recipes / f"{name}.yaml")
+            rate = plan.get("learning_rate", stage.recipe.learning_rate)
             lines.append(
-                f"| {title} | {plan['num_steps']} | {rate:g} | {_pictures(recipe)} | {_minutes(done)} |"
+                f"| {title} | {plan['num_steps']} | {rate:g} | {_pictures(stage)} | {_minutes(done)} |"
             )
     return "\n".join([*lines, "", "Minutes hold loading and measuring the pace too.", ""])
 
 
-def _pictures(recipe: Recipe) -> int:
-    assert recipe.data.scenes is not None
-    return sum(draw.num_pictures for draw in recipe.data.scenes.draws)
+def _pictures(stage: SmallStage) -> int:
+    return sum(draw.num_pictures for draw in stage.data.scenes.draws)
 
 
 def _minutes(done: dict[str, Any]) -> str:

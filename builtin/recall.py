@@ -24,20 +24,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from builtin.evaluate import LONGEST_ANSWER, Examiner, Scene, fold, open_model, scenes
+from builtin.feed.batches import FRAME_TOKENS, GRID, TOKENS_PER_SECOND
 from builtin.recall_figure import draw
+from builtin.world import splits
+from builtin.world.frames import Frame, Painter
+from builtin.world.render import FRAME_SIZE, PATCH, plan_pictures, render
+from builtin.world.shapes import SIGN_COLOURS
+from builtin.world.streams import paint_pool, questions_about
+from builtin.world.tasks import Turn
 from infinitevl.config import FULL, SLIDING
 from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
 from infinitevl.processing.images import frame_patches
-from infinitevl.scenes import splits
-from infinitevl.scenes.frames import Frame, Painter
-from infinitevl.scenes.render import FRAME_SIZE, PATCH, plan_pictures, render
-from infinitevl.scenes.shapes import SIGN_COLOURS
-from infinitevl.scenes.streams import paint_pool, questions_about
-from infinitevl.scenes.tasks import Turn
 from infinitevl.state import DeltaState, StreamState
-from infinitevl.training.batches import FRAME_TOKENS, GRID, TOKENS_PER_SECOND
 
 TASKS = ("first sign", "keyed sign", "last sign")
 LENGTHS = (8, 64, 256, 1024, 4096, 10_000)

@@ -6,13 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from builtin.exam import Exam, set_exam
 from infinitevl.cli.command import check_folder, load_model
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import TextDisplay, print_json, write
 from infinitevl.engine.session import StreamSession
 from infinitevl.evaluation.chart import show_bytes
 from infinitevl.evaluation.demo import DemoResult, Mark, examine
-from infinitevl.evaluation.exam import Exam, set_exam
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Answered, Event
 

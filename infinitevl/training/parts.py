@@ -56,7 +56,7 @@ def part_of(name: str, layer_types: Sequence[str]) -> Part:
     return Part.FEED_FORWARD if room == "mlp" else Part.NORM
 
 
-def fate(name: str, layer_types: Sequence[str], stage: str) -> str:
+def role(name: str, layer_types: Sequence[str], stage: str) -> str:
     """What happens to a weight in a stage: "trains", "LoRA" beside it, or "frozen"."""
     part = part_of(name, layer_types)
     if part in TRAINED[stage]:
@@ -69,7 +69,7 @@ def freeze_(model: nn.Module, layer_types: Sequence[str], stage: str) -> list[st
     """Let exactly the weights of `stage` receive gradients; returns their names."""
     trained = []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(fate(name, layer_types, stage) == "trains")
+        parameter.requires_grad_(role(name, layer_types, stage) == "trains")
         trained += [name] if parameter.requires_grad else []
     return trained
 
@@ -77,5 +77,5 @@ def freeze_(model: nn.Module, layer_types: Sequence[str], stage: str) -> list[st
 def projections(model: nn.Module, layer_types: Sequence[str], stage: str) -> Iterator[str]:
     """Names of the linear modules beside which `stage` puts an adapter."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and fate(f"{name}.weight", layer_types, stage) == "LoRA":
+        if isinstance(module, nn.Linear) and role(f"{name}.weight", layer_types, stage) == "LoRA":
             yield name

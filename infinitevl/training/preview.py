@@ -23,12 +23,16 @@ _MEDIA = re.compile(rf"((?:{re.escape(IMAGE_PAD)})+|(?:{re.escape(VIDEO_PAD)})+)
 
 
 def preview(recipe: Recipe, pictures: Path | None = None, feed: Feed | None = None) -> str:
-    """What `--dry-run` prints; pictures of the first row go to that folder. Raises as `open_stage`."""
+    """What `--dry-run` prints; pictures of the first row go to that folder; `feed` as in `teach`.
+
+    Raises as `open_stage`.
+    """
     stage = open_stage(recipe, Accelerator(), feed)
     first = stage.feed.next_batches()
-    sections = [trainable_set(stage), memory(stage), tokens(stage, first), first_row(stage, first[0])]
+    row = first[0]
+    sections = [trainable_set(stage), memory(stage, row), tokens(stage, first), first_row(stage, row)]
     if pictures is not None:
-        written = write_pictures(first[0], pictures, stage.student.config.vision_config, stage.processor)
+        written = write_pictures(row, pictures, stage.student.config.vision_config, stage.processor)
         sections.append(f"{len(written)} pictures of this row are in {pictures}")
     return "\n\n".join(sections)
 
@@ -46,15 +50,21 @@ def trainable_set(stage: Stage) -> str:
     return "\n".join([f"{stage.recipe.stage}: {trained.total():,} parameters train", *lines])
 
 
-def memory(stage: Stage) -> str:
+def memory(stage: Stage, batch: Batch) -> str:
     """An estimate of what one device holds, in GB, where nothing is sharded."""
-    parts = estimate(stage)
+    parts = estimate(stage, _num_tokens(stage, batch))
     lines = [f"  {size / 1e9:8.2f} GB  {what}" for what, size in parts.items()]
     return "\n".join([f"memory of one device: about {sum(parts.values()) / 1e9:.2f} GB", *lines])
 
 
-def estimate(stage: Stage) -> dict[str, int]:
-    """Bytes, by what they hold."""
+def _num_tokens(stage: Stage, batch: Batch) -> int:
+    """Of a packed row, or of a batch where the feed was given."""
+    data = stage.recipe.data
+    return batch["input_ids"].numel() if data is None else data.row_tokens
+
+
+def estimate(stage: Stage, row: int) -> dict[str, int]:
+    """Bytes, by what they hold, where `row` tokens are read at once."""
     held = {weight.data_ptr(): weight for weight in stage.student.parameters()}
     trained = sum(weight.numel() for weight in held.values() if weight.requires_grad)
     parts = {"student's weights": sum(weight.nbytes for weight in held.values())}
@@ -62,10 +72,10 @@ def estimate(stage: Stage) -> dict[str, int]:
         own = {w.data_ptr(): w for w in stage.teacher.parameters() if w.data_ptr() not in held}
         parts["teacher's weights that the student has not"] = sum(weight.nbytes for weight in own.values())
     parts["gradients and both moments of AdamW, float32"] = 12 * trained
-    return parts | _activations(stage.student, stage.recipe)
+    return parts | _activations(stage.student, stage.recipe, row)
 
 
-def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe) -> dict[str, int]:
+def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe, row: int) -> dict[str, int]:
     """What a row of tokens leaves for the backward pass, roughly: each product's input and output once."""
     text, size = student.config.text_config, recipe.torch_dtype.itemsize
     mixer = 2 * text.hidden_size + 2 * text.conv_channels + 2 * text.value_dim
@@ -74,7 +84,6 @@ def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe) ->
     if not recipe.gradient_checkpointing:
         kept = layer * text.num_hidden_layers
     logits = 0 if recipe.stage == "distill-layers" else 4 * 4 * CHUNK_TOKENS * text.vocab_size
-    row = recipe.data.row_tokens
     return {f"activations of a row of {row:,} tokens": kept * row * size, "logits of a chunk": logits}
 
 
@@ -84,11 +93,13 @@ def tokens(stage: Stage, first: Sequence[Batch]) -> str:
     found = sum(batch["input_ids"].numel() for batch in first)
     counted = sum(stage.count(batch) for batch in first)
     samples = sum(len(_rows(batch, "input_ids")) for batch in first)
-    most = data.rows_per_step * data.row_tokens
-    told = f"at most {most:,} in {data.rows_per_step} rows, over all processes" if data.scenes is None else ""
+    told = ""
+    if data is not None:
+        most = data.rows_per_step * data.row_tokens
+        told = f"at most {most:,} in {data.rows_per_step} rows, over all processes"
     return (
         f"tokens of a step: {told}\n  the first step here: {found:,} tokens of {samples} samples in "
-        f"{len(first)} {'batches' if data.scenes else 'rows'}; the loss is over {counted:,} of them"
+        f"{len(first)} {'rows' if data else 'batches'}; the loss is over {counted:,} of them"
     )
 
 

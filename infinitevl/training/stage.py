@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from infinitevl.errors import InfiniteVLError
+from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.training.checkpoint import CHECKPOINT, read_checkpoint
@@ -18,7 +18,6 @@ from infinitevl.training.lora import add_adapters, merged, save_adapter
 from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, place_
 from infinitevl.training.parts import freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
-from infinitevl.training.scenes import SceneFeed
 from infinitevl.training.sharding import Sharded
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
 from infinitevl.training.stages.reading import Batch, answers, real_tokens, work
@@ -114,7 +113,8 @@ def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = Non
     student, adapted = open_student(recipe)
     processor = open_processor(recipe.student)
     teacher = None if taught is None else load_teacher(taught)
-    feed = feed or _open_feed(recipe, processor, student, accelerator)
+    if feed is None:
+        feed = _open_feed(recipe, processor, student, accelerator)
     return prepare_stage(recipe, student, adapted, teacher, processor, feed, accelerator.device)
 
 
@@ -143,24 +143,12 @@ def prepare_stage(
 
 
 def _open_feed(
-    recipe: Recipe,
-    processor: InfiniteVLProcessor,
-    student: Model,
-    accelerator: Accelerator,
-) -> PackedFeed | SceneFeed:
+    recipe: Recipe, processor: InfiniteVLProcessor, student: Model, accelerator: Accelerator
+) -> PackedFeed:
+    if recipe.data is None:
+        raise InputError("the recipe has no data, and no feed was given: give one of them.")
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    if recipe.data.scenes is None:
-        return PackedFeed(recipe.data, processor, student.config, recipe.seed, rank, world_size)
-    return SceneFeed(
-        recipe.data.scenes,
-        processor.tokenizer.backend_tokenizer,
-        recipe.seed,
-        recipe.num_steps,
-        workers=recipe.data.workers,
-        device=accelerator.device,
-        dtype=recipe.torch_dtype,
-        rank=rank,
-    )
+    return PackedFeed(recipe.data, processor, student.config, recipe.seed, rank, world_size)
 
 
 def teach(

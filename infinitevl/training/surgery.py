@@ -13,7 +13,7 @@ from infinitevl.config import LINEAR, InfiniteVLConfig, InfiniteVLTextConfig, hy
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.parts import STAGES, fate
+from infinitevl.training.parts import STAGES, role
 from infinitevl.training.starts import open_processor
 from infinitevl.training.teacher import load_teacher
 
@@ -48,7 +48,7 @@ class Row:
     name: str
     shape: tuple[int, ...]
     origin: str
-    fates: tuple[str, ...]
+    roles: tuple[str, ...]
 
 
 def student_config(teacher: InfiniteVLConfig, plan: StudentPlan) -> InfiniteVLConfig:
@@ -107,7 +107,7 @@ def weight_table(student: InfiniteVLForConditionalGeneration) -> list[Row]:
             name,
             tuple(weight.shape),
             NEW if _is_new(name, kinds) else INHERITED,
-            tuple(fate(name, kinds, stage) for stage in STAGES),
+            tuple(role(name, kinds, stage) for stage in STAGES),
         )
         for name, weight in student.named_parameters()
     ]
@@ -116,7 +116,7 @@ def weight_table(student: InfiniteVLForConditionalGeneration) -> list[Row]:
 def write_table(rows: Sequence[Row], path: Path) -> None:
     """One line a weight: name, shape, origin, and one column for each stage; tabs between them."""
     lines = ["\t".join(["weight", "shape", "origin", *STAGES])]
-    lines += ["\t".join([row.name, "x".join(map(str, row.shape)), row.origin, *row.fates]) for row in rows]
+    lines += ["\t".join([row.name, "x".join(map(str, row.shape)), row.origin, *row.roles]) for row in rows]
     with atomic_write(path) as part:
         part.write_text("\n".join(lines) + "\n")
 
@@ -169,4 +169,4 @@ def _is_new(name: str, layer_types: Sequence[str]) -> bool:
 
 def _pattern(row: Row) -> tuple[str, str, tuple[str, ...]]:
     name = ".".join("*" if part.isdigit() else part for part in row.name.split("."))
-    return name, row.origin, row.fates
+    return name, row.origin, row.roles

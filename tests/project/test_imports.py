@@ -1,6 +1,7 @@
 """Who may import whom, and what `import infinitevl` costs."""
 
 import graphlib
+import re
 import subprocess
 import sys
 
@@ -15,15 +16,14 @@ ROOMS = {
     "interrupt": set(),
     "config": set(),
     "ops": set(),
-    "scenes": set(),
     "state_file": set(),
     "state": {"config", "state_file"},
     "processing": {"config"},
     "model": {"config", "ops", "state"},
     "engine": {"config", "model", "processing", "state", "state_file"},
-    "training": {"config", "model", "processing", "scenes", "state"},
+    "training": {"config", "model", "processing", "state"},
     "bench": {"config", "engine", "model", "ops", "processing", "state", "training"},
-    "evaluation": {"engine", "processing", "scenes"},
+    "evaluation": {"engine", "processing"},
     "server": {"engine", "processing"},
 }
 EVERYTHING = {"", "cli"}  # the package's own __init__ and the commands may import every room
@@ -61,6 +61,21 @@ def test_rooms_import_downward_only(module: str) -> None:
         if found.module.split(".")[0] == "infinitevl" and room(found.module) not in allowed
     ]
     assert not wrong, f"{module} may import {sorted(allowed)} of ours, but has {wrong}"
+
+
+# What the built-in model is made with and the package need not know.
+STILL_DRAWN = {"infinitevl.cli.demo", "infinitevl.evaluation.demo"}  # until the demo's stream is stored
+SMALL_WORLD = r"\b(emoji|sprites?|scenes?|buckets?|keyed|hands)\b"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_the_package_knows_nothing_of_how_its_small_model_is_made(module: str) -> None:
+    if module in STILL_DRAWN:
+        return
+    imported = [found.module for found in imports_of(module) if found.module.split(".")[0] == "builtin"]
+    assert not imported, f"{module} imports {imported}"
+    words = re.findall(SMALL_WORLD, modules()[module].read_text(), re.IGNORECASE)
+    assert not words, f"{module} speaks of {sorted(set(words))}, which belong to builtin/"
 
 
 @pytest.mark.parametrize("module", modules())
