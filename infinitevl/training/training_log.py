@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate.tracking import GeneralTracker
 
-from infinitevl.training.boards import TensorBoard, WandB, open_board
+from infinitevl.training.boards import open_board
 from infinitevl.training.flops import nominal_peak
 
 LOG = "log.jsonl"  # in the folder of a run
@@ -22,7 +23,7 @@ class TrainingLog:
 
     def __init__(self, path: Path, writes: bool = True, num_processes: int = 1, log_to: Sequence[str] = ()):
         self.path, self.writes, self.log_to = path, writes, log_to
-        self.boards: list[TensorBoard | WandB] = []
+        self.boards: list[GeneralTracker] = []
         self._since = time.perf_counter()
         self._step, self._num_steps, self._tokens, self._flops = 0, 0, 0, 0.0
         self._peak = num_processes * (nominal_peak(_gpu()) or 0.0)
@@ -49,7 +50,7 @@ class TrainingLog:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
         for board in self.boards:
-            board.write(step, {name: value for name, value in line.items() if name != "step"})
+            board.log({name: value for name, value in line.items() if name != "step"}, step=step)
 
     def _pace(self, step: int) -> dict[str, float]:
         """Tokens a second, share of the devices' nominal peak where that is known, seconds left, memory."""
@@ -67,7 +68,7 @@ class TrainingLog:
     def close(self) -> None:
         """See that boards have everything."""
         for board in self.boards:
-            board.close()
+            board.finish()
         self.boards = []
 
 
