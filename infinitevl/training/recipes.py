@@ -120,6 +120,11 @@ class Sft(StageRecipe):
     """Stage 2: mixers, attention and feed-forward learn answers."""
 
     stage: Literal["sft"] = Field(description="Which stage this is.")
+    trains: Literal["mixers-and-feed-forward", "mixers"] = Field(
+        "mixers-and-feed-forward",
+        description="Which weights of all layers: Gated DeltaNet and attention, with or without feed-forward "
+        "and norms.",
+    )
 
 
 class LongSft(StageRecipe):
