@@ -11,8 +11,8 @@ from infinitevl.errors import InputError
 def open_board(name: str, folder: Path, step: int) -> GeneralTracker:
     """Opens "tensorboard" or "wandb" for the run in `folder`, which stands after `step` steps.
 
-    TensorBoard writes to `folder`/tensorboard, where repeated steps replace earlier ones. Weights & Biases gets
-    a run of the project `infinitevl`, named by the folder.
+    TensorBoard writes to `folder`/tensorboard, where repeated steps replace earlier ones. Weights & Biases
+    gets a run of the project `infinitevl`, named by the folder.
 
     Raises:
         InputError: the package is not installed.

@@ -33,8 +33,8 @@ TRAINED: dict[str, frozenset[Part]] = {
     SFT: frozenset({Part.DELTA_NET, Part.ATTENTION, Part.FEED_FORWARD, Part.NORM}),
     LONG_SFT: frozenset(),
 }
-# What `sft` may train. The paper trains mixers and feed-forward of all layers. So does the published code in its
-# commit 3bb5ccd; since commit 8cc1542 it trains the mixers alone (examples/train_linear/train_config_sft.yaml).
+# What `sft` may train. The paper trains mixers and feed-forward of all layers. So does the published code in
+# commit 3bb5ccd; since 8cc1542 it trains the mixers alone (examples/train_linear/train_config_sft.yaml).
 MIXERS_AND_FEED_FORWARD, MIXERS = "mixers-and-feed-forward", "mixers"
 SFT_PARTS = {MIXERS_AND_FEED_FORWARD: TRAINED[SFT], MIXERS: frozenset({Part.DELTA_NET, Part.ATTENTION})}
 # Parts whose projections get a LoRA adapter beside them.
@@ -73,7 +73,7 @@ def role(name: str, layer_types: Sequence[str], stage: str) -> str:
 def freeze_(
     model: nn.Module, layer_types: Sequence[str], stage: str, parts: frozenset[Part] | None = None
 ) -> list[str]:
-    """Freezes all weights but those of `parts` (default: of `stage`); returns the names of those that train."""
+    """Freezes all weights but those of `parts` (default: the stage's); returns the names of the latter."""
     parts = TRAINED[stage] if parts is None else parts
     trained = []
     for name, parameter in model.named_parameters():
