@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infinitevl import state_file
 from infinitevl.config import FULL, LINEAR, InfiniteVLTextConfig
 from infinitevl.errors import StateError
 from infinitevl.files import atomic_write
-from infinitevl.state_file import FORMAT_VERSION, check_metadata, checksum, read_file, shape_text
+from infinitevl.state_file import shape_text
 
 _ALIGNMENT = 256  # bytes; what every kernel's widest access asks for
 Device = str | torch.device
@@ -221,6 +222,17 @@ class StreamState:
         span = _renew_fields(self.span, views)
         return StreamState(layers, span, next(views), next(views), buffers, places)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle, copy and torch.save keep: the buffers, of a row that is a view its own bytes alone."""
+        buffers = [b if b.nbytes == b.untyped_storage().nbytes() else b.clone() for b in self.buffers]
+        return {"buffers": buffers, "places": self.places, "layer_types": [type(x) for x in self.layers]}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        empty = [kind(*[None] * len(dataclasses.fields(kind))) for kind in kept["layer_types"]]
+        span = SpanState(*[None] * len(dataclasses.fields(SpanState)))  # type: ignore[arg-type]
+        self.layers, self.span = empty, span
+        self.__dict__.update(vars(self._on(kept["buffers"], kept["places"])))
+
     def save(self, path: str | os.PathLike[str], fingerprint: str, *, settings: str = "") -> None:
         """Write a safetensors file, complete or not at all.
 
@@ -234,11 +246,11 @@ class StreamState:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         metadata = {
             "format": "infinitevl-state",
-            "version": FORMAT_VERSION,
+            "version": state_file.FORMAT_VERSION,
             "fingerprint": fingerprint,
             "settings": settings,
         }
-        metadata["checksum"] = checksum(tensors, metadata)
+        metadata["checksum"] = state_file.checksum(tensors, metadata)
         with atomic_write(path) as part:
             save_file(tensors, part, metadata=metadata)
 
@@ -257,18 +269,14 @@ class StreamState:
         Raises:
             StateError: not a state, another format version, another model, or a damaged file.
         """
-        tensors, metadata = read_file(Path(path))
-        check_metadata(path, metadata, fingerprint, tensors)
-        height, width = tensors["span.waiting"].shape[2:]
+        tensors, metadata = state_file.read_file(Path(path))
+        state_file.check_metadata(path, metadata, fingerprint, tensors, dtype)
         full = [i for i, kind in enumerate(config.layer_types) if kind == FULL]
-        state = cls.allocate(
-            config,
-            tensors["length"].shape[0],
-            dtype=dtype,
-            device=device,
-            max_length=tensors[f"layers.{full[0]}.keys"].shape[2] if full else None,
-            frame_size=(height, width),
-        )
+        batch_size, frame_size, room = state_file.stated_sizes(path, tensors, full[0] if full else None)
+        sizes: Any = {"batch_size": batch_size, "max_length": room, "frame_size": frame_size}
+        smallest = cls.allocate(config, **sizes, dtype=torch.bfloat16, device="meta")
+        state_file.check_tensors(path, tensors, smallest.tensors(), room)
+        state = cls.allocate(config, **sizes, dtype=dtype, device=device)
         state._take_over_(tensors)
         return state
 

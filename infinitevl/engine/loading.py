@@ -29,7 +29,7 @@ class ModelEntry:
     advice: str
 
 
-CATALOGUE = (
+_MODELS = (
     ModelEntry(
         BUILTIN,
         "11 M",
@@ -49,6 +49,11 @@ CATALOGUE = (
     ),
     ModelEntry("hustvl/InfiniteVL-LongSFT", "4 B", "stage 3, long sequences", 32768, "to watch streams"),
 )
+
+
+def list_models() -> tuple[ModelEntry, ...]:
+    """The models that `load` knows by name, the built-in one first."""
+    return _MODELS
 
 
 def load(
@@ -112,7 +117,7 @@ def _unusable(source: str, error: Exception, is_folder: bool) -> str:
 
 def _advice(name: str) -> str:
     """What to do about a name that is no folder and could not be downloaded."""
-    names = [entry.name for entry in CATALOGUE]
+    names = [entry.name for entry in _MODELS]
     if name in names:
         return "It is downloaded once from the hub, which needs a network; or give a folder that holds it."
     close = difflib.get_close_matches(name, names, n=1)

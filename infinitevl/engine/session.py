@@ -390,11 +390,17 @@ def _stream_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     text = saved_settings(path)
     try:
         settings = json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         settings = None
-    if not isinstance(settings, dict) or settings.keys() != set(_SETTINGS):
+    if not isinstance(settings, dict) or settings.keys() != set(_SETTINGS) or not _are_possible(**settings):
         raise StateError(
             f"{path} holds a state but not the settings of a stream. Save streams with session.save(path); "
             "StreamState.load reads the state alone."
         )
     return settings
+
+
+def _are_possible(mode: Any, frame_size: Any, keep_turns: Any, system: Any) -> bool:
+    is_size = isinstance(frame_size, list) and [type(side) for side in frame_size] == [int, int]
+    has_words = isinstance(mode, str) and isinstance(system, str | None)
+    return has_words and isinstance(keep_turns, bool) and (is_size or frame_size is None)

@@ -1,5 +1,8 @@
 """The state: constant, copied, saved and loaded exactly."""
 
+import copy
+import io
+import pickle
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from infinitevl.errors import InfiniteVLError, StateError
+from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.weights import fingerprint
 from infinitevl.state import StreamState
 from infinitevl.state_file import saved_settings
@@ -99,6 +103,7 @@ def test_a_state_continues_in_a_new_process(model, tmp_path):
     code = f"""
 import torch
 from safetensors.torch import load_file
+from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.weights import fingerprint
 from infinitevl.state import StreamState
 from tests.support import tiny_model
@@ -276,3 +281,58 @@ def test_each_layer_keeps_its_state_on_its_own_device():
     assert kinds == ["cpu", "meta", "cpu", "meta"]
     with pytest.raises(StateError, match="2 devices"):
         StreamState.allocate(config, device=["cpu", "cpu"])
+
+
+def through_pickle(state):
+    return pickle.loads(pickle.dumps(state))
+
+
+def through_torch(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [through_pickle, through_torch, copy.deepcopy])
+def test_a_copy_is_whole_and_independent(model, state, copied):
+    before = state.fork()
+    twin = copied(state)
+    assert same(twin, state)
+    with torch.no_grad():
+        model(input_ids=torch.randint(0, 400, (2, 5)), past_key_values=twin)
+    assert same(state, before) and int(twin.length[0]) == 35
+    assert same(twin.fork(), twin) and int(twin.select(torch.tensor([1])).length) == 35
+    assert int(twin.row(0).length) == 35
+    assert not any(tensor.any() for tensor in twin.reset_().tensors().values())
+
+
+@pytest.mark.parametrize("copied", [through_pickle, through_torch, copy.deepcopy])
+def test_a_copied_row_takes_no_other_stream_along(state, copied):
+    row = copied(state.row(1))
+    assert same(row, state.row(1))
+    assert [b.untyped_storage().nbytes() for b in row.buffers] == [b[:1].nbytes for b in state.buffers]
+
+
+def test_a_cache_of_transformers_is_copied_with_its_state(model):
+    cache = StateCache()
+    with torch.no_grad():
+        model(input_ids=torch.randint(0, 400, (1, 9)), past_key_values=cache)
+    twin = copy.deepcopy(cache)
+    assert same(twin.state, cache.state) and twin.num_seen == 9
+    twin.state.reset_()
+    assert int(cache.state.length) == 9
+
+
+def test_a_state_goes_through_a_process(model, state):
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        twin = pool.apply(_reset_first_row, (state,))
+    assert int(state.length[0]) == 30
+    assert same(twin.row(1), state.row(1)) and not twin.row(0).length.any()
+
+
+def _reset_first_row(state):
+    state = state.fork()
+    state.reset_row_(0)
+    return state
