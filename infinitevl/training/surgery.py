@@ -1,4 +1,4 @@
-"""From a teacher to a student: chosen layers get new Gated DeltaNets, all else is inherited bit for bit."""
+"""Makes a student from a teacher: chosen layers get new Gated DeltaNets, the rest is inherited exactly."""
 
 import copy
 import os
@@ -23,7 +23,7 @@ INHERITED, NEW = "inherited", "new"
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """What a student has that its teacher has not; None takes the teacher's number.
+    """How a student differs from its teacher; None takes the teacher's value.
 
     layer_types: of each layer, or None for blocks of `period`: one window layer, then Gated DeltaNets.
     window: keys that a window layer sees. num_linear_heads, linear_head_dim: of the new mixers, by default
@@ -52,7 +52,7 @@ class Row:
 
 
 def student_config(teacher: InfiniteVLConfig, plan: StudentPlan) -> InfiniteVLConfig:
-    """The teacher's configuration with other mixers.
+    """Returns the teacher's configuration with other mixers.
 
     Raises:
         InputError: a period below 1.
@@ -75,7 +75,7 @@ def student_config(teacher: InfiniteVLConfig, plan: StudentPlan) -> InfiniteVLCo
 
 
 def make_student(name: str | os.PathLike[str], plan: StudentPlan) -> InfiniteVLForConditionalGeneration:
-    """The student of the teacher at `name`, in the teacher's number format.
+    """Makes the student of the teacher at `name`, in the teacher's dtype.
 
     Raises:
         CheckpointError: the teacher is unusable, or the plan does not make a model.
@@ -100,7 +100,7 @@ def make_student(name: str | os.PathLike[str], plan: StudentPlan) -> InfiniteVLF
 
 
 def weight_table(student: InfiniteVLForConditionalGeneration) -> list[Row]:
-    """Every weight of a fresh student, in the model's order."""
+    """Lists every weight of a fresh student, in the model's order."""
     kinds = student.config.text_config.layer_types
     return [
         Row(
@@ -114,7 +114,7 @@ def weight_table(student: InfiniteVLForConditionalGeneration) -> list[Row]:
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
-    """One line a weight: name, shape, origin, and one column for each stage; tabs between them."""
+    """Writes one line a weight: name, shape, origin, and its role in each stage, separated by tabs."""
     lines = ["\t".join(["weight", "shape", "origin", *STAGES])]
     lines += ["\t".join([row.name, "x".join(map(str, row.shape)), row.origin, *row.roles]) for row in rows]
     with atomic_write(path) as part:
@@ -122,7 +122,7 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 
 
 def folded(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
-    """Rows that differ only in the number of their layer or block as one: its pattern, a row, how many."""
+    """Groups rows that differ only in the number of their layer: (pattern, first row, how many)."""
     counts = Counter(_pattern(row) for row in rows)
     first = {_pattern(row): row for row in reversed(rows)}
     return [(pattern[0], first[pattern], count) for pattern, count in counts.items()]
@@ -131,7 +131,7 @@ def folded(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
 def save_student(
     student: InfiniteVLForConditionalGeneration, name: str | os.PathLike[str], out: Path
 ) -> str | None:
-    """Write a folder that loads and answers: weights, table, and the teacher's processor.
+    """Writes a folder that `infinitevl.load` takes: weights, table, and the teacher's processor.
 
     Returns:
         Why there is no processor in it, or None.
@@ -151,7 +151,7 @@ def save_student(
 
 
 def check_new(out: Path) -> None:
-    """Raise InfiniteVLError unless `out` is an empty folder, or none."""
+    """Raises InfiniteVLError if `out` exists and is not an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InfiniteVLError(f"{out} is not empty. Give a new folder, so that nothing is written over.")
 
