@@ -12,7 +12,6 @@ from infinitevl.errors import InputError
 from infinitevl.processing.frames import DEFAULT_FPS, Frame
 from infinitevl.processing.images import (
     ImageSource,
-
     clip_patches,
     open_image,
     resize_bicubic,

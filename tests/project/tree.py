@@ -1,4 +1,4 @@
-"""Write docs/tree.md, the list of all files, from the first sentence of each module: python -m tests.project.tree"""
+"""Write docs/tree.md from the first sentence of each module: python -m tests.project.tree"""
 
 import ast
 from pathlib import Path
