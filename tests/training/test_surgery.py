@@ -168,7 +168,7 @@ def test_wrong_plans_are_refused(folder):
         make_student(folder, StudentPlan(layer_types=[LINEAR, SLIDING]))
 
 
-def test_the_table_names_every_weight_and_its_fate(folder, tmp_path):
+def test_the_table_names_every_weight_and_its_role(folder, tmp_path):
     student = make_student(folder, PLAN)
     rows = weight_table(student)
     assert [row.name for row in rows] == [name for name, _ in student.named_parameters()]
