@@ -16,7 +16,7 @@ from builtin.feed.settings import DrawSettings, SceneSettings, SmallData
 from builtin.pretrain import Pretrain
 from infinitevl.errors import InputError
 from infinitevl.training import preview
-from infinitevl.training import stage as package
+from infinitevl.training import stage as training_stage
 from infinitevl.training.recipes import Recipe, explained, parse_recipe, read_settings
 from infinitevl.training.starts import open_processor
 from infinitevl.training.trainer import processes
@@ -88,7 +88,7 @@ def teach(stage: SmallStage, *, resume: bool = False, stop_after: int | None = N
     """As the package's `teach`, on the small world."""
     if isinstance(stage.recipe, Pretrain):
         return pretrain.teach(stage.recipe, open_feed(stage), resume=resume, stop_after=stop_after)
-    return package.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
+    return training_stage.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
 
 
 def show(stage: SmallStage, pictures: Path | None = None) -> str:

@@ -216,7 +216,7 @@ def _timed(bench: Bench, trainer: Trainer) -> dict[str, Any]:
 
 
 def _product(bench: Bench) -> float:
-    """Operations a second of a large square product in the stage's precision, on this very device."""
+    """Operations a second of a large square product in the stage's dtype, on this very device."""
     size = _PRODUCT.get(bench.device.type, 512)
     a = torch.randn(size, size, device=bench.device, dtype=bench.options.dtype)
     return 2 * size**3 / (1e-3 * measure(lambda: a @ a, bench.device, repeats=10).median)

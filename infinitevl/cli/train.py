@@ -215,7 +215,7 @@ def _print_table(rows: "list[Row]") -> None:
     from infinitevl.training.surgery import folded
 
     lines: list[tuple[str, ...]] = [("weight", "how many", "origin", *STAGES)]
-    lines += [(name, str(count), row.origin, *row.fates) for name, row, count in folded(rows)]
+    lines += [(name, str(count), row.origin, *row.roles) for name, row, count in folded(rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

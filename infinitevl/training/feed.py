@@ -1,4 +1,4 @@
-"""The data of a recipe as what a run learns from."""
+"""Feeds the data of a recipe to a `Trainer`, packed into rows."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from infinitevl.training.stages.reading import Batch
 
 
 class PackedFeed:
-    """Rows of packed samples, in an order that the seed decides; can go on anywhere.
+    """Yields rows of packed samples in an order that the seed decides; continues from any step.
 
     rank, world_size: this process among those that share each step.
     """

@@ -1,4 +1,4 @@
-"""A stage before it runs: what would train, how much memory and how many tokens, and what is read first."""
+"""Describes a stage before it runs: what would train, memory, tokens a step, and the first row."""
 
 import re
 from collections import Counter
@@ -23,7 +23,10 @@ _MEDIA = re.compile(rf"((?:{re.escape(IMAGE_PAD)})+|(?:{re.escape(VIDEO_PAD)})+)
 
 
 def preview(recipe: Recipe, pictures: Path | None = None, feed: Feed | None = None) -> str:
-    """What `--dry-run` prints; pictures of the first row go to that folder. Raises as `open_stage`."""
+    """Returns what `--dry-run` prints, and writes the first row's pictures to a folder; `feed` as in `teach`.
+
+    Raises as `open_stage`.
+    """
     stage = open_stage(recipe, Accelerator(), feed)
     first = stage.feed.next_batches()
     row = first[0]
@@ -35,7 +38,7 @@ def preview(recipe: Recipe, pictures: Path | None = None, feed: Feed | None = No
 
 
 def trainable_set(stage: Stage) -> str:
-    """Parameters that train and that do not, by part."""
+    """Counts the parameters that train and that do not, by part."""
     kinds = stage.student.config.text_config.layer_types
     trained: Counter[str] = Counter()
     frozen: Counter[str] = Counter()
@@ -48,20 +51,20 @@ def trainable_set(stage: Stage) -> str:
 
 
 def memory(stage: Stage, batch: Batch) -> str:
-    """An estimate of what one device holds, in GB, where nothing is sharded."""
+    """Estimates the memory of one device, in GB, without sharding."""
     parts = estimate(stage, _num_tokens(stage, batch))
     lines = [f"  {size / 1e9:8.2f} GB  {what}" for what, size in parts.items()]
     return "\n".join([f"memory of one device: about {sum(parts.values()) / 1e9:.2f} GB", *lines])
 
 
 def _num_tokens(stage: Stage, batch: Batch) -> int:
-    """Of a packed row, or of a batch where the feed was given."""
+    """Counts the tokens of a packed row, or of a batch if a feed was given."""
     data = stage.recipe.data
     return batch["input_ids"].numel() if data is None else data.row_tokens
 
 
 def estimate(stage: Stage, row: int) -> dict[str, int]:
-    """Bytes, by what they hold, where `row` tokens are read at once."""
+    """Estimates bytes by what they hold, for `row` tokens at once."""
     held = {weight.data_ptr(): weight for weight in stage.student.parameters()}
     trained = sum(weight.numel() for weight in held.values() if weight.requires_grad)
     parts = {"student's weights": sum(weight.nbytes for weight in held.values())}
@@ -73,7 +76,7 @@ def estimate(stage: Stage, row: int) -> dict[str, int]:
 
 
 def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe, row: int) -> dict[str, int]:
-    """What a row of tokens leaves for the backward pass, roughly: each product's input and output once."""
+    """Estimates what a row keeps for the backward pass: each product's input and output once."""
     text, size = student.config.text_config, recipe.torch_dtype.itemsize
     mixer = 2 * text.hidden_size + 2 * text.conv_channels + 2 * text.value_dim
     layer = mixer + 2 * text.hidden_size + 3 * text.intermediate_size
@@ -85,7 +88,7 @@ def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe, ro
 
 
 def tokens(stage: Stage, first: Sequence[Batch]) -> str:
-    """How many tokens a step has, at most and in the first one."""
+    """Counts the tokens of a step, at most and in the first one."""
     data = stage.recipe.data
     found = sum(batch["input_ids"].numel() for batch in first)
     counted = sum(stage.count(batch) for batch in first)
@@ -101,7 +104,7 @@ def tokens(stage: Stage, first: Sequence[Batch]) -> str:
 
 
 def first_row(stage: Stage, batch: Batch) -> str:
-    """The first samples of a row as text; what is learned stands between [[ and ]]."""
+    """Shows the first samples of a row as text; what is learned stands between [[ and ]]."""
     ids, labels = _rows(batch, "input_ids"), _rows(batch, "labels")
     shown = [_as_text(stage, *pair) for pair in zip(ids[:_SHOWN], labels[:_SHOWN], strict=True)]
     more = [f"... and {len(ids) - _SHOWN} more samples"] if len(ids) > _SHOWN else []
@@ -110,13 +113,13 @@ def first_row(stage: Stage, batch: Batch) -> str:
 
 
 def _rows(batch: Batch, name: str) -> Sequence[torch.Tensor]:
-    """int64 [B, T] as its samples, which have a row each or share the one row."""
+    """Splits int64 [B, T] into samples, which have a row each or share one row."""
     lengths = batch.get("sequence_lengths")
     return batch[name].unbind() if lengths is None else batch[name][0].split(lengths)
 
 
 def _told(grids: torch.Tensor) -> str:
-    """Equal grids as one of them and how many."""
+    """Writes equal grids as one of them and their number."""
     first, count = grids[0].tolist(), len(grids)
     return f"{first} x {count}" if count > 1 and bool((grids == grids[0]).all()) else str(grids.tolist())
 
@@ -130,6 +133,6 @@ def _as_text(stage: Stage, ids: torch.Tensor, labels: torch.Tensor) -> str:
 
 
 def _counted(found: re.Match[str]) -> str:
-    """A run of pads as the first of them and how many."""
+    """Writes a run of pads as one of them and their number."""
     pad = IMAGE_PAD if found[0].startswith(IMAGE_PAD) else VIDEO_PAD
     return f"{pad} x {len(found[0]) // len(pad)}"

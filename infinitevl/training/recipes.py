@@ -1,4 +1,4 @@
-"""Recipes: every setting of a stage, from YAML, each with its meaning; unknown ones are refused by name."""
+"""Recipes: every setting of a stage, read from YAML; unknown ones are refused by name."""
 
 import difflib
 from collections.abc import Iterable
@@ -64,7 +64,7 @@ class DataSettings(Strict):
 
 
 class LoraSettings(Strict):
-    """Adapters beside every projection of the decoder's layers."""
+    """LoRA adapters of every projection of the decoder's layers."""
 
     rank: PositiveInt = Field(64, description="Inner width of an adapter.")
     alpha: PositiveInt = Field(128, description="Adapters count alpha / rank times.")
@@ -94,7 +94,7 @@ class StageRecipe(TrainerSettings):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of products as torch names it."""
+        """`dtype` as torch's own."""
         return getattr(torch, self.dtype)
 
 
@@ -120,6 +120,11 @@ class Sft(StageRecipe):
     """Stage 2: mixers, attention and feed-forward learn answers."""
 
     stage: Literal["sft"] = Field(description="Which stage this is.")
+    trains: Literal["mixers-and-feed-forward", "mixers"] = Field(
+        "mixers-and-feed-forward",
+        description="Which weights of all layers: Gated DeltaNet and attention, with or without feed-forward "
+        "and norms.",
+    )
 
 
 class LongSft(StageRecipe):
@@ -137,7 +142,7 @@ _FREE |= {"dtype", "gradient_checkpointing", "checkpointed_layers", "compile", "
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from a YAML file; paths in it are relative to the working directory, as options are.
+    """Reads a recipe from a YAML file; paths in it are relative to the working directory.
 
     Raises:
         InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
@@ -149,7 +154,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Reads the plain values of a YAML file; InputError if there is no such file, or if it has none."""
+    """Reads the plain values of a YAML file; InputError if there is no such file, or none in it."""
     file = Path(path)
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -161,7 +166,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain values.
+    """Makes a recipe from plain values.
 
     Raises:
         InputError: settings that are unknown, missing or out of range, by name.
@@ -173,13 +178,13 @@ def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def explained(error: ValidationError, where: str, known: Iterable[str] = ()) -> InputError:
-    """Words what pydantic complains of, setting by setting; `known`: names of settings beside a stage's."""
+    """Words pydantic's error, setting by setting; `known`: names of settings beside those of a stage."""
     names = field_names() | set(known)
     return InputError(f"{where}: {'; '.join(_told(problem, names) for problem in error.errors())}")
 
 
 def identity(recipe: StageRecipe) -> dict[str, Any]:
-    """The settings that decide what is learnt, as plain values: a resumed run must have the same."""
+    """Returns the settings that decide what is learnt; a resumed run must have the same."""
     plain = recipe.model_dump(mode="json", exclude=_FREE)
     if plain["data"] is not None:
         plain["data"].pop("workers")
@@ -187,7 +192,7 @@ def identity(recipe: StageRecipe) -> dict[str, Any]:
 
 
 def field_names() -> set[str]:
-    """Every setting that any stage knows."""
+    """Returns the name of every setting that any stage has."""
     models: list[type[BaseModel]] = [
         DistillLayers,
         DistillLogits,
@@ -201,7 +206,7 @@ def field_names() -> set[str]:
 
 
 def _told(problem: Any, names: set[str]) -> str:
-    """One complaint of pydantic in our words."""
+    """Words one of pydantic's errors."""
     place = ".".join(str(part) for part in problem["loc"] if part not in _STAGE_NAMES)
     if problem["type"] == "extra_forbidden":
         if new := _RENAMED.get(place):

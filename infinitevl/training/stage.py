@@ -16,8 +16,8 @@ from infinitevl.training.feed import PackedFeed
 from infinitevl.training.flops import Weights, stage_flops
 from infinitevl.training.lora import add_adapters, merged, save_adapter
 from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, place_
-from infinitevl.training.parts import freeze_
-from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
+from infinitevl.training.parts import SFT_PARTS, freeze_
+from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, Sft, identity
 from infinitevl.training.sharding import Sharded
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
 from infinitevl.training.stages.reading import Batch, answers, real_tokens, work
@@ -93,7 +93,8 @@ def set_trainable_(student: Model, recipe: Recipe) -> Any:
     torch.manual_seed(recipe.seed)
     if isinstance(recipe, LongSft):
         return add_adapters(student, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
-    freeze_(student, student.config.text_config.layer_types, recipe.stage)
+    parts = SFT_PARTS[recipe.trains] if isinstance(recipe, Sft) else None
+    freeze_(student, student.config.text_config.layer_types, recipe.stage, parts)
     return None
 
 
@@ -113,7 +114,8 @@ def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = Non
     student, adapted = open_student(recipe)
     processor = open_processor(recipe.student)
     teacher = None if taught is None else load_teacher(taught)
-    feed = feed or _open_feed(recipe, processor, student, accelerator)
+    if feed is None:
+        feed = _open_feed(recipe, processor, student, accelerator)
     return prepare_stage(recipe, student, adapted, teacher, processor, feed, accelerator.device)
 
 
@@ -142,10 +144,7 @@ def prepare_stage(
 
 
 def _open_feed(
-    recipe: Recipe,
-    processor: InfiniteVLProcessor,
-    student: Model,
-    accelerator: Accelerator,
+    recipe: Recipe, processor: InfiniteVLProcessor, student: Model, accelerator: Accelerator
 ) -> PackedFeed:
     if recipe.data is None:
         raise InputError("the recipe has no data, and no feed was given: give one of them.")

@@ -25,7 +25,7 @@ class Feed(Protocol):
         """Returns this process's batches of the next step, at least one."""
 
     def state_dict(self) -> dict[Any, Any]:
-        """Returns the position after the last step, as plain values; each process uses keys of its own."""
+        """Returns the position after the last step, as plain values. Keys of two processes differ."""
 
     def load_state_dict(self, state: dict[Any, Any]) -> None:
         """Continues from `state`, the positions of all processes merged into one dict."""

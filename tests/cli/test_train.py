@@ -6,7 +6,8 @@ from typer.testing import CliRunner
 from infinitevl.cli import app
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.training import stage
-from infinitevl.training import trainer as running
+from infinitevl.training.checkpoint import read_checkpoint
+from infinitevl.training.trainer import Trainer
 from tests.training.stages import write_recipe, write_world
 from tests.training.teachers import write_qwen
 
@@ -68,20 +69,20 @@ def test_a_recipe_of_another_stage_or_with_a_typo_is_refused(tmp_path):
 
 def test_ctrl_c_saves_the_step_and_says_how_to_go_on(tmp_path, monkeypatch):
     recipe = write_recipe(write_world(tmp_path), "sft", tmp_path / "run")
-    learn = running.Run.learn
+    train_step = Trainer.train_step
 
     def pressed(self):
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return learn(self)
+        return train_step(self)
 
-    monkeypatch.setattr(running.Run, "learn", pressed)
+    monkeypatch.setattr(Trainer, "train_step", pressed)
     stopped = run("sft", "--recipe", recipe)
     assert stopped.exit_code == 130, stopped.exception
     last = stopped.stdout.splitlines()[-1]
     assert "Stopped after step 3 of 5" in last and "checkpoint.pt" in last and "--resume" in last
     monkeypatch.undo()
-    assert running.read_checkpoint(tmp_path / "run")["step"] == 3
+    assert read_checkpoint(tmp_path / "run")["step"] == 3
     assert run("sft", "--recipe", recipe, "--resume").exit_code == 0
 
 

@@ -1,15 +1,23 @@
 """Boards beside the log."""
 
-import builtins
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from infinitevl.errors import InputError
 from infinitevl.training.training_log import TrainingLog
 
+pytestmark = pytest.mark.usefixtures("accelerator")
 FACTS = {"loss": 2.0, "gradient_norm": 1.0}
+
+
+@pytest.fixture
+def accelerator():
+    """A run's process, which accelerate's trackers ask for."""
+    return Accelerator(cpu=True)
 
 
 def test_tensorboard_gets_every_line(tmp_path):
@@ -48,14 +56,9 @@ def test_a_run_of_wandb_goes_on_under_its_id(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_board_that_is_not_installed_is_told_by_name(tmp_path, monkeypatch, name):
-    found = builtins.__import__
-
-    def missing(module, *rest):
-        if name in module:
-            raise ImportError(name)
-        return found(module, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    for module in (name, "tensorboardX", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
     with pytest.raises(InputError, match=f"pip install {name}"):
         TrainingLog(tmp_path / "log.jsonl", log_to=[name]).start(0, 3)
 

@@ -42,6 +42,14 @@ def test_a_stage_ends_in_a_folder_that_answers_with_frozen_weights_as_they_were(
     assert (tmp_path / "run" / ADAPTER / "adapter_model.safetensors").exists() == (stage == "long-sft")
 
 
+def test_sft_can_train_the_mixers_alone(world, tmp_path):
+    folder = teach(read_recipe(write_recipe(world, "sft", tmp_path / "run", trains="mixers", num_steps=2)))
+    before, after = load(world / "student"), load(folder).state_dict()
+    kinds = before.config.text_config.layer_types
+    moved = {name for name, weight in before.state_dict().items() if not torch.equal(weight, after[name])}
+    assert {part_of(name, kinds) for name in moved} == {Part.DELTA_NET, Part.ATTENTION}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_stopped_and_goes_on_is_uninterrupted_bit_for_bit(world, tmp_path, stage):
     whole = teach(read_recipe(write_recipe(world, stage, tmp_path / "whole")))

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.training.checkpoint import CHECKPOINT
@@ -260,3 +261,59 @@ def test_ctrl_c_ends_a_run_after_its_step(tmp_path, capfd):
 def test_ctrl_c_twice_ends_a_run_at_once(tmp_path, step, kept):
     with pytest.raises(KeyboardInterrupt, match=f"Stopped in step {step + 1}; .*{kept}"):
         new_run(tmp_path, pressing(step, 2)).train()
+
+
+class TwoHeads(nn.Module):
+    """A model of another shape than the published stages': a body and two heads, with a loss each."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def losses(self, batch):
+        x = self.body(batch["x"])
+        found = {"left": self.left(x).square().mean()}
+        return found | {"right": self.right(x).square().mean()} if batch["has_right"] else found
+
+
+def two_heads(folder, **changes):
+    student = TwoHeads()
+    feed = Numbered(lambda step: [{"x": torch.ones(2, 4), "has_right": right} for right in (False, True)])
+    module = LossModule(student, student.losses)
+    task = TrainTask(module, feed, lambda batch: 1, **changes)
+    return student, Trainer(task, settings(num_steps=3), folder, Accelerator(cpu=True))
+
+
+def test_the_log_shows_the_terms_of_a_loss_which_add_up_to_it(tmp_path):
+    student, trainer = two_heads(tmp_path)
+    with torch.no_grad():
+        left = student.losses({"x": torch.ones(2, 4), "has_right": True})
+    assert trainer.train()
+    first = json.loads((tmp_path / LOG).read_text().splitlines()[0])
+    assert first["left"] == pytest.approx(left["left"].item())  # in both batches: the mean
+    assert first["right"] == pytest.approx(left["right"].item() / 2)  # in one of two
+    assert first["loss"] == pytest.approx(first["left"] + first["right"])
+
+
+def test_weights_have_learning_rates_of_their_own_and_a_task_its_schedule(tmp_path):
+    rates = {"student.body.weight": 0.5, "student.body.bias": 0.0}
+    student, trainer = two_heads(
+        tmp_path, lr_scale=lambda name: rates.get(name, 1.0), schedule=lambda given, step: 1e-2 / (step + 1)
+    )
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+    trainer.train_step()
+    moved = {name: (weight - before[name]).abs().max() for name, weight in student.state_dict().items()}
+    assert moved["body.bias"] == 0
+    assert moved["body.weight"] == pytest.approx(0.5e-2, rel=0.02)  # Adam's first step is the rate itself
+    assert moved["left.weight"] == pytest.approx(1e-2, rel=0.02)
+    assert trainer.train_step()["learning_rate"] == 5e-3
+
+
+def test_copies_leave_embeddings_alone_as_autocast_does(tmp_path):
+    student = tiny_model()
+    copied = Copied(LossModule(student, lambda batch: sft(student, batch)), torch.bfloat16)
+    assert student.model.language_model.embed_tokens.weight.dtype == torch.float32
+    assert student.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    copied.restore_module()
+    assert {weight.dtype for weight in student.parameters()} == {torch.float32}
