@@ -59,7 +59,9 @@ def options(
 
 @command(app)
 def demo(
-    frames: Annotated[int, typer.Option("--frames", min=8, help="Length of the stream.")] = 300,
+    frames: Annotated[
+        int, typer.Option("--frames", min=12, help="How much of the stream to show; 240 is all.")
+    ] = 240,
     json: JsonOption = False,
     report: ReportOption = None,
     model: ModelOption = None,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from builtin.exam import set_exam
 
 import infinitevl
-from builtin.exam import set_exam
 from infinitevl.evaluation.demo import examine
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from builtin.exam import Exam, KnownQuestion, set_exam
+
 from builtin.world.splits import TEST, split_of_string
 from builtin.world.tasks import Turn
 from infinitevl.evaluation.demo import examine
