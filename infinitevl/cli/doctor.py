@@ -26,10 +26,11 @@ from infinitevl.ops import backend
 
 REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetensors", "pillow")
 OPTIONAL = {
-    "matplotlib": "loss curves: pip install 'infinitevl[plot]'",
-    "resvg_py": "drawing the training data: pip install 'infinitevl[train]'",
+    "matplotlib": "loss curves and figures: pip install 'infinitevl[plot]'",
+    "pydantic": "recipes of training: pip install 'infinitevl[train]'",
+    "peft": "LoRA: pip install 'infinitevl[train]'",
+    "datasets": "training data of others: pip install 'infinitevl[train]'",
     "triton": "kernels for CUDA; torch for CUDA brings it along",
-    "fla-core": "to compare delta rules with: pip install 'infinitevl[cuda]'; the model runs without it",
 }
 _STATE = "state of one stream, the same for ever"
 
