@@ -18,7 +18,7 @@ from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed
 from infinitevl.training.flops import Weights, stage_flops
 from infinitevl.training.journal import draw_loss
-from infinitevl.training.lora import add_adapters, merged, save_adapter
+from infinitevl.training.lora import add_adapters, check_installed, merged, save_adapter
 from infinitevl.training.parts import freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, identity
 from infinitevl.training.run import (
@@ -113,6 +113,8 @@ def open_course(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = No
     for name in (recipe.student, taught):
         if name is not None:
             place_of(name)  # a wrong path is told before anything large is loaded
+    if isinstance(recipe, LongSft):
+        check_installed()
     student, adapted = open_student(recipe)
     processor = open_processor(recipe.student)
     teacher = None if taught is None else load_teacher(taught)
