@@ -55,3 +55,8 @@ def in_order(questions: Iterable[TimedQuestion]) -> list[TimedQuestion]:
 
 def _is_clock(match: re.Match[str]) -> bool:
     return float(match["s"]) < 60 and (match["h"] is None or int(match["m"]) < 60)
+
+
+def tidy(text: str) -> str:
+    """An answer as it is compared: in small letters, without outer spaces and a final stop."""
+    return " ".join(text.strip().rstrip(".").lower().split())
