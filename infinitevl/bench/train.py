@@ -1,7 +1,7 @@
-"""A step of a training stage on random weights: its time, memory, and share of the speed of a large product.
+"""Measure a step of a training stage on random weights: time, memory, speed against a large product.
 
-Under torchrun every process takes its rows of the same steps, weights are sharded (FSDP2), and losses can be
-compared with those of one process, line by line of the same file.
+Under torchrun the processes share the rows of each step, weights are sharded (FSDP2), and losses are compared
+with those of one process in the same file.
 """
 
 import os
@@ -38,8 +38,8 @@ _PRODUCT = {"cuda": 8192, "cpu": 512}
 class Plan:
     """What is measured.
 
-    tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that compute their
-    activations again; None finds out how few. sharding: of weights over several processes.
+    tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that recompute their
+    activations; None tries quarters until a step fits. sharding: of weights over several processes.
     """
 
     stage: str
@@ -51,7 +51,7 @@ class Plan:
 
 
 class RandomRows:
-    """Packed rows that follow from their number: a quarter of the tokens are pictures, half are answers."""
+    """Packed random rows, reproducible by number: a quarter of the tokens are pictures, half answers."""
 
     def __init__(self, config: InfiniteVLConfig, plan: Plan, side: int, device: torch.device, place: Any):
         self.config, self.plan, self.device, self.step = config, plan, device, 0
@@ -71,7 +71,7 @@ class RandomRows:
         return [self.row(first + number) for number in range(self.rank, self.plan.rows, self.world_size)]
 
     def row(self, number: int) -> Batch:
-        """One row of four sequences."""
+        """Build one row of four sequences."""
         generator = torch.Generator().manual_seed(number)
         lengths = [self.plan.tokens // part for part in _PARTS]
         ids = self.words[torch.randint(len(self.words), (1, sum(lengths)), generator=generator)]
@@ -91,7 +91,7 @@ class RandomRows:
         return row | (self._pictures(pictures) if pictures else {})
 
     def _pictures(self, count: int) -> dict[str, Tensor]:
-        """The same picture so many times: what it shows does not change how long it takes."""
+        """The same picture several times: its content does not change the time."""
         patches = self.patches.to(self.device)  # as a loader that reads ahead would have it
         return {
             "pixel_values": patches.repeat(count, 1),
@@ -99,16 +99,16 @@ class RandomRows:
         }
 
     def state(self) -> dict[str, int]:
-        """The step."""
+        """The current step."""
         return {"step": self.step}
 
     def go_on(self, state: dict[str, int]) -> None:
-        """Stand there."""
+        """Continue at a step."""
         self.step = state["step"]
 
 
 def run(bench: Bench, plan: Plan) -> None:
-    """Teach for `plan.steps` steps and keep what they took; the first process tells for all."""
+    """Train for `plan.steps` steps and record what they took; the first process reports for all."""
     accelerator = processes(on_cpu=bench.device.type == "cpu")
     bench.device = accelerator.device
     product = _product(bench)
@@ -134,7 +134,7 @@ def run(bench: Bench, plan: Plan) -> None:
 
 
 def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
-    """The stage with the settings that decide how long it takes."""
+    """The stage with the settings that decide its speed."""
     own = {"teacher": "none"} if plan.stage in (DISTILL_LAYERS, DISTILL_LOGITS) else {}
     settings = {
         "stage": plan.stage,
@@ -151,7 +151,7 @@ def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
 
 
 def _course(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Course:
-    """Models of the size on the device; what the student inherits from a teacher is the teacher's."""
+    """Build the models on the device; the student inherits the teacher's weights where it can."""
     student, processor = model_of_size(bench.options.size, bench.device, bench.options.dtype)
     student.train()
     teacher = None
@@ -169,7 +169,7 @@ def _course(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Cours
 
 
 def _teacher_config(config: InfiniteVLConfig) -> InfiniteVLConfig:
-    """The same with full attention in every layer."""
+    """The same shape with full attention in every layer."""
     plain = config.to_dict()
     plain["layer_types"] = [FULL] * len(config.text_config.layer_types)
     return InfiniteVLConfig.from_dict(plain)
@@ -180,7 +180,7 @@ def _precision(bench: Bench) -> torch.dtype | None:
 
 
 def _choose_checkpointed(bench: Bench, plan: Plan, course: Course, learning: Run) -> int:
-    """Layers that compute their activations again: as the plan says, or ever a quarter more until it fits.
+    """Choose how many layers recompute activations: as planned, or a quarter more until a step fits.
 
     Several processes do not try, and take all layers: one that runs out of memory leaves the others waiting.
     """
@@ -200,7 +200,7 @@ def _choose_checkpointed(bench: Bench, plan: Plan, course: Course, learning: Run
 
 
 def _fits(learning: Run) -> bool:
-    """Whether a row can be learned while AdamW's moments and the gradients of another row are there."""
+    """Whether a row fits beside AdamW's moments and the gradients of another row."""
     batch = learning.placed(learning.feed.next()[0])
     try:
         kept = [torch.empty_like(weight) for weight in learning.trained.values() for _ in range(3)]
@@ -219,7 +219,7 @@ def _timed(bench: Bench, learning: Run) -> dict[str, Any]:
 
 
 def _product(bench: Bench) -> float:
-    """Operations a second of a large square product in the stage's precision, on this very device."""
+    """Measure operations per second of a large square product in the stage's dtype, on this device."""
     size = _PRODUCT.get(bench.device.type, 512)
     a = torch.randn(size, size, device=bench.device, dtype=bench.options.dtype)
     return 2 * size**3 / (1e-3 * measure(lambda: a @ a, bench.device, repeats=10).median)
@@ -228,7 +228,7 @@ def _product(bench: Bench) -> float:
 def _tell(
     bench: Bench, plan: Plan, found: list[dict[str, Any]], product: float, world: int, checkpointed: int
 ) -> None:
-    """Lines of the steps behind the warm-up, and of all losses."""
+    """Record the steps after the warm-up, and all losses."""
     warm = min(3, plan.steps // 3)
     timing = Timing.of([step["ms"] for step in found[warm:]])
     seconds, step = 1e-3 * timing.median, found[-1]
@@ -257,7 +257,7 @@ def _tell(
 
 
 def _alone(bench: Bench, chosen: dict[str, Any]) -> dict[str, Record]:
-    """Lines of one process in the same file, by what they say, where several run now."""
+    """The lines of one process in the same file, if several run now."""
     path = bench.options.out
     if chosen["processes"] == 1 or path is None or not os.path.exists(path):
         return {}
