@@ -90,7 +90,7 @@ class Reader:
         """Read all frames [N, L] of streams whose features stand in `table` [M, 16, C].
 
         Returns:
-            The state of N streams; after some frames, the mean norm of each Gated DeltaNet's memory.
+            The state of N streams; after some frames, the mean norm of each Gated DeltaNet's recurrent state.
 
         Raises:
             TooLong: it took more than `seconds`.
@@ -105,7 +105,7 @@ class Reader:
             part = frames[:, first : first + at_once]
             places = _positions(first, part.shape[1], self.device).expand(-1, count, -1)
             decoder(table[part].flatten(1, 2), places, state)
-            norms.append((first + part.shape[1], memory_norms(state)))
+            norms.append((first + part.shape[1], recurrent_norms(state)))
             if self.device.type == "cuda":
                 torch.cuda.synchronize()  # so that the clock tells the truth
             if time.perf_counter() - start > seconds:
@@ -129,9 +129,9 @@ class Reader:
         return [writer.vision_end, *writer.system, *asked]
 
 
-def memory_norms(state: StreamState) -> list[float]:
-    """Of each Gated DeltaNet: the Frobenius norm of a stream's memory, mean over streams."""
-    layers = [layer.memory for layer in state.layers if isinstance(layer, DeltaState)]
+def recurrent_norms(state: StreamState) -> list[float]:
+    """Of each Gated DeltaNet: the Frobenius norm of a stream's recurrent state, mean over streams."""
+    layers = [layer.recurrent_state for layer in state.layers if isinstance(layer, DeltaState)]
     if not layers:
         return []
     norms = torch.stack([memory.flatten(1).norm(dim=1).mean() for memory in layers])

@@ -1,4 +1,4 @@
-"""Watch a video and ask on the way: python examples/a_video.py examples/signs.mp4 "What is it now?" [MODEL]"""
+"""Watch a video and ask on the way: python examples/a_video.py examples/signs.mp4 "What is it?" [MODEL]"""
 
 import sys
 

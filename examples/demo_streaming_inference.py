@@ -2,7 +2,7 @@
 
 python examples/demo_streaming_inference.py --model_path MODEL --video_path VIDEO --fps 2 [--max_new_tokens N]
 
-On CUDA every step is captured once as a CUDA graph and then replayed; elsewhere the same steps run as plain calls.
+On CUDA every step is captured once as a CUDA graph and then replayed; elsewhere the steps are plain calls.
 """
 
 import argparse

@@ -23,7 +23,7 @@ class Options:
     """What a user chooses for every benchmark.
 
     peer: measure the stock Transformer too. out: file to append the lines to. commit: of the source, if git
-    cannot tell it. precision: of the decoder's products, where it is lower than dtype.
+    cannot tell it. quantization: of the decoder's products, where it is lower than dtype.
     """
 
     size: str = "4b"
@@ -33,7 +33,7 @@ class Options:
     peer: bool = True
     out: str | None = None
     commit: str | None = None
-    precision: str | None = None
+    quantization: str | None = None
 
 
 class Bench:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.text import Text
 
-from infinitevl.cli.terminal import print_json
+from infinitevl.cli.output import print_json
 from infinitevl.engine.loading import list_models
 
 

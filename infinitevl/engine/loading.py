@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from infinitevl.errors import CheckpointError
-from infinitevl.model.fused import check_precision, fuse_onto_
+from infinitevl.model.fused import check_quantization, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, open_model, place_of
 from infinitevl.processing.processor import InfiniteVLProcessor
@@ -61,7 +61,7 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    precision: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """A model and its processor, ready to answer.
 
@@ -73,17 +73,17 @@ def load(
         dtype: of the weights; by default bfloat16 on a GPU and the folder's own on a CPU (float32 for the
             built-in model, which is faster there).
         device: by default the first GPU if there is one, else the CPU.
-        precision: "int8", "int4" or "fp8" holds the products of the decoder's layers in so few bits, which
+        quantization: "int8", "int4" or "fp8" holds the products of the decoder's layers in so few bits, which
             takes room for one whole layer on the device. Such a model runs, and can neither be trained, nor
             moved, nor saved. None for full precision.
 
     Raises:
-        InputError: no such precision.
+        InputError: no such quantization.
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if precision is not None:
-        check_precision(precision)
+    if quantization is not None:
+        check_quantization(quantization)
     source = place_of(name)
     is_folder = Path(source).exists()
     if not is_folder and "/" not in source:  # names of the hub have an owner
@@ -95,10 +95,10 @@ def load(
         if is_folder and isinstance(error, CheckpointError):
             raise
         raise CheckpointError(_unusable(source, error, is_folder)) from error
-    if precision is None:
+    if quantization is None:
         model.to(device)  # type: ignore[arg-type]
     else:
-        fuse_onto_(model, device, precision)
+        fuse_onto_(model, device, quantization)
     return model.eval(), processor
 
 

@@ -169,8 +169,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """The plain values of a YAML file; InputError where there is no such file, or where it holds none."""
     file = Path(path)
     try:
-        found = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} is no readable recipe: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is no recipe: it holds {type(found).__name__}, not settings.")

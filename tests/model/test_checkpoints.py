@@ -126,7 +126,9 @@ def test_torch_dtype_and_dtype_choose_the_dtype(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, **{keyword: torch.bfloat16})
         assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     state = model.allocate_state()
-    assert {layer.memory.dtype for layer in state.layers if hasattr(layer, "memory")} == {torch.float32}
+    assert {layer.recurrent_state.dtype for layer in state.layers if hasattr(layer, "recurrent_state")} == {
+        torch.float32
+    }
 
 
 def test_settings_of_the_published_code_take_no_effect():

@@ -1,4 +1,4 @@
-"""What lower precision costs: how far logits move, and how often the likeliest token is another one."""
+"""What quantization costs: how far logits move, and how often the likeliest token is another one."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ PROMPT_LENGTH = 256
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Of logits in lower precision, against the same model in full.
+    """How close a quantized model's logits are to those of the same model in full.
 
     error: ||lower - full|| / ||full|| over all positions. agreement: part of the positions at which the
     likeliest token is the same.
@@ -24,13 +24,13 @@ class Fidelity:
     agreement: float
 
 
-def lower_(model: InfiniteVLForConditionalGeneration, precision: str) -> Fidelity:
-    """Hold a model's products in `precision`, for good: what that changes for a random prompt."""
+def quantize_(model: InfiniteVLForConditionalGeneration, quantization: str) -> Fidelity:
+    """Hold a model's products in `quantization`, for good: what that changes for a random prompt."""
     ids = random_ids(model.config, PROMPT_LENGTH, model.device)
     fuse_(model)  # the same kernels on both sides
     whole = _logits(model, ids)
     unfuse_(model)
-    fuse_(model, precision=precision)
+    fuse_(model, quantization=quantization)
     lower = _logits(model, ids)
     agreement = (lower.argmax(-1) == whole.argmax(-1)).float().mean().item()
     return Fidelity(((lower - whole).norm() / whole.norm()).item(), agreement)
