@@ -48,7 +48,7 @@ def tiny_stage(stage: SmallStage, sizes: Sizes) -> SmallStage:
     scenes = stage.data.scenes
     draws = [_tiny_draw(draw, sizes) for draw in scenes.draws if _short(draw, sizes)]
     data = stage.data.model_copy(update={"scenes": scenes.model_copy(update={"draws": draws})})
-    changes: dict[str, Any] = {"precision": "float32", "compile": False}
+    changes: dict[str, Any] = {"dtype": "float32", "compile": False}
     if isinstance(stage.recipe, LongSft):
         changes["lora"] = LoraSettings(rank=4, alpha=8)
     return dataclasses.replace(stage.changed(**changes), data=data)

@@ -41,10 +41,11 @@ from builtin.world import splits
 from builtin.world.packs import load_world
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
-from infinitevl.training.course import ADAPTER, MODEL
+from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.recipes import DistillLayers, DistillLogits
-from infinitevl.training.run import CHECKPOINT, LOG
+from infinitevl.training.stage import ADAPTER, MODEL
 from infinitevl.training.surgery import StudentPlan, make_student, save_student
+from infinitevl.training.training_log import LOG
 
 SECONDS = {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 175.0, "long_sft": 260.0}
 BEFORE = {

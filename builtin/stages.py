@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from builtin.feed.scenes import SceneFeed
 from builtin.feed.settings import DrawSettings, SceneSettings, SmallData
 from infinitevl.errors import InputError
-from infinitevl.training import course, preview
+from infinitevl.training import preview
+from infinitevl.training import stage as training_stage
 from infinitevl.training.recipes import Recipe, explained, parse_recipe, read_settings
-from infinitevl.training.run import processes
 from infinitevl.training.starts import open_processor
+from infinitevl.training.trainer import processes
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def open_feed(stage: SmallStage) -> SceneFeed:
         recipe.num_steps,
         workers=stage.data.workers,
         device=accelerator.device,
-        dtype=getattr(torch, recipe.precision),
+        dtype=recipe.torch_dtype,
         rank=accelerator.process_index,
     )
 
 
 def teach(stage: SmallStage, *, resume: bool = False, stop_after: int | None = None) -> Path | None:
     """As the package's `teach`, on the small world."""
-    return course.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
+    return training_stage.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
 
 
 def show(stage: SmallStage, pictures: Path | None = None) -> str:

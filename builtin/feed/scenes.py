@@ -18,8 +18,8 @@ from builtin.world.packs import World, load_world
 from builtin.world.render import FRAME_SIZE, PATCH, Picture, PicturePlan, plan_pictures, render
 from builtin.world.splits import rng_of
 from infinitevl.processing.images import frame_patches
+from infinitevl.training.checkpoint import check_same_run
 from infinitevl.training.losses import IGNORED
-from infinitevl.training.run import check_same_run
 from infinitevl.training.stages.reading import Batch
 
 _STREAM_OF_NUMBERS = 3  # beside those of the supervised loop, which draws from 0 to 2
@@ -144,18 +144,18 @@ class SceneFeed:
         self.skipped: dict[str, str] = {}  # a drawn sample is never bad
         self._begin(0)
 
-    def next(self) -> Sequence[Batch]:
+    def next_batches(self) -> Sequence[Batch]:
         """The batches of the next step, on the device."""
         plans = next(self._plans)
         batches = [self._draw(plan, number) for number, plan in enumerate(plans)]
         self.num_done += 1
         return batches
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """How many steps were taken, and of which settings."""
         return {f"scenes-{self.planner.rank}": self.num_done, "scenes": self._identity}
 
-    def go_on(self, state: dict[Any, Any]) -> None:
+    def load_state_dict(self, state: dict[Any, Any]) -> None:
         """Stand where a run stood.
 
         Raises:

@@ -1,4 +1,4 @@
-"""LoRA beside every projection of the decoder, through peft."""
+"""Adds LoRA adapters to every projection of the decoder, through peft."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def check_installed() -> None:
 def add_adapters(
     model: InfiniteVLForConditionalGeneration, rank: int, alpha: int, dropout: float = 0.0
 ) -> Any:
-    """Put an adapter beside each projection of both kinds of layers, and freeze everything else.
+    """Adds an adapter to each projection of all layers, and freezes everything else.
 
     Returns:
         The `peft.PeftModel` around `model`, which now holds the adapters itself.
@@ -70,12 +70,12 @@ def add_adapters(
 
 
 def merged(adapted: Any) -> InfiniteVLForConditionalGeneration:
-    """The model with its adapters added into its projections; the adapters are gone."""
+    """Adds the adapters into the projections, removes them, and returns the model."""
     return adapted.merge_and_unload()
 
 
 def save_adapter(adapted: Any, base: str, folder: Path) -> None:
-    """Write the adapter in peft's form, with a card of its own; base: name of the model it belongs to."""
+    """Writes the adapter in peft's format, with a card; base: name of the model that it belongs to."""
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base
     adapted.save_pretrained(folder)
@@ -85,5 +85,5 @@ def save_adapter(adapted: Any, base: str, folder: Path) -> None:
 
 
 def adapter_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of adapters, in the model's order."""
+    """Lists the weights of adapters, in the model's order."""
     return [parameter for name, parameter in model.named_parameters() if ".lora_" in name]

@@ -1,4 +1,4 @@
-"""Teachers: any Qwen2.5-VL checkpoint, or a full-attention model of ours, as one class."""
+"""Loads teachers: any Qwen2.5-VL checkpoint, or an InfiniteVL with attention in every layer."""
 
 import os
 from typing import Any
@@ -25,7 +25,7 @@ _SECTION = (16, 24, 24)  # what Qwen2.5-VL turns with where a configuration does
 
 
 def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
-    """The configuration of a teacher, its attention layers as they are there.
+    """Reads the configuration of a teacher, with its attention layers as they are.
 
     Args:
         name: a folder or hub name whose config.json is of Qwen2.5-VL (flat or nested) or ours.
@@ -56,7 +56,7 @@ def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
 
 
 def load_teacher(name: str | os.PathLike[str], **kwargs: Any) -> InfiniteVLForConditionalGeneration:
-    """A teacher with its weights, frozen; keywords as in `from_pretrained`.
+    """Loads a teacher, frozen; keywords as in `from_pretrained`.
 
     Raises:
         CheckpointError: as `teacher_config`, or weights that do not fill the model.
@@ -68,7 +68,7 @@ def load_teacher(name: str | os.PathLike[str], **kwargs: Any) -> InfiniteVLForCo
 
 
 def from_qwen(found: PreTrainedConfig) -> InfiniteVLConfig:
-    """Qwen2.5-VL's configuration as ours, layer for layer."""
+    """Converts a Qwen2.5-VL configuration to an InfiniteVL one, layer for layer."""
     text, vision = found.text_config.to_dict(), found.vision_config.to_dict()
     rope = text["rope_parameters"]
     fields = {key: text[key] for key in _TEXT if text.get(key) is not None}

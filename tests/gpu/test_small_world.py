@@ -19,9 +19,10 @@ from builtin.world.frames import Style
 from builtin.world.packs import load_world, small_pack_path
 from infinitevl.model.fused import fuse_, training_kernels
 from infinitevl.training.parts import SFT, freeze_
-from infinitevl.training.run import Lesson, to_device
 from infinitevl.training.stages.reading import answers
 from infinitevl.training.stages.sft import sft
+from infinitevl.training.task import LossModule
+from infinitevl.training.trainer import to_device
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -35,16 +36,16 @@ def test_a_batch_has_the_loss_that_a_cpu_finds(bucket):
     draw = DrawSettings(num_pictures=64, buckets={bucket: 1})
     settings = SceneSettings(pack=str(small_pack_path()), draws=[draw])
     tokenizer = processor.tokenizer.backend_tokenizer
-    (batch,) = SceneFeed(settings, tokenizer, 1, 10, device="cuda", dtype=torch.bfloat16).next()
+    (batch,) = SceneFeed(settings, tokenizer, 1, 10, device="cuda", dtype=torch.bfloat16).next_batches()
     reference = to_device(batch, torch.device("cpu"))
     reference["pixel_values"] = reference["pixel_values"].float()
     with torch.no_grad():
         wanted = float(sft(plain, reference)) / len(answers(reference)[1])
     freeze_(model, model.config.text_config.layer_types, SFT)
     fuse_(model.model.visual)
-    lesson = Lesson(model, lambda batch: sft(model, batch), torch.bfloat16)
+    module = LossModule(model, lambda batch: sft(model, batch), torch.bfloat16)
     with training_kernels(model, torch.bfloat16):
-        loss = lesson(batch) / len(answers(batch)[1])
+        loss = module(batch) / len(answers(batch)[1])
         loss.backward()
     assert abs(float(loss) - wanted) < 0.05 * wanted + 0.02
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.requires_grad)

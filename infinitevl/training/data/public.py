@@ -11,7 +11,7 @@ from infinitevl.errors import InputError
 from infinitevl.training.data.adapters import ADAPTERS
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.source import Source
-from infinitevl.training.recipes import Strict
+from infinitevl.training.settings import Strict
 
 
 class PublicSource(Strict):

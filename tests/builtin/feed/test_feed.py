@@ -15,13 +15,12 @@ from builtin.stages import read_stage, show, teach
 from builtin.world.packs import load_world, small_pack_path
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.journal import losses
 from infinitevl.training.losses import IGNORED
 from infinitevl.training.parts import STAGES
-from infinitevl.training.run import LOG
 from infinitevl.training.stages.sft import sft
+from infinitevl.training.training_log import LOG, losses
 from tests.support import tiny_tokenizer
-from tests.training.courses import write_recipe, write_world
+from tests.training.stages import write_recipe, write_world
 
 PACK = str(small_pack_path())
 DRAWS = [
@@ -46,26 +45,26 @@ def _same(one, other) -> bool:
 
 def test_a_feed_that_goes_on_gives_what_would_have_come():
     feed = _feed()
-    steps = [feed.next() for _ in range(4)]
-    state = feed.state()
+    steps = [feed.next_batches() for _ in range(4)]
+    state = feed.state_dict()
     assert state["scenes-0"] == 4
     again = _feed()
-    again.go_on({**state, "scenes-0": 2})
-    assert _same(steps[2], again.next()) and _same(steps[3], again.next())
-    assert not _same(_feed(rank=1).next(), steps[0])
+    again.load_state_dict({**state, "scenes-0": 2})
+    assert _same(steps[2], again.next_batches()) and _same(steps[3], again.next_batches())
+    assert not _same(_feed(rank=1).next_batches(), steps[0])
 
 
 def test_a_feed_refuses_to_go_on_with_other_settings():
-    state = _feed().state()
+    state = _feed().state_dict()
     state["scenes"] = {**state["scenes"], "looks": 0.5}
     with pytest.raises(InfiniteVLError, match=r"looks: 0\.5 then, 0\.0 now"):
-        _feed().go_on(state)
+        _feed().load_state_dict(state)
 
 
 def test_a_batch_has_a_place_for_every_feature_and_all_answers():
     tokenizer = tiny_tokenizer()
     pad, end = (tokenizer.convert_tokens_to_ids(name) for name in ("<|image_pad|>", "<|im_end|>"))
-    for batch in _feed().next():
+    for batch in _feed().next_batches():
         assert int((batch["input_ids"] == pad).sum()) == len(batch["image_grid_thw"]) * FRAME_TOKENS
         assert batch["pixel_values"].shape == (len(batch["image_grid_thw"]) * 64, 1176)
         learned = batch["labels"] != IGNORED
