@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinitevl.ops import trainable
 from infinitevl.ops.delta_rule import delta_rule_chunk
 from infinitevl.ops.packed import Packed, gather, pack, spread
 from infinitevl.ops.reference import delta_rule_by_chunk
@@ -96,18 +95,10 @@ def plain(case: Case) -> Rule:
     return lambda *inputs: gather(delta_rule_chunk(*inputs, case.state, ends=ends)[0], case.packed)
 
 
-def batched(case: Case) -> Rule:
-    """The torch path of `ops.trainable`: batched products with gradients of their own."""
-    dtype, ends = case.inputs[0].dtype, case.packed.ends
-    rule = trainable.delta_rule_chunk
-    return lambda *inputs: gather(rule(*inputs, case.state, dtype, ends=ends)[0], case.packed)
-
-
 WAYS = {
     "ours, Triton": (ours, True),
     "fla-core": (fla, False),
     "torch autograd": (plain, True),
-    "torch, own gradients": (batched, True),
 }
 
 

@@ -11,9 +11,9 @@ from typing import TypeAlias
 import numpy as np
 
 from infinitevl.errors import InputError, SourceError
+from infinitevl.processing.addresses import local_path
 from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.frames import DEFAULT_FPS, Frame, Sampler, Source
-from infinitevl.processing.addresses import local_path
 from infinitevl.processing.images import ImageSource, open_image
 from infinitevl.processing.live import LiveSource, camera_opener, paced, stream_opener
 

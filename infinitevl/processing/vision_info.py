@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from infinitevl.errors import InputError
+from infinitevl.processing.addresses import local_path
 from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.fetch import fetch
 from infinitevl.processing.frames import DEFAULT_FPS
-from infinitevl.processing.addresses import local_path
 from infinitevl.processing.images import open_image, resize_bicubic, smart_resize
 from infinitevl.processing.prompt import check_type
 
