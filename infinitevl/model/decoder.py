@@ -12,9 +12,8 @@ from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.fused import Fusable
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.model.window_attention import WindowAttention
-from infinitevl.ops.packed import Packed, pack
-from infinitevl.ops.rotary import phase_steps, section_axes
-from infinitevl.ops.rows import read_rows
+from infinitevl.ops.attention.rotary import phase_steps, section_axes
+from infinitevl.ops.rows import Packed, pack, read_rows
 from infinitevl.state import LayerState, StreamState
 
 

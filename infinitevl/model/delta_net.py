@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from infinitevl.config import InfiniteVLTextConfig
 from infinitevl.model.fused import Fusable, stack_
 from infinitevl.model.layers import GatedRMSNorm, RMSNorm
-from infinitevl.ops.packed import Packed
+from infinitevl.ops.rows import Packed
 from infinitevl.state import DeltaState
 
 

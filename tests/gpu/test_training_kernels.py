@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from infinitevl.ops import flash
-from infinitevl.ops.kernels import TORCH
-from infinitevl.ops.packed import pack
+from infinitevl.ops.attention import flash
 from infinitevl.ops.reference import delta_rule_by_token
-from infinitevl.ops.trainable import trainable
+from infinitevl.ops.rows import pack
+from infinitevl.ops.table import TORCH, trainable
 from tests.support import relative_error
 
 pytestmark = pytest.mark.gpu
@@ -61,7 +60,7 @@ def empty(dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize(("alike", "bound"), [(0.0, 0.01), (0.9, 0.04)])
 @pytest.mark.parametrize("length", [64, 1000])
 def test_the_rule_and_its_gradients_are_as_exact_as_operands_of_8_bits_are(length, alike, bound):
-    from infinitevl.ops.triton.train_rule import delta_rule
+    from infinitevl.ops.delta_net.train.rule import delta_rule
 
     inputs = rule_inputs(length, alike)
     wanted = taught(lambda *x: delta_rule_by_token(*x, empty(torch.float64))[0], [x.double() for x in inputs])

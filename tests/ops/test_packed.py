@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinitevl.ops.delta_net import delta_net_chunk
-from infinitevl.ops.packed import gather, pack, spread
-from infinitevl.ops.window import window_chunk
+from infinitevl.ops.attention.torch import window_chunk
+from infinitevl.ops.delta_net.torch import delta_net_chunk
+from infinitevl.ops.rows import gather, pack, spread
 from tests.support import relative_error
 
 HEADS, WIDTH, TAPS = 2, 8, 4

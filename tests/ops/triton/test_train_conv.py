@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from infinitevl.ops.norm import l2_norm
-from infinitevl.ops.packed import pack, spread
-from infinitevl.ops.trainable import causal_conv_chunk
-from infinitevl.ops.triton.train_conv import conv_heads
+from infinitevl.ops.delta_net.train.conv import conv_heads
+from infinitevl.ops.linear.torch import l2_norm
+from infinitevl.ops.rows import pack, spread
+from infinitevl.ops.table import causal_conv_chunk
 from tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from infinitevl.ops.delta_rule import delta_rule_chunk
-from infinitevl.ops.triton.train_rule import delta_rule
+from infinitevl.ops.delta_net.rule import delta_rule_chunk
+from infinitevl.ops.delta_net.train.rule import delta_rule
 from tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")
