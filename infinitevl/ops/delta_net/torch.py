@@ -60,7 +60,7 @@ def delta_net_chunk(
     conv: Callable[..., tuple[Tensor, Tensor]] = causal_conv_chunk,
     rule: Callable[..., tuple[Tensor, Tensor]] = delta_rule_chunk,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Many tokens (spec: "Gated DeltaNet layer"; paper, section 3).
+    """Read many tokens (arXiv 2512.08829, section 3).
 
     Args:
         mixed: [B, T, C], queries, keys and values side by side, before the convolution; C = H (2 K + V).

@@ -76,9 +76,7 @@ def compile_all(sizes: tuple[int, ...], dtype: torch.dtype, length: int) -> None
         TRITON.norm_swiglu(x, zeros(hidden), EPS, zeros(128, hidden))
         TRITON.linear_add(zeros(1, tokens, 64), zeros(hidden, 64), x.clone(), zeros(hidden))
         out = zeros(1, tokens, heads, value, dtype=torch.float32)
-        TRITON.gated_norm_linear_add(
-            out, gate, zeros(value), EPS, zeros(hidden, heads * value), x.clone()
-        )
+        TRITON.gated_norm_linear_add(out, gate, zeros(value), EPS, zeros(hidden, heads * value), x.clone())
 
 
 def compile_training(sizes: tuple[int, ...], lengths: tuple[int, ...]) -> None:
