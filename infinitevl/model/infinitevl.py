@@ -33,7 +33,7 @@ from infinitevl.model.inputs import (
 from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
 from infinitevl.model.pretrained import InfiniteVLPreTrainedModel
 from infinitevl.model.vision import VisionEncoder
-from infinitevl.ops.packed import Packed
+from infinitevl.ops.rows import Packed
 from infinitevl.state import StreamState
 
 
