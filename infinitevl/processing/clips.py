@@ -107,9 +107,10 @@ def _sampled_fps(metadata: dict[str, Any]) -> float:
 
 def _channels_first(video: Tensor | np.ndarray) -> Tensor:
     """[T, 3, H, W] of 0 to 255, in bytes or floats; a float tensor stays where it is."""
-    if not isinstance(video, Tensor) or video.dtype not in _PLAIN_TYPES or video.is_meta:
+    if not isinstance(video, Tensor) or not _is_plain(video):
         array = to_array(video)
-        video = torch.from_numpy(np.ascontiguousarray(array if array.dtype.kind == "f" else to_uint8(array)))
+        array = array if array.dtype.kind == "f" else to_uint8(array)
+        video = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if video.shape[1] != 3 and video.shape[3] == 3:
         video = video.permute(0, 3, 1, 2)
     if video.shape[1] != 3:
@@ -120,6 +121,11 @@ def _channels_first(video: Tensor | np.ndarray) -> Tensor:
     if video.dtype != torch.uint8:
         check_range(float(video.min()), float(video.max()), video.is_floating_point())
     return video
+
+
+def _is_plain(video: Tensor) -> bool:
+    """Whether torch can work on a tensor's values where they lie."""
+    return video.dtype in _PLAIN_TYPES and video.layout == torch.strided and not video.is_meta
 
 
 def _scale_array(video: Tensor, factor: int, limits: tuple[int, int] | None) -> Tensor:

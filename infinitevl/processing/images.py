@@ -120,6 +120,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_MODES:
         return Image.fromarray(narrow(np.asarray(image))).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
