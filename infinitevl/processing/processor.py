@@ -5,14 +5,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
@@ -357,33 +356,3 @@ def _flatten(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return [image for each in images for image in _flatten(each)]
     return [images]
-
-
-def register(config_class: type[PreTrainedConfig]) -> None:
-    """Let AutoProcessor give this processor for every folder whose config is of this class.
-
-    AutoProcessor alone prefers the class that a folder's processor files name to its registry; published
-    folders name Qwen's processor, which cannot be built without torchvision. So the model type goes first.
-    """
-    AutoProcessor.register(config_class, InfiniteVLProcessor, exist_ok=True)
-    by_class_name = AutoProcessor.from_pretrained
-    if hasattr(by_class_name, "__wrapped__"):
-        return
-
-    @wraps(by_class_name)
-    def from_pretrained(name: str | os.PathLike[str], **kwargs: Any) -> Any:
-        if _model_type(name, kwargs) == config_class.model_type:
-            hub = {key: value for key, value in kwargs.items() if key != "config"}
-            return InfiniteVLProcessor.from_pretrained(name, **hub)
-        return by_class_name(name, **kwargs)
-
-    AutoProcessor.from_pretrained = staticmethod(from_pretrained)  # type: ignore[method-assign, assignment]
-
-
-def _model_type(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> str | None:
-    """The model type that a folder's config states; None if there is no config to read."""
-    hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-    try:
-        return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
-    except (OSError, ValueError):
-        return None
