@@ -129,7 +129,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         that say nothing themselves), all others (such as add_generation_prompt and add_vision_id) to the
         template. Returns the ids alone without `return_dict`.
         """
-        if not conversation:
+        if not isinstance(conversation, list | tuple) or not conversation:
             raise InputError("There is no message. Give a list of messages with role and content.")
         if kwargs.get("return_assistant_tokens_mask"):
             raise InputError("return_assistant_tokens_mask is not offered: find the turns by their tokens.")

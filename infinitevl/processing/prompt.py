@@ -186,6 +186,8 @@ def protect_messages(
     each of them text, a picture or a video, and for calls of tools that the template would leave out. `path`
     is what stands before a message's number in the error.
     """
+    if not isinstance(messages, list | tuple) or not messages:
+        raise InputError(f"field {path}: holds no message; {_VALID_MESSAGE}.")
     messages = [_checked_message(each, f"{path}[{i}]", template) for i, each in enumerate(messages)]
     return [protect(message, specials, mark) for message in messages]
 

@@ -80,7 +80,7 @@ def extract_vision_info(conversations: Conversation | Sequence[Conversation]) ->
 
     Raises InputError, which names the element, for one of an unknown type, or of a known one that holds none.
     """
-    if not conversations:
+    if not isinstance(conversations, list | tuple) or not conversations:
         raise InputError("There is no message. Give a list of messages with role and content.")
     if isinstance(conversations[0], dict):
         return _of_conversation(conversations, "messages")
@@ -90,7 +90,11 @@ def extract_vision_info(conversations: Conversation | Sequence[Conversation]) ->
 
 def _of_conversation(messages: Any, path: str) -> list[dict[str, Any]]:
     found = []
+    if not isinstance(messages, list | tuple):
+        raise InputError(f"field {path}: is {type(messages).__name__}; give a list of messages.")
     for i, message in enumerate(messages):
+        if not isinstance(message, dict) or "content" not in message:
+            raise InputError(f"field {path}[{i}]: a message is a dict with role and content.")
         content = message["content"] if isinstance(message["content"], list) else []
         for j, element in enumerate(content):
             if isinstance(element, dict):
@@ -170,6 +174,8 @@ def _stack_frames(
     element: dict[str, Any], frames: Iterable[Any], factor: int, allow_private: bool
 ) -> tuple[Tensor, dict[str, Any], float]:
     """Frames in a list; qwen-vl-utils sizes each as a picture of doubled patches first, and so do we."""
+    if isinstance(frames, bytes | bytearray | dict) or not isinstance(frames, Iterable):
+        raise InputError(f"A {type(frames).__name__} is not a video. Give a file, an address, or frames.")
     rest = {key: value for key, value in element.items() if key not in ("type", "video")}
     pictures = [fetch_image({**rest, "image": f}, factor, allow_private=allow_private) for f in frames]
     if not pictures:

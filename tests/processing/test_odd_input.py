@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from infinitevl.errors import CheckpointError, InputError
+from infinitevl.errors import CheckpointError, InputError, SourceError
 from infinitevl.processing.images import open_image
 from infinitevl.processing.options import CallOptions
 from infinitevl.processing.pixels import narrow
@@ -350,3 +350,32 @@ def test_limits_of_a_call_are_the_size_of_a_folder_or_its_own() -> None:
     assert CallOptions.from_kwargs({}).limits(size) == (3136, 12544)
     assert CallOptions.from_kwargs({"size": {"max_pixels": 9000}}).limits(size) == (3136, 9000)
     assert CallOptions.from_kwargs({"text_kwargs": {"padding": True}, "padding": True}).padding is True
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [None, 3, "x", {"a": 1}, [3], [None], [{}], [{"role": "user"}], [[3]], [[]], [[{"role": "user"}]]],
+    ids=repr,
+)
+def test_messages_that_are_none_are_input_errors(processor: InfiniteVLProcessor, messages: Any) -> None:
+    if messages != [[]]:  # no message holds no picture
+        with pytest.raises(InputError):
+            process_vision_info(messages)
+    with pytest.raises(InputError):
+        processor.apply_chat_template(messages)
+
+
+@pytest.mark.parametrize(
+    "video", [3, None, object(), object, {}, b"", b"bytes", "", ".", "\0", [[]], [None]], ids=repr
+)
+def test_a_video_that_is_none_is_an_error_of_the_package(video: Any) -> None:
+    with pytest.raises((InputError, SourceError)):
+        process_vision_info([{"role": "user", "content": [{"type": "video", "video": video}]}])
+
+
+def test_a_picture_is_not_scaled_beyond_the_limit() -> None:
+    for keys in ({"min_pixels": 1e30, "max_pixels": 1e31}, {"min_pixels": 1e9, "max_pixels": 1e9}):
+        with pytest.raises(InputError, match="as it should be scaled, has"):
+            process_vision_info(
+                [{"role": "user", "content": [{"type": "image", "image": make_picture(), **keys}]}]
+            )
