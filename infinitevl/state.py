@@ -1,8 +1,9 @@
 """All that a stream carries from one token to the next: tensors of constant size, and nothing else.
 
-A sliding-window layer keeps a ring of recent keys and values, a Gated DeltaNet its memory matrix and the last
-inputs of its convolution. Fill levels, positions and times are tensors too: a replayed graph moves on. All of
-one stream lies side by side in one buffer, so that to fork, park or bring back a stream is a single copy.
+A sliding-window layer keeps a ring of recent keys and values, a Gated DeltaNet its matrix (the recurrent
+state) and the last inputs of its convolution. Fill levels, positions and times are tensors too: a replayed
+graph moves on. All of one stream lies side by side in one buffer, so that to fork, park or bring back a
+stream is a single copy.
 """
 
 import dataclasses
@@ -38,10 +39,10 @@ class WindowState:
 
 @dataclass
 class DeltaState:
-    """Memory of one Gated DeltaNet, float32, and the inputs that its convolution still sees."""
+    """The matrix of one Gated DeltaNet, float32, and the inputs that its convolution still sees."""
 
-    memory: Tensor  # [B, H, K, V]
-    tail: Tensor  # [B, W - 1, C]
+    recurrent_state: Tensor  # [B, H, K, V]
+    conv_state: Tensor  # [B, W - 1, C]
 
 
 @dataclass
@@ -93,7 +94,7 @@ class StreamState:
 
         Args:
             config: the decoder's sizes.
-            dtype: of windows and convolution tails; memories are float32.
+            dtype: of windows and conv_states; recurrent states are float32.
             device: one device, or one for each layer.
             max_length: tokens that full-attention layers have room for; needed only where there are any.
             frame_size: height and width in pixels of a frame that waits for its partner (video mode).
@@ -148,9 +149,9 @@ class StreamState:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
-    def memory_norms(self) -> list[float]:
-        """Frobenius norm of each Gated DeltaNet's memory, over the whole batch."""
-        return [layer.memory.norm().item() for layer in self.layers if isinstance(layer, DeltaState)]
+    def recurrent_norms(self) -> list[float]:
+        """Frobenius norm of each Gated DeltaNet's recurrent state, over the whole batch."""
+        return [layer.recurrent_state.norm().item() for layer in self.layers if isinstance(layer, DeltaState)]
 
     def fork(self) -> "StreamState":
         """An independent copy: what happens to one leaves the other as it is."""
@@ -264,7 +265,7 @@ class StreamState:
         dtype: torch.dtype = torch.float32,
         device: Device | Sequence[Device] = "cpu",
     ) -> "StreamState":
-        """Read a state back, exactly; on another dtype, windows and tails are rounded to it.
+        """Read a state back, exactly; on another dtype, windows and conv_states are rounded to it.
 
         Raises:
             StateError: not a state, another format version, another model, or a damaged file.
@@ -376,9 +377,9 @@ def _layer_shapes(
 ) -> Any:
     """The layer's state with shapes where tensors will be."""
     if kind == LINEAR:
-        memory = (config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
-        tail = (config.conv_size - 1, config.conv_channels)
-        shapes: Any = _Shape(memory, torch.float32, device), _Shape(tail, dtype, device)
+        recurrent_state = (config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
+        conv_state = (config.conv_size - 1, config.conv_channels)
+        shapes: Any = _Shape(recurrent_state, torch.float32, device), _Shape(conv_state, dtype, device)
         return DeltaState(*shapes)
     slots = max_length if kind == FULL else config.sliding_window
     if not isinstance(slots, Integral) or slots < 1:

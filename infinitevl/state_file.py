@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infinitevl.errors import StateError
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 # What a window or a recurrent state may have been saved in; it is rounded to the model's own.
 _ROUNDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = 10**18  # of counts, positions and microseconds: sums of two are counted safely in int64
@@ -68,8 +68,9 @@ def check_metadata(
         raise StateError(f"{path} is a safetensors file but not a state of InfiniteVL.")
     if metadata.get("version") != FORMAT_VERSION:
         raise StateError(
-            f"{path} has state format {metadata.get('version')}, this version reads {FORMAT_VERSION}. "
-            "Load it with the version of infinitevl that wrote it."
+            f"{path} was saved in state format {metadata.get('version')}, and this version of infinitevl "
+            f"reads format {FORMAT_VERSION}; their fields differ. Go on with the version that saved it, or "
+            "watch the stream again and save it anew."
         )
     if metadata.get("checksum") != checksum(tensors, metadata):
         raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")

@@ -41,14 +41,14 @@ class WatchOptions:
 
 
 def run_watch(
-    options: WatchOptions, *, model: str | None, device: str | None, dtype: str, precision: str
+    options: WatchOptions, *, model: str | None, device: str | None, dtype: str, quantization: str
 ) -> None:
     """Watch, answer, and write what was asked for; what can be seen to be wrong is said before all that."""
     questions = [parse_question(line) for line in options.ask]
     for path in (options.save_state, options.report):
         check_folder(path)
     with open_source(options.source, fps=options.fps, live=options.live) as source:
-        network, processor = load_model(model, device, dtype, precision)
+        network, processor = load_model(model, device, dtype, quantization)
         session = _open_session(options, network, processor)
         recorder = Recorder()
         outcome = _watch(options, session, source, questions, recorder)

@@ -20,7 +20,7 @@ from infinitevl.engine.running import Captured, Eager, Runner
 from infinitevl.engine.sampling import Sampling, TextBuilder, stop_ids
 from infinitevl.engine.steps import Steps
 from infinitevl.errors import InputError, StateError
-from infinitevl.model.fused import fuse_, precision_of
+from infinitevl.model.fused import fuse_, quantization_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 
 Mode = Literal["image", "video"]
@@ -37,11 +37,11 @@ class Engine:
         max_length: tokens that full-attention layers get room for, where there are any.
         replay: capture steps and replay them, where all weights are on one GPU and the state is constant;
             False runs the same steps anew each time, with the same results.
-        precision: hold the decoder's products in "int8", "int4" or "fp8", in place and for good (see
+        quantization: hold the decoder's products in "int8", "int4" or "fp8", in place and for good (see
             `infinitevl.load`, which does it while loading); None leaves them as they are.
 
     Raises:
-        InputError: a bad mode, number, frame size or precision.
+        InputError: a bad mode, number, frame size or quantization.
         StateError: full-attention layers without a usable `max_length`.
     """
 
@@ -55,7 +55,7 @@ class Engine:
         frame_size: int | tuple[int, int] | None = None,
         max_length: int | None = None,
         replay: bool = True,
-        precision: str | None = None,
+        quantization: str | None = None,
     ):
         if mode not in ("image", "video"):
             raise InputError(f"mode is {mode!r}; choose 'image' or 'video'.")
@@ -65,8 +65,8 @@ class Engine:
         wanted = processor.frame_size if frame_size is None else frame_size
         self.frame_size = checked_size(wanted, vision.merge_factor)
         is_captured = _can_capture(model)
-        is_laid_out = is_captured or (precision or precision_of(model)) is not None
-        kernels = fuse_(model, precision=precision) if is_laid_out else None
+        is_laid_out = is_captured or (quantization or quantization_of(model)) is not None
+        kernels = fuse_(model, quantization=quantization) if is_laid_out else None
         num_rows = num_slots + is_captured  # the scratch row
         state = model.allocate_state(
             num_rows,

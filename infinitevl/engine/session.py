@@ -34,7 +34,7 @@ class StreamStats:
     """What a stream has taken in, and what it holds.
 
     frames: taken in, a waiting one included. dropped: by a live source. tokens: in the state's past.
-    seconds: time of the newest frame. state_bytes: constant. memory_norms: of each Gated DeltaNet.
+    seconds: time of the newest frame. state_bytes: constant. recurrent_norms: of each Gated DeltaNet.
     """
 
     frames: int
@@ -42,7 +42,7 @@ class StreamStats:
     tokens: int
     seconds: float
     state_bytes: int
-    memory_norms: list[float]
+    recurrent_norms: list[float]
 
 
 class StreamSession:
@@ -58,14 +58,14 @@ class StreamSession:
         system: text of the system turn of a question; None for no such turn.
         max_length: tokens that full-attention layers get room for; needed only where there are any (a
             teacher), and a stream of such a model ends there.
-        precision: as for `Engine`.
+        quantization: as for `Engine`.
 
     Many streams on one model: `StreamSession.on(engine)` makes sessions that share steps and memory; one made
     by itself has an engine of its own.
 
     Raises:
-        InputError: an unknown mode or precision, or a frame size that is not a multiple of a merged token's
-            side.
+        InputError: an unknown mode or quantization, or a frame size that is not a multiple of a merged
+            token's side.
         StateError: full-attention layers without a usable `max_length`.
     """
 
@@ -79,11 +79,10 @@ class StreamSession:
         keep_turns: bool = False,
         system: str | None = DEFAULT_SYSTEM,
         max_length: int | None = None,
-        precision: str | None = None,
+        quantization: str | None = None,
     ):
-        engine = Engine(
-            model, processor, mode=mode, frame_size=frame_size, max_length=max_length, precision=precision
-        )
+        sizes: dict[str, Any] = {"frame_size": frame_size, "max_length": max_length}
+        engine = Engine(model, processor, mode=mode, quantization=quantization, **sizes)
         self._enter(engine, keep_turns, system, is_alone=True)
 
     @classmethod
@@ -324,7 +323,7 @@ class StreamSession:
             tokens=int(state.length),
             seconds=facts.last_time / MICROSECONDS,
             state_bytes=state.num_bytes,
-            memory_norms=state.memory_norms,
+            recurrent_norms=state.recurrent_norms,
         )
 
     @property

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from builtin.exam import Exam
 from infinitevl.engine.sampling import Sampling
-from infinitevl.evaluation.exam import Exam
 from infinitevl.evaluation.questions import TimedQuestion
 from infinitevl.evaluation.streaming import Answered, Event, Session, Summary, WatchSettings, watch
 

@@ -48,16 +48,6 @@ def parse_time(text: str) -> float:
     return int(match["h"] or 0) * 3600 + int(match["m"] or 0) * 60 + float(match["s"] or 0)
 
 
-def show_time(seconds: float) -> str:
-    """`seconds` as a clock shows them: 0:07.5, 1:30, 1:02:03."""
-    tenths = round(seconds * 10)
-    minutes, rest = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    fraction = f".{rest % 10}" if rest % 10 else ""
-    head = f"{hours}:{minutes:02}" if hours else f"{minutes}"
-    return f"{head}:{rest // 10:02}{fraction}"
-
-
 def in_order(questions: Iterable[TimedQuestion]) -> list[TimedQuestion]:
     """By time, those for the end last; equal times keep the order in which they were given."""
     return sorted(questions, key=lambda question: float("inf") if question.at is None else question.at)

@@ -13,7 +13,8 @@ import numpy as np
 from infinitevl.errors import InputError, SourceError
 from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.frames import DEFAULT_FPS, Frame, Sampler, Source
-from infinitevl.processing.images import ImageSource, local_path, open_image
+from infinitevl.processing.addresses import local_path
+from infinitevl.processing.images import ImageSource, open_image
 from infinitevl.processing.live import LiveSource, camera_opener, paced, stream_opener
 
 __all__ = ["Frame", "FrameItem", "Source", "VideoFile", "open_source"]

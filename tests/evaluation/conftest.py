@@ -15,7 +15,7 @@ class FakeStats:
     tokens: int
     seconds: float
     state_bytes: int = 1000
-    memory_norms: list[float] = field(default_factory=list)
+    recurrent_norms: list[float] = field(default_factory=list)
 
 
 class FakeSession:

@@ -1,7 +1,8 @@
 import pytest
 
 from infinitevl.errors import InputError
-from infinitevl.evaluation.questions import TimedQuestion, in_order, parse_question, show_time
+from infinitevl.evaluation.questions import TimedQuestion, in_order, parse_question
+from infinitevl.evaluation.units import show_time
 
 
 @pytest.mark.parametrize(
