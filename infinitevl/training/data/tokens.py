@@ -85,11 +85,15 @@ class TokenWriter:
         )
 
     def write(self, sample: Sample) -> Tokens:
-        """Raises InputError, which names the sample, for media that cannot be read or too many tokens."""
+        """Raises InputError, which names the sample, whatever cannot be read or made tokens of."""
         try:
             return self._write(sample.messages)
         except InfiniteVLError as error:
             raise InputError(f"{sample.where}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # of a library that decodes: one sample must not end a run of many
+            raise InputError(f"{sample.where}: {type(error).__name__}: {error}") from error
 
     def _write(self, messages: list[dict[str, Any]]) -> Tokens:
         messages = [_with_settings(message, self.limits) for message in messages]
