@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from infinitevl.config_fields import check, check_fields, with_fields
+from infinitevl.config_fields import check, check_ends, check_fields, with_fields
 from infinitevl.errors import InputError
 
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
@@ -69,10 +69,6 @@ class InfiniteVLVisionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         check_fields(self)
         self.fullatt_block_indexes = tuple(self.fullatt_block_indexes)
-        check(
-            all(0 <= index < self.depth for index in self.fullatt_block_indexes),
-            f"fullatt_block_indexes {list(self.fullatt_block_indexes)} are not all blocks of {self.depth}",
-        )
         check(self.hidden_act == "silu", f"vision hidden_act must be 'silu', not {self.hidden_act!r}")
         check(
             self.hidden_size % (4 * self.num_heads) == 0,
@@ -133,6 +129,7 @@ class InfiniteVLTextConfig(PreTrainedConfig):
         self.head_dim = self.head_dim or 0
         self.layer_types = self.layer_types or ()
         check_fields(self)
+        check_ends(self.eos_token_id)
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.layer_types = list(self.layer_types or hybrid_layer_types(self.num_hidden_layers))
         self.mrope_section = list(self.mrope_section)

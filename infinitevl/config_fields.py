@@ -41,9 +41,13 @@ def check_fields(config: PreTrainedConfig) -> None:
     dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
     check(config.dtype is None or is_float, f"dtype is {config.dtype!r}, not one of floating point")
-    ends = getattr(config, "eos_token_id", None)
-    ids = ends if isinstance(ends, list) else [ends]
-    check(all(end is None or type(end) is int for end in ids), f"eos_token_id is {ends!r}, not a number")
+
+
+def check_ends(eos_token_id: Any) -> None:
+    """See that the end of an answer is a token's number, a list of them, or not named."""
+    ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+    holds = all(token_id is None or type(token_id) is int for token_id in ids)
+    check(holds, f"eos_token_id is {eos_token_id!r}, not a number")
 
 
 def _is_number(value: Any, least: int) -> bool:

@@ -79,7 +79,7 @@ WRONG = {
     "num_attention_heads": [None, "4", 0],
     "num_key_value_heads": [None, 0],
     "layer_types": [[1, 2, 3, 4], "full_attention"],
-    "rope_scaling": ["x", {"mrope_section": ["a"]}, {"mrope_section": [1, 2]}, {"rope_type": "yarn"}],
+    "rope_scaling": ["x", {"mrope_section": ["a"]}, {"mrope_section": [1, 2]}],
     "rope_theta": ["x", None, 0, float("inf")],
     "rms_norm_eps": ["x", None],
     "expand_v": ["x", None, 0],

@@ -101,7 +101,7 @@ def _with_parts(messages: list[Any], kinds: list[str]) -> list[Any]:
 def _with_places(message: Any) -> Any:
     if not isinstance(message, dict) or message.get("role") not in ("user", "tool"):
         return message
-    content = []
+    content: list[Any] = []
     for part in _listed_content(message):
         text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
         content += split_places(text) if isinstance(text, str) and _PLACE.search(text) else [part]
