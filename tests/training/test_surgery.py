@@ -13,6 +13,7 @@ from infinitevl.config import FULL, LINEAR, SLIDING
 from infinitevl.errors import CheckpointError, InfiniteVLError, InputError
 from infinitevl.model.context import ForwardContext
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.qwen import from_qwen
 from infinitevl.training.parts import STAGES, Part, part_of
 from infinitevl.training.surgery import (
     INHERITED,
@@ -25,7 +26,7 @@ from infinitevl.training.surgery import (
     student_config,
     weight_table,
 )
-from infinitevl.training.teacher import from_qwen, load_teacher, teacher_config
+from infinitevl.training.teacher import load_teacher, teacher_config
 from tests.support import DATA, prompt_inputs, relative_error, tiny_model
 from tests.training.teachers import write_qwen
 
