@@ -24,7 +24,7 @@ from infinitevl.engine.loading import find
 from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.evaluation.units import show_bytes
 from infinitevl.model.opening import is_builtin
-from infinitevl.ops import backend
+from infinitevl.ops.table import describe
 
 REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetensors", "pillow")
 OPTIONAL = {
@@ -143,8 +143,8 @@ def _version(package: str) -> str | None:
 
 
 def _kernels(device: str | None) -> Iterator[Finding]:
-    for choice in backend.describe(device):
-        yield Finding("kernels", choice.op, choice.kernel, note=choice.why)
+    for choice in describe(device):
+        yield Finding(choice.moment, choice.op, choice.kernel, note=choice.why)
 
 
 def _video() -> Iterator[Finding]:

@@ -65,6 +65,7 @@ def load(
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """A model and its processor, ready to answer.
 
+    A folder of Qwen2.5-VL runs as it is, with full attention: sessions and states of it need a `max_length`.
     A folder that holds an adapter beside its weights (`adapter/`, as peft writes it) is loaded with the
     adapter merged.
 

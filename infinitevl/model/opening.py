@@ -13,6 +13,8 @@ from huggingface_hub.utils import get_session
 from infinitevl.errors import CheckpointError
 from infinitevl.model import adapters
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.qwen import foreign_config
+from infinitevl.model.weights import loading_errors
 
 BUILTIN, BUILTIN_STAGE_2 = "builtin", "builtin-stage2"  # whole, and without its adapter
 _SECONDS_TO_ANSWER = 5
@@ -22,6 +24,8 @@ Name = str | os.PathLike[str]
 def open_model(name: Name | None, dtype: Any) -> InfiniteVLForConditionalGeneration:
     """The model of a name, on the CPU; an adapter beside its weights is merged.
 
+    A folder of Qwen2.5-VL runs as it is: its layers are full attention, so states need a `max_length`.
+
     Args:
         name: None for the built-in model. dtype: what transformers takes; "auto" is the folder's own.
 
@@ -29,7 +33,10 @@ def open_model(name: Name | None, dtype: Any) -> InfiniteVLForConditionalGenerat
         CheckpointError, OSError, ValueError: nothing usable under that name.
     """
     place = place_of(name)
-    model = InfiniteVLForConditionalGeneration.from_pretrained(place, dtype=dtype)
+    with loading_errors(place):
+        config = foreign_config(place)
+    own: dict[str, Any] = {} if config is None else {"config": config}
+    model = InfiniteVLForConditionalGeneration.from_pretrained(place, dtype=dtype, **own)
     if name != BUILTIN_STAGE_2 and (Path(place) / adapters.FOLDER).is_dir():
         adapters.merge_adapter_(model, Path(place) / adapters.FOLDER)
     return model
@@ -46,10 +53,16 @@ def place_of(name: Name | None) -> str:
     """
     if is_builtin(name):
         return str(builtin_folder())
-    path = Path(str(name))
-    if path.exists() and not (path / "config.json").is_file():
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name) or isinstance(os.fspath(name), bytes):
+        raise CheckpointError(f"{name!r} is no name of a model. Give a folder, a name of the hub, or None.")
+    path = Path(name)
+    try:
+        is_there, has_config = path.exists(), (path / "config.json").is_file()
+    except (OSError, ValueError) as error:  # a folder that may not be read, a name that no file can have
+        raise CheckpointError(f"{str(name)[:200]!r} cannot be read: {error}.") from error
+    if is_there and not has_config:
         raise CheckpointError(f"{name} has no config.json. Give a folder with config.json and weights.")
-    if not path.exists() and is_path(str(name)):
+    if not is_there and is_path(str(name)):
         raise CheckpointError(
             f"there is no folder {name}. Give a folder with config.json and weights, or a name."
         )

@@ -183,7 +183,7 @@ def explained(error: ValidationError, where: str, known: Iterable[str] = ()) -> 
     return InputError(f"{where}: {'; '.join(_told(problem, names) for problem in error.errors())}")
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
+def identity(recipe: StageRecipe) -> dict[str, Any]:
     """Returns the settings that decide what is learnt; a resumed run must have the same."""
     plain = recipe.model_dump(mode="json", exclude=_FREE)
     if plain["data"] is not None:

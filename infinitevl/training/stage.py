@@ -171,8 +171,7 @@ def teach(
         InfiniteVLError: the run stopped; the message says why, and the last checkpoint is whole.
     """
     folder = Path(recipe.out)
-    if not resume and (folder / CHECKPOINT).exists():
-        raise InfiniteVLError(f"{folder} holds a run already. Add --resume, or give another folder as `out`.")
+    check_new_run(folder, resume)
     accelerator = processes()
     stage = open_stage(recipe, accelerator, feed)
     trainer = make_trainer(stage, accelerator)
@@ -183,7 +182,7 @@ def teach(
     if stage.feed.skipped:
         print(describe_skipped(stage.feed.skipped), flush=True)
     if not complete:
-        _leave(trainer)
+        leave(trainer)
         return None
     take_weights(stage, trainer)
     if accelerator.is_main_process:
@@ -198,7 +197,13 @@ def make_trainer(stage: Stage, accelerator: Accelerator) -> Trainer:
     return Trainer(task, stage.recipe, Path(stage.recipe.out), accelerator, identity(stage.recipe))
 
 
-def _leave(trainer: Trainer) -> None:
+def check_new_run(folder: Path, resume: bool) -> None:
+    """Raises InfiniteVLError if a run is to start where another one left its checkpoint."""
+    if not resume and (folder / CHECKPOINT).exists():
+        raise InfiniteVLError(f"{folder} holds a run already. Add --resume, or give another folder as `out`.")
+
+
+def leave(trainer: Trainer) -> None:
     """Saves a run that has steps left, and says how it goes on."""
     if trainer.saved_step != trainer.step:
         trainer.save()
@@ -228,8 +233,13 @@ def finish(stage: Stage, folder: Path) -> None:
     if stage.adapted is not None:
         save_adapter(stage.adapted, stage.recipe.student, folder / ADAPTER)
     write_model(stage, folder / MODEL)
+    draw_curve(folder, stage.recipe.stage)
+
+
+def draw_curve(folder: Path, title: str) -> None:
+    """Draws the loss of the run in `folder`, or says why not."""
     try:
-        draw_loss(folder / LOG, folder / "loss.png", stage.recipe.stage)
+        draw_loss(folder / LOG, folder / "loss.png", title)
     except ImportError as error:  # a figure is a convenience
         print(
             f"loss.png was not drawn, which needs {error.name}: pip install 'infinitevl[train]'. The numbers "

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from infinitevl.ops.backend import has_triton
+from infinitevl.ops.table import has_triton
 
 
 def test_kernels_are_tested():
