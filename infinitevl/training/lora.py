@@ -23,13 +23,13 @@ It fits this base model alone.
 from pathlib import Path
 
 import infinitevl
-from infinitevl.model.adapters import merge_
+from infinitevl.model.adapters import merge_adapter_
 
 model, processor = infinitevl.load("{base}")
-merge_(model, Path("{folder}"))  # adds it into the projections; needs no peft
+merge_adapter_(model, Path("{folder}"))  # adds it into the projections; needs no peft
 ```
 
-Or with peft, instead of `merge_`, as a part that can be taken off again:
+Or with peft, instead of `merge_adapter_`, as a part that can be taken off again:
 
 ```python
 from peft import PeftModel
@@ -37,6 +37,18 @@ from peft import PeftModel
 model = PeftModel.from_pretrained(model, "{folder}")
 ```
 """
+
+
+def check_installed() -> None:
+    """See that adapters can be made, before anything large is loaded.
+
+    Raises:
+        InfiniteVLError: peft is not installed.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise InfiniteVLError("LoRA needs peft: pip install 'infinitevl[train]'.") from error
 
 
 def add_adapters(
@@ -50,10 +62,9 @@ def add_adapters(
     Raises:
         InfiniteVLError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InfiniteVLError("LoRA needs peft: pip install 'infinitevl[train]'.") from error
+    check_installed()
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=PROJECTIONS)
     return get_peft_model(model, config)
 

@@ -14,7 +14,7 @@ from infinitevl.training.checkpoint import CHECKPOINT, read_checkpoint
 from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed
 from infinitevl.training.flops import Weights, stage_flops
-from infinitevl.training.lora import add_adapters, merged, save_adapter
+from infinitevl.training.lora import add_adapters, check_installed, merged, save_adapter
 from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, place_
 from infinitevl.training.parts import SFT_PARTS, freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, Sft, identity
@@ -111,6 +111,8 @@ def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = Non
     for name in (recipe.student, taught):
         if name is not None:
             place_of(name)  # a wrong path is told before anything large is loaded
+    if isinstance(recipe, LongSft):
+        check_installed()
     student, adapted = open_student(recipe)
     processor = open_processor(recipe.student)
     teacher = None if taught is None else load_teacher(taught)

@@ -11,7 +11,9 @@ from transformers import Qwen2_5_VLConfig
 import infinitevl
 from infinitevl.config import FULL, LINEAR, SLIDING
 from infinitevl.errors import CheckpointError, InfiniteVLError, InputError
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.qwen import from_qwen
 from infinitevl.training.parts import STAGES, Part, part_of
 from infinitevl.training.surgery import (
     INHERITED,
@@ -24,7 +26,7 @@ from infinitevl.training.surgery import (
     student_config,
     weight_table,
 )
-from infinitevl.training.teacher import from_qwen, load_teacher, teacher_config
+from infinitevl.training.teacher import load_teacher, teacher_config
 from tests.support import DATA, prompt_inputs, relative_error, tiny_model
 from tests.training.teachers import write_qwen
 
@@ -97,8 +99,8 @@ def test_window_layers_inherit_attention_and_see_less(folder):
     pair = [model.model.language_model.layers[0] for model in (student, teacher)]
     assert [layer.self_attn.window for layer in pair] == [12, None]
     x = torch.randn(1, 30, 32)
-    cos, sin = teacher.model.language_model.rotary(torch.arange(30).expand(3, 1, -1))
-    seen, wanted = (layer(x, cos, sin) for layer in pair)
+    angles = teacher.model.language_model.rotary(torch.arange(30).expand(3, 1, -1))
+    seen, wanted = (layer(x, ForwardContext(*angles)) for layer in pair)
     assert torch.equal(seen[:, :12], wanted[:, :12])
     assert relative_error(seen[:, 12:], wanted[:, 12:]) > 1e-3
 

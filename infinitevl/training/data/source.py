@@ -42,11 +42,18 @@ class Source:
         return f"{self.name}, {self.unit} {index + 1}"
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads a sample. Raises InputError that names file, line and field."""
+        """Reads a sample. Raises InputError that names file, line and field, whatever is wrong with it."""
         try:
-            messages = read_messages(self.convert(self.rows[index]), self.root)
+            row = self.rows[index]
+            if not isinstance(row, dict):
+                raise InputError(f"field row: is {type(row).__name__}; give an object.")
+            messages = read_messages(self.convert(row), self.root)
         except (OSError, SyntaxError, ValueError) as error:  # a dataset decodes pictures when a row is read
             raise InputError(f"{self.where(index)}, {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # of a caller's own function, or of a library that decodes a row
+            raise InputError(f"{self.where(index)}, {type(error).__name__}: {error}") from error
         return Sample(messages, self.where(index))
 
 
@@ -106,7 +113,7 @@ def _saved_dataset(folder: Path) -> Any:
 def _json_list(file: Path) -> Sequence[Any]:
     try:
         rows = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON: {error}.") from error
     if not isinstance(rows, list):
         raise InputError(f"{file} holds {type(rows).__name__}; give a list of objects, or JSON lines.")

@@ -87,12 +87,16 @@ class TokenWriter:
         """Tokenizes a sample.
 
         Raises:
-            InputError: media that cannot be read, or too many tokens; names the sample.
+            InputError: it cannot be read, or not be made tokens of; names the sample.
         """
         try:
             return self._write(sample.messages)
         except InfiniteVLError as error:
             raise InputError(f"{sample.where}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # of a library that decodes: one sample must not end a run of many
+            raise InputError(f"{sample.where}: {type(error).__name__}: {error}") from error
 
     def _write(self, messages: list[dict[str, Any]]) -> Tokens:
         messages = [_with_settings(message, self.limits) for message in messages]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import IMAGE, VIDEO, token_kinds
 from infinitevl.model.window_attention import WindowAttention
@@ -51,7 +52,7 @@ class Layer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Runs the layer: [B, T, C] -> [B, T, C]."""
-        return self.module(x, self.cos, self.sin, **_packed(self.packed))
+        return self.module(x, ForwardContext(self.cos, self.sin, packed=self.packed))
 
     def sees(self, length: int) -> int | None:
         """Returns how many tokens attention sees in sequences of `length`; None for a Gated DeltaNet."""
