@@ -1,12 +1,14 @@
 """What comes without torch and transformers: the import, help, the version, and errors in how one calls."""
 
 import ast
+import importlib
 import json
+import re
 import subprocess
 import sys
 
 import infinitevl
-from tests.project.source import PACKAGE
+from tests.project.source import PACKAGE, ROOT
 
 HEAVY = ["torch", "transformers", "numpy", "PIL", "av", "safetensors", "accelerate", "huggingface_hub"]
 LOADED = f"print(*sorted(set(sys.modules) & set({HEAVY!r})), sep=',')"
@@ -122,3 +124,18 @@ def test_a_public_name_is_the_one_of_its_module() -> None:
         assert getattr(infinitevl, name) is getattr(sys.modules[home], name)
         assert name in dir(infinitevl)
     assert not hasattr(infinitevl, "lood")
+
+
+def test_pages_and_examples_import_public_names_only() -> None:
+    """Names of the package itself, and those of its training, which are too many for it."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+    line = re.compile(r"^ *from (infinitevl[\w.]*) import (.+)$", re.MULTILINE)
+    found = {
+        (home, name.strip())
+        for path in pages
+        for home, names in line.findall(path.read_text())
+        for name in names.strip("()").split(",")
+    }
+    assert {home for home, _ in found if not home.startswith("infinitevl.training.")} == {"infinitevl"}
+    assert all(name in infinitevl.__all__ for home, name in found if home == "infinitevl")
+    assert all(hasattr(importlib.import_module(home), name) for home, name in found)

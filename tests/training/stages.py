@@ -57,7 +57,7 @@ def write_recipe(world: Path, stage: str, out: Path, **changes: Any) -> Path:
         },
         "num_steps": 5,
         "learning_rate": 1e-3,
-        "precision": "float32",
+        "dtype": "float32",
         "gradient_checkpointing": False,
         "save_every": 2,
         **own,

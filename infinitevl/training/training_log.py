@@ -1,4 +1,4 @@
-"""What a stage writes about itself: one JSON object a line, what boards show, and its loss as a picture."""
+"""Writes the log of a run: one JSON object a line, the same on boards, and a plot of the loss."""
 
 import json
 import time
@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate.tracking import GeneralTracker
 
-from infinitevl.training.boards import TensorBoard, WandB, open_board
+from infinitevl.training.boards import open_board
 from infinitevl.training.flops import nominal_peak
 
+LOG = "log.jsonl"  # in the folder of a run
 
-class Journal:
-    """Lines of a run; where a run goes on, lines of steps that are done again are dropped.
+
+class TrainingLog:
+    """Writes the log of a run. A resumed run drops the lines of steps that it repeats.
 
     Args:
         num_processes: whose work together a line speaks of. log_to: names of boards that show it too.
@@ -20,13 +23,13 @@ class Journal:
 
     def __init__(self, path: Path, writes: bool = True, num_processes: int = 1, log_to: Sequence[str] = ()):
         self.path, self.writes, self.log_to = path, writes, log_to
-        self.boards: list[TensorBoard | WandB] = []
+        self.boards: list[GeneralTracker] = []
         self._since = time.perf_counter()
         self._step, self._num_steps, self._tokens, self._flops = 0, 0, 0, 0.0
         self._peak = num_processes * (nominal_peak(_gpu()) or 0.0)
 
     def start(self, step: int, num_steps: int) -> None:
-        """The run begins, or goes on, after `step` steps. Raises InputError for a board that cannot open."""
+        """Starts, or continues after `step` steps. Raises InputError for a board that cannot open."""
         self._since, self._step, self._num_steps = time.perf_counter(), step, num_steps
         self._tokens, self._flops = 0, 0.0
         if self.writes:
@@ -35,22 +38,22 @@ class Journal:
             self.boards = [open_board(name, self.path.parent, step) for name in self.log_to]
 
     def add(self, tokens: int, flops: float) -> None:
-        """What one step did; a line tells the pace of all steps since the line before."""
+        """Counts the work of one step; a line shows the pace since the line before."""
         self._tokens += tokens
         self._flops += flops
 
     def write(self, step: int, facts: dict[str, float]) -> None:
-        """A line, on the screen too: facts, the pace, and the time that is left."""
+        """Writes a line, also to the screen: the facts, the pace and the time that is left."""
         line = {"step": step, "num_steps": self._num_steps, **facts, **self._pace(step)}
         if self.writes:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
         for board in self.boards:
-            board.write(step, {name: value for name, value in line.items() if name != "step"})
+            board.log({name: value for name, value in line.items() if name != "step"}, step=step)
 
     def _pace(self, step: int) -> dict[str, float]:
-        """Tokens a second, share of the devices' nominal peak where that is known, seconds left, memory."""
+        """Returns tokens a second, share of the nominal peak (if known), seconds left, memory."""
         now = time.perf_counter()
         passed, done = max(now - self._since, 1e-9), max(step - self._step, 1)
         pace: dict[str, float] = {"tokens_per_second": round(self._tokens / passed)}
@@ -63,9 +66,9 @@ class Journal:
         return pace
 
     def close(self) -> None:
-        """See that boards have everything."""
+        """Completes and closes the boards."""
         for board in self.boards:
-            board.close()
+            board.finish()
         self.boards = []
 
 
@@ -74,13 +77,13 @@ def _gpu() -> str:
 
 
 def losses(path: Path) -> list[tuple[int, float]]:
-    """Step and loss of every line of a log."""
+    """Reads step and loss of every line of a log."""
     found = [json.loads(line) for line in _lines(path)]
     return [(line["step"], line["loss"]) for line in found]
 
 
 def draw_loss(log: Path, out: Path, title: str) -> None:
-    """The loss over the steps, as a PNG."""
+    """Plots the loss over the steps as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +100,7 @@ def draw_loss(log: Path, out: Path, title: str) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines; the last one of a killed run may be cut."""
+    """Reads the whole lines; the last one of a killed run may be cut."""
     if not path.exists():
         return []
     return [line for line in path.read_text().splitlines() if line.endswith("}")]

@@ -12,13 +12,12 @@ import infinitevl
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model import adapters
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.course import ADAPTER, MODEL, export, teach
-from infinitevl.training.journal import losses
 from infinitevl.training.parts import STAGES, TRAINED, Part, part_of
 from infinitevl.training.preview import preview
 from infinitevl.training.recipes import read_recipe
-from infinitevl.training.run import LOG
-from tests.training.courses import write_recipe, write_world
+from infinitevl.training.stage import ADAPTER, MODEL, export, teach
+from infinitevl.training.training_log import LOG, losses
+from tests.training.stages import write_recipe, write_world
 
 load = InfiniteVLForConditionalGeneration.from_pretrained
 
@@ -43,6 +42,14 @@ def test_a_stage_ends_in_a_folder_that_answers_with_frozen_weights_as_they_were(
     assert (tmp_path / "run" / ADAPTER / "adapter_model.safetensors").exists() == (stage == "long-sft")
 
 
+def test_sft_can_train_the_mixers_alone(world, tmp_path):
+    folder = teach(read_recipe(write_recipe(world, "sft", tmp_path / "run", trains="mixers", num_steps=2)))
+    before, after = load(world / "student"), load(folder).state_dict()
+    kinds = before.config.text_config.layer_types
+    moved = {name for name, weight in before.state_dict().items() if not torch.equal(weight, after[name])}
+    assert {part_of(name, kinds) for name in moved} == {Part.DELTA_NET, Part.ATTENTION}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_stopped_and_goes_on_is_uninterrupted_bit_for_bit(world, tmp_path, stage):
     whole = teach(read_recipe(write_recipe(world, stage, tmp_path / "whole")))
@@ -58,7 +65,7 @@ def test_a_stage_that_stopped_and_goes_on_is_uninterrupted_bit_for_bit(world, tm
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bfloat16_trains_too(world, tmp_path, stage):
-    more = {"precision": "bfloat16", "gradient_checkpointing": True, "num_steps": 12, "learning_rate": 5e-3}
+    more = {"dtype": "bfloat16", "gradient_checkpointing": True, "num_steps": 12, "learning_rate": 5e-3}
     teach(read_recipe(write_recipe(world, stage, tmp_path / "run", **more)))
     curve = [loss for _, loss in losses(tmp_path / "run" / LOG)]
     assert sum(curve[-3:]) < sum(curve[:3])
