@@ -44,7 +44,7 @@ def hybrid_layer_types(num_layers: int, period: int = 4) -> list[str]:
 
 
 class InfiniteVLVisionConfig(PreTrainedConfig):
-    """Qwen2.5-VL's vision encoder and projector (spec: "Architecture")."""
+    """Qwen2.5-VL's vision encoder and projector (arXiv 2502.13923, section 2.1)."""
 
     model_type = "infinite_vl_vision"
     base_config_key = "vision_config"

@@ -36,7 +36,7 @@ from infinitevl.model.inputs import (
 from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
 from infinitevl.model.pretrained import InfiniteVLPreTrainedModel
 from infinitevl.model.vision import VisionEncoder
-from infinitevl.ops.packed import Packed
+from infinitevl.ops.rows import Packed
 from infinitevl.state import StreamState
 
 
@@ -315,7 +315,8 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None or shift_labels is not None:
-            check_labels(labels if shift_labels is None else shift_labels, logits)
+            targets: Any = labels if shift_labels is None else shift_labels
+            check_labels(targets, logits)
             if sequence_lengths is not None and labels is not None:
                 labels = without_starts(labels, sequence_lengths)
             loss = self.loss_function(

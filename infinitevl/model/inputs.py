@@ -75,9 +75,7 @@ def new_columns(attention_mask: Tensor | None, embeds: Tensor) -> Tensor | None:
     if attention_mask is None:
         return None
     if not isinstance(attention_mask, Tensor):
-        raise InputError(
-            f"attention_mask is {type(attention_mask).__name__}; give a tensor [batch, tokens]."
-        )
+        raise InputError(f"attention_mask is {type(attention_mask).__name__}; give a tensor [batch, tokens].")
     if attention_mask.dim() != 2:
         raise InputError(
             f"attention_mask has {attention_mask.dim()} axes; give [batch, tokens] with 0 at padding. "

@@ -113,7 +113,7 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
 
 
 def _start_mixer(mixer: GatedDeltaNet) -> None:
-    """The start of a new mixer (spec: training): hardly any decay, every convolution the identity."""
+    """Start a new mixer: hardly any decay, every convolution the identity."""
     for gate in (mixer.a_proj, mixer.b_proj):
         init.zeros_(gate.weight)
     init.zeros_(mixer.A_log)

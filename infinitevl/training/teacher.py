@@ -1,4 +1,4 @@
-"""Teachers: any Qwen2.5-VL checkpoint, or a full-attention model of ours, as one class."""
+"""Loads teachers: any Qwen2.5-VL checkpoint, or an InfiniteVL with attention in every layer."""
 
 import os
 from typing import Any
@@ -15,7 +15,7 @@ OURS = InfiniteVLConfig.model_type
 
 
 def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
-    """The configuration of a teacher, its attention layers as they are there.
+    """Reads the configuration of a teacher, with its attention layers as they are.
 
     Args:
         name: a folder or hub name whose config.json is of Qwen2.5-VL (flat or nested) or ours.
@@ -46,7 +46,7 @@ def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
 
 
 def load_teacher(name: str | os.PathLike[str], **kwargs: Any) -> InfiniteVLForConditionalGeneration:
-    """A teacher with its weights, frozen; keywords as in `from_pretrained`.
+    """Loads a teacher, frozen; keywords as in `from_pretrained`.
 
     Raises:
         CheckpointError: as `teacher_config`, or weights that do not fill the model.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infinitevl.ops.backend import has_triton
+from infinitevl.ops.table import has_triton
 
 
 def test_kernels_are_tested():

@@ -1,4 +1,4 @@
-"""Conversations to learn from, in one form: chat messages with typed content, media by path or in memory.
+"""Reads conversations as chat messages with typed content, media by path or in memory.
 
 A row is {"messages": [{"role": ..., "content": ...}, ...]}. Content is text or a list of parts:
 {"type": "text", "text": ...}, {"type": "image", "image": ...}, {"type": "video", "video": ...} and
@@ -38,7 +38,7 @@ class Sample:
 
 
 def read_messages(row: Any, root: Path) -> list[dict[str, Any]]:
-    """The messages of a row, checked, every medium found, each document as its pages.
+    """Checks the messages of a row, finds every medium, and replaces documents by their pages.
 
     Raises InputError that names the field.
     """
@@ -61,7 +61,7 @@ def read_messages(row: Any, root: Path) -> list[dict[str, Any]]:
 
 
 def field(row: Any, name: str, kind: type, path: str) -> Any:
-    """row[name], if it is of type `kind`; `path` is what stands before the name in an error."""
+    """Returns row[name] if it is of type `kind`; `path` stands before the name in an error."""
     if not isinstance(row, dict):
         raise InputError(f"field {path.rstrip('.') or 'row'}: is {type(row).__name__}; give an object.")
     if row.get(name) is None:
@@ -128,7 +128,7 @@ def _message(message: Any, path: str, root: Path, spare: dict[str, Iterator[Any]
 
 
 def _parts(part: Any, path: str, root: Path, spare: dict[str, Iterator[Any]]) -> list[dict[str, Any]]:
-    """One part, or a picture for each page of a document."""
+    """Reads one part; a document becomes a picture for each page."""
     kind = field(part, "type", str, f"{path}.")
     if kind not in KINDS:
         raise InputError(f"field {path}.type: is {kind!r}; valid are {', '.join(KINDS)}.")

@@ -1,4 +1,4 @@
-"""Rows by number, from JSON lines, a JSON list, or a dataset: so many that they stay on the disk."""
+"""Reads rows by number from JSON lines, a JSON list, or a dataset, without loading all of them."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ FORMATS: dict[str, Convert] = {"messages": lambda row: row, "sharegpt": ShareGPT
 
 
 class Rows(Protocol):
-    """What a list, `JsonLines` and a dataset have in common."""
+    """Rows by number, as a list, `JsonLines` and a dataset have them."""
 
     def __len__(self) -> int: ...
 
@@ -38,11 +38,11 @@ class Source:
         return len(self.rows)
 
     def where(self, index: int) -> str:
-        """What people call a row; numbers start at 1."""
+        """Names a row for people; numbers start at 1."""
         return f"{self.name}, {self.unit} {index + 1}"
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises InputError that names file, line and field, whatever is wrong with a row."""
+        """Reads a sample. Raises InputError that names file, line and field, whatever is wrong with a row."""
         try:
             row = self.rows[index]
             if not isinstance(row, dict):
@@ -78,14 +78,14 @@ class JsonLines:
 
 
 def _line_starts(path: Path) -> np.ndarray:
-    """Where each line starts, and where the last one ends: int64 [lines + 1]."""
+    """Returns where each line starts, and where the last one ends: int64 [lines + 1]."""
     with path.open("rb") as file:
         lengths = np.fromiter((len(line) for line in file), dtype=np.int64)
     return np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()])
 
 
 def open_source(path: str | Path, form: str | Convert = "messages") -> Source:
-    """The samples of a .jsonl or .json file, or of a folder that `datasets` wrote with save_to_disk.
+    """Opens a .jsonl or .json file, or a folder that `datasets` wrote with save_to_disk.
 
     form: "messages", "sharegpt", or a function that brings a row into the form of messages.
     """
