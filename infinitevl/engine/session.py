@@ -15,15 +15,14 @@ from typing import Any, Self
 from infinitevl.engine.engine import Answer, Engine, Mode
 from infinitevl.engine.pool import Parked, Slot, SpanFacts
 from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.stream_settings import SETTINGS, stream_settings
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import MICROSECONDS, to_microseconds
 from infinitevl.model.weights import fingerprint
 from infinitevl.processing.prompt import DEFAULT_SYSTEM, end_of_turn_ids, turn_ids
 from infinitevl.state import StreamState
-from infinitevl.state_file import saved_settings
 
-_SETTINGS = ("mode", "frame_size", "keep_turns", "system")
 # Seconds x tokens per second: what lies between two such times is counted safely in int64 microseconds.
 _LARGEST_TIME = 1e12
 _GREEDY = Sampling()
@@ -289,7 +288,7 @@ class StreamSession:
             InfiniteVLError: the file could not be written.
         """
         mark = fingerprint(self.model, self.model.config)
-        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings = {name: getattr(self, name) for name in SETTINGS}
         with self.engine.lock:
             self.state.save(path, mark, settings=json.dumps(settings))
 
@@ -306,7 +305,7 @@ class StreamSession:
         devices = model.model.layer_devices
         mark = fingerprint(model, model.config)
         state = StreamState.load(path, config, mark, dtype=model.dtype, device=devices)
-        session = cls(model, processor, **_stream_settings(path), max_length=state.max_length)
+        session = cls(model, processor, **stream_settings(path), max_length=state.max_length)
         session._load(state)
         return session
 
@@ -382,24 +381,3 @@ def _microseconds(at: Any, largest: float) -> int:
     if not abs(seconds) <= largest:
         raise InputError(f"the time of a frame is {at!r}; give seconds, at most {largest:g} from zero.")
     return to_microseconds(seconds)
-
-
-def _stream_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What was saved of a session beside its state."""
-    text = saved_settings(path)
-    try:
-        settings = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict) or settings.keys() != set(_SETTINGS) or not _are_possible(**settings):
-        raise StateError(
-            f"{path} holds a state but not the settings of a stream. Save streams with session.save(path); "
-            "StreamState.load reads the state alone."
-        )
-    return settings
-
-
-def _are_possible(mode: Any, frame_size: Any, keep_turns: Any, system: Any) -> bool:
-    is_size = isinstance(frame_size, list) and [type(side) for side in frame_size] == [int, int]
-    has_words = isinstance(mode, str) and isinstance(system, str | None)
-    return has_words and isinstance(keep_turns, bool) and (is_size or frame_size is None)

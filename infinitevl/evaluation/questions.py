@@ -1,4 +1,4 @@
-"""Questions that wait for their moment in a stream: `30s: what is on the sign?`."""
+"""Parse questions with a time: `30s: what is on the sign?`."""
 
 import re
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class TimedQuestion:
-    """A question and the second of the stream at which it is asked; None means at the end."""
+    """A question, and the second of the stream at which to ask it; None means at the end."""
 
     text: str
     at: float | None = None
@@ -25,7 +25,7 @@ def parse_question(line: str) -> TimedQuestion:
     """Read `TIME: question` or a bare question, as in `1m30s: how many dogs so far?`.
 
     Raises:
-        InputError: the question is empty, or the word before its colon looks like a time and is none.
+        InputError: the question is empty, or the word before its colon looks like a time but is not one.
     """
     match = _TIMED.fullmatch(line)
     at, text = (parse_time(match["time"]), match["text"]) if match else (None, line)
@@ -49,9 +49,14 @@ def parse_time(text: str) -> float:
 
 
 def in_order(questions: Iterable[TimedQuestion]) -> list[TimedQuestion]:
-    """By time, those for the end last; equal times keep the order in which they were given."""
+    """Sort by time, those for the end last; equal times keep their order."""
     return sorted(questions, key=lambda question: float("inf") if question.at is None else question.at)
 
 
 def _is_clock(match: re.Match[str]) -> bool:
     return float(match["s"]) < 60 and (match["h"] is None or int(match["m"]) < 60)
+
+
+def tidy(text: str) -> str:
+    """An answer as it is compared: in small letters, without outer spaces and a final stop."""
+    return " ".join(text.strip().rstrip(".").lower().split())
