@@ -42,7 +42,7 @@ class Source:
         return f"{self.name}, {self.unit} {index + 1}"
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads a sample. Raises InputError that names file, line and field, whatever is wrong with a row."""
+        """Reads a sample. Raises InputError that names file, line and field, whatever is wrong with it."""
         try:
             row = self.rows[index]
             if not isinstance(row, dict):

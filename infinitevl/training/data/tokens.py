@@ -87,7 +87,7 @@ class TokenWriter:
         """Tokenizes a sample.
 
         Raises:
-            InputError: media that cannot be read, too many tokens, or whatever else; names the sample.
+            InputError: it cannot be read, or not be made tokens of; names the sample.
         """
         try:
             return self._write(sample.messages)
