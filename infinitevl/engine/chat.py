@@ -12,7 +12,8 @@ from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.prompt import DEFAULT_SYSTEM, end_of_turn_ids
+from infinitevl.processing.prompt.encoding import end_of_turn_ids
+from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
 from infinitevl.state import StreamState
 
 Content = str | Sequence[dict[str, Any]]

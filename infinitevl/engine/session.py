@@ -20,7 +20,8 @@ from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import MICROSECONDS, to_microseconds
 from infinitevl.model.weights import fingerprint
-from infinitevl.processing.prompt import DEFAULT_SYSTEM, end_of_turn_ids, turn_ids
+from infinitevl.processing.prompt.encoding import end_of_turn_ids, turn_ids
+from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
 from infinitevl.state import StreamState
 
 # Seconds x tokens per second: what lies between two such times is counted safely in int64 microseconds.

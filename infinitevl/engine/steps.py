@@ -10,7 +10,7 @@ from infinitevl.model.fused import Kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import frame_positions, text_positions
 from infinitevl.model.vision import VisionPlan, vision_plan
-from infinitevl.processing.images import clip_patches
+from infinitevl.processing.pictures.patches import clip_patches
 from infinitevl.state import StreamState
 
 

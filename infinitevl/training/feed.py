@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infinitevl.config import InfiniteVLConfig
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from infinitevl.training.data.loading import Batch as Loaded
 from infinitevl.training.data.loading import BatchPlan, Loader, ShardState
 from infinitevl.training.data.mixture import Mixture
