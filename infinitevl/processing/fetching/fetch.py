@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin
 
 from infinitevl.errors import InputError
-from infinitevl.processing.fetching.addresses import data_uri, is_data_uri, local_path, printable, read_file
+from infinitevl.processing.fetching.addresses import data_uri, is_data_uri, printable
 from infinitevl.processing.fetching.public_ip import IPAddress, is_public
 
 if TYPE_CHECKING:
@@ -175,10 +175,8 @@ def _body(address: str, chunks: Iterator[bytes], max_bytes: int, deadline: float
     return bytes(body)
 
 
-def read_bytes(address: str, *, allow_private: bool = False) -> bytes:
-    """Reads a path, a data: URI, or a file:// or http(s):// address; raises InputError if it cannot."""
+def read_remote(address: str, *, allow_private: bool = False, **limits: Any) -> bytes | None:
+    """Reads an http(s):// address (`limits` are those of `fetch`) or a data: URI; None for a file's path."""
     if address[:8].lower().startswith(("http://", "https://")):
-        return fetch(address, allow_private=allow_private)
-    if is_data_uri(address) and not os.path.isfile(address):
-        return data_uri(address)
-    return read_file(local_path(address))
+        return fetch(address, allow_private=allow_private, **limits)
+    return data_uri(address) if is_data_uri(address) and not os.path.isfile(address) else None

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from infinitevl.errors import InputError
-from infinitevl.processing.fetching.addresses import is_data_uri, printable, read_file
-from infinitevl.processing.fetching.fetch import read_bytes
+from infinitevl.processing.fetching.addresses import is_data_uri, local_path, printable, read_file
+from infinitevl.processing.fetching.fetch import read_remote
 from infinitevl.processing.pictures.pixels import check_num_pixels, narrow, to_array, to_uint8
 
 ImageSource: TypeAlias = Image.Image | np.ndarray | Tensor | bytes | str | os.PathLike[str]
@@ -58,25 +58,29 @@ def _name(source: ImageSource) -> str:
 def _load(source: ImageSource, allow_private: bool) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    if isinstance(source, Tensor):
-        return _from_array(to_array(source))
-    if isinstance(source, np.ndarray):
+    if isinstance(source, Tensor | np.ndarray):
         return _from_array(to_array(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(bytes(source), _name(source))
     if isinstance(source, os.PathLike):
         return _decode(read_file(Path(source)), _name(source))
     if isinstance(source, str):
-        return _decode(read_bytes(source, allow_private=allow_private), _name(source))
+        data = read_remote(source, allow_private=allow_private)
+        return _decode(read_file(local_path(source)) if data is None else data, _name(source))
     raise InputError(f"A {type(source).__name__} is not a picture. Give {_SOURCES}.")
+
+
+def read_header(data: bytes) -> Image.Image:
+    """Opens encoded bytes without decoding any pixel; the caller checks the number of pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data))
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise InputError(f"{name} is empty. Give {_SOURCES}.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
-        image = Image.open(io.BytesIO(data))
+    image = read_header(data)
     if image.format == "EPS":
         raise InputError(f"{name} is PostScript, a program that would be run. Convert it to PNG.")
     return image

@@ -1,6 +1,7 @@
 """Scales pictures to sizes that the vision encoder takes."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,6 +51,12 @@ def smart_resize(
         rounded = tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
     check_num_pixels("The picture, as it should be scaled,", rounded[1], rounded[0])
     return rounded[0], rounded[1]
+
+
+def check_one_size(pictures: Sequence[Image.Image]) -> None:
+    """Raises InputError unless all frames of a video have the same size."""
+    if len(sizes := sorted({picture.size for picture in pictures})) > 1:
+        raise InputError(f"The frames of a video must have one size, not {sizes}. Resize them first.")
 
 
 def resize_frame(frame: ImageSource, size: tuple[int, int]) -> Tensor:

@@ -19,7 +19,7 @@ from infinitevl.processing.pictures.pixels import (
     to_array,
     to_uint8,
 )
-from infinitevl.processing.pictures.scaling import resize_bicubic, resize_frame, smart_resize
+from infinitevl.processing.pictures.scaling import check_one_size, resize_bicubic, resize_frame, smart_resize
 from infinitevl.processing.sources.frames import DEFAULT_FPS, Frame
 
 VideoInput: TypeAlias = Tensor | np.ndarray | Sequence[ImageSource]
@@ -142,10 +142,8 @@ def _scale_array(video: Tensor, factor: int, limits: tuple[int, int] | None) -> 
 
 def _scale_pictures(pictures: Sequence[Any], factor: int, limits: tuple[int, int] | None) -> Tensor:
     images = [open_image(each.image if isinstance(each, Frame) else each) for each in pictures]
-    sizes = sorted({image.size for image in images})
-    if len(sizes) > 1:
-        raise InputError(f"The frames of a video must have one size, not {sizes}. Resize them first.")
-    width, height = sizes[0]
+    check_one_size(images)
+    width, height = images[0].size
     size = _frame_size(len(images), height, width, factor, limits)
     return torch.stack([resize_frame(image, size) for image in images])
 

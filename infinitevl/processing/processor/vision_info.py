@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from infinitevl.errors import InputError, SourceError
-from infinitevl.processing.fetching.addresses import data_uri, is_data_uri, local_path, printable
-from infinitevl.processing.fetching.fetch import fetch
+from infinitevl.processing.fetching.addresses import local_path, printable
+from infinitevl.processing.fetching.fetch import read_remote
 from infinitevl.processing.pictures.opening import open_image
 from infinitevl.processing.pictures.pixels import check_video_size
-from infinitevl.processing.pictures.scaling import resize_bicubic, smart_resize
+from infinitevl.processing.pictures.scaling import check_one_size, resize_bicubic, smart_resize
 from infinitevl.processing.processor.frame_selection import FRAME_FACTOR, select_frames, smart_nframes
 from infinitevl.processing.prompt.media_settings import check_settings
 from infinitevl.processing.prompt.messages import check_type
@@ -32,7 +32,7 @@ MERGE_SIZE = 2
 IMAGE_MIN_TOKENS, IMAGE_MAX_TOKENS = 4, 16384
 VIDEO_MIN_TOKENS, VIDEO_MAX_TOKENS = 128, 768
 SEQUENCE_TOKENS = 128_000
-MAX_VIDEO_BYTES = 2**30
+MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS = 2**30, 600.0  # of a download
 
 _KINDS = ("image", "image_url", "video")
 
@@ -186,9 +186,7 @@ def _stack_frames(
         check_video_size(len(pictures), pictures[-1].height, pictures[-1].width)
     if not pictures:
         raise InputError("The video is an empty list. Give at least one frame.")
-    if len({picture.size for picture in pictures}) > 1:
-        sizes = sorted({picture.size for picture in pictures})
-        raise InputError(f"The frames of a video must have one size, not {sizes}. Resize them first.")
+    check_one_size(pictures)
     pictures += [pictures[-1]] * (len(pictures) % FRAME_FACTOR)
     rate = element.get("sample_fps", DEFAULT_FPS)
     raw_rate = element.get("raw_fps", rate)
@@ -226,11 +224,9 @@ def _read_file(
 
 def _opener(address: str, allow_private: bool) -> Callable[[], Recording]:
     """Returns a function that opens the video anew; one at an http(s) address is downloaded once."""
-    if is_data_uri(address) and not os.path.isfile(address):
-        data = data_uri(address)
-    elif address.lower().startswith(("http://", "https://")):
-        data = fetch(address, allow_private=allow_private, max_bytes=MAX_VIDEO_BYTES, total_timeout=600.0)
-    else:
+    limits = {"max_bytes": MAX_VIDEO_BYTES, "total_timeout": MAX_VIDEO_SECONDS}
+    data = read_remote(address, allow_private=allow_private, **limits)
+    if data is None:
         return lambda: open_recording(local_path(address))
     return lambda: open_recording(io.BytesIO(data))
 

@@ -1,8 +1,6 @@
 """Reads animated WebP pictures, which Pillow can decode and FFmpeg cannot."""
 
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +10,7 @@ from PIL import Image, ImageSequence
 
 from infinitevl.errors import SourceError
 from infinitevl.processing.fetching.addresses import read_file
-from infinitevl.processing.pictures.opening import open_image
+from infinitevl.processing.pictures.opening import open_image, read_header
 from infinitevl.processing.sources.container import check_frame_size
 from infinitevl.processing.sources.recording import Moment, Recording, Shown
 
@@ -26,9 +24,7 @@ class AnimatedPicture(Recording):
         super().__init__(os.fspath(path) if isinstance(path, str | os.PathLike) else "The video", fps)
         data = read_file(Path(path)) if isinstance(path, str | os.PathLike) else path.read()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
-                self._image = Image.open(io.BytesIO(data))
+            self._image = read_header(data)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise SourceError(f"{self._name} cannot be read: {error}.") from error
         width, height = self._image.size

@@ -9,7 +9,7 @@ from infinitevl.errors import InputError
 from infinitevl.training.data.loading import BatchPlan, Shard
 from infinitevl.training.data.messages import read_messages
 from infinitevl.training.data.mixture import Mixture
-from infinitevl.training.data.source import Source, open_source
+from infinitevl.training.data.source import Source, open_samples
 from infinitevl.training.data.tokens import Limits, TokenWriter
 from tests.processing.media import make_picture
 from tests.support import tiny_config, tiny_processor
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def read(folder, row, form="messages"):
     (folder / "rows.json").write_text(json.dumps([row]))
-    return open_source(folder / "rows.json", form)[0].messages
+    return open_samples(folder / "rows.json", form)[0].messages
 
 
 def kinds(messages):
@@ -154,7 +154,7 @@ def test_settings_that_a_table_filled_with_none_are_absent(tmp_path):
 
     make_picture().save(tmp_path / "a.png")
     datasets.Dataset.from_list([row(fps=2.0), row(num_frames=2)]).save_to_disk(tmp_path)
-    source = open_source(tmp_path)
+    source = open_samples(tmp_path)
     first, second = (source[index].messages[0]["content"][0] for index in range(2))
     assert {key: first[key] for key in set(first) - {"type", "video"}} == {"fps": 2.0}
     assert {key: second[key] for key in set(second) - {"type", "video"}} == {"nframes": 2}
