@@ -10,7 +10,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from infinitevl.errors import InputError
 
-MAX_FILE_BYTES = 2**30  # of a picture's file: more than any unpacked picture within the limit of pixels
+MAX_FILE_BYTES = 2**30  # of a picture's file; no raw picture within MAX_PIXELS is larger
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",

@@ -38,8 +38,8 @@ def open_image(source: ImageSource, *, allow_private: bool = False) -> Image.Ima
         return _upright_rgb(_load(source, allow_private), name)
     except InputError:
         raise
-    except Exception as error:  # decoders of damaged bytes raise nearly anything
-        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(error))  # PIL names the buffer
+    except Exception as error:  # on damaged bytes decoders raise exceptions of many kinds
+        reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(error))  # PIL adds the buffer's address
         raise InputError(f"{name} is not a readable picture: {reason}.") from error
 
 

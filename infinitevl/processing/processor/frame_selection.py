@@ -68,8 +68,8 @@ def _steady_rate(times: np.ndarray, shown: Shown) -> float | None:
     if len(times) > 1 and times[-1] > 0:
         rates.append((len(times) - 1) / float(times[-1]))
     for rate in rates:
-        strays = np.abs(times * rate - np.arange(len(times))).max()
-        if strays < 0.5 and shown.duration * rate < len(times) + 1:
+        offset = np.abs(times * rate - np.arange(len(times))).max()
+        if offset < 0.5 and shown.duration * rate < len(times) + 1:
             return rate
     return None
 
@@ -113,8 +113,8 @@ def smart_nframes(element: dict[str, Any], total_frames: int, video_fps: float) 
     else:
         least = _whole(math.ceil, element.get("min_frames", MIN_FRAMES))
         most = _whole(math.floor, element.get("max_frames", min(MAX_FRAMES, total_frames)))
-        wished = total_frames / video_fps * element.get("fps", DEFAULT_FPS)
-        count = _whole(math.floor, min(max(wished, least), most, total_frames))
+        wanted = total_frames / video_fps * element.get("fps", DEFAULT_FPS)
+        count = _whole(math.floor, min(max(wanted, least), most, total_frames))
     if not FRAME_FACTOR <= count <= total_frames:
         raise InputError(
             f"{count} frames were asked of a video of {total_frames}; valid are {FRAME_FACTOR} to "

@@ -23,6 +23,12 @@ FIXED = {
     "rescale_factor": 1 / 255,
     "resample": 3,
 }
+_HUB_KEYS = (
+    *("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"),
+    *("code_revision", "_commit_hash", "_from_auto", "user_agent"),
+)
+_TOKENIZER_KEYS = ("padding_side", "truncation_side", "model_max_length")
+_OWN_KEYS = ("frame_size", "chat_template")
 _CLASS_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
 
 
@@ -77,18 +83,6 @@ def load_image_processor(
     return Qwen2VLImageProcessorPil.from_dict(settings)
 
 
-_HUB_KEYS = (
-    *("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"),
-    *("code_revision", "_commit_hash", "_from_auto", "user_agent"),
-)
-
-
-_TOKENIZER_KEYS = ("padding_side", "truncation_side", "model_max_length")
-
-
-_OWN_KEYS = ("frame_size", "chat_template")
-
-
 def sort_keywords(kwargs: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """Sorts from_pretrained's keywords: for the image processor, the processor, the hub, the tokenizer."""
     groups = (CHANGEABLE, _OWN_KEYS, _HUB_KEYS, _TOKENIZER_KEYS)
@@ -100,6 +94,7 @@ def sort_keywords(kwargs: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def move_files(source: Path, target: Path) -> None:
+    """Moves all files below a folder to the same places below another, replacing what is there."""
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         place = target / file.relative_to(source)
         place.parent.mkdir(exist_ok=True)

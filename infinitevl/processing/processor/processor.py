@@ -87,7 +87,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         text: one or several, with one <|image_pad|> or <|video_pad|> for each picture or video, in order.
         images: one picture, a list, or lists for each text; all that `open_image` takes.
         videos: the same of videos: float [T, C, H, W] of 0 to 255, [T, H, W, C] arrays, lists of frames, or
-        files. fps: frames a second of the videos (one number or one for each), 2 if nobody knows.
+        files. fps: frames a second of the videos (one number or one for each), 2 if unknown.
         The other keywords are those of CallOptions. Returns input_ids, attention_mask, mm_token_type_ids, and
         where there are any pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw and
         second_per_grid_ts. Raises InputError where media and placeholders do not match.
@@ -148,7 +148,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         batch = list(conversation) if is_batch else [conversation]
         beside = {key: kwargs.pop(key, None) for key in ("tools", "documents")}
         mark = unused_mark([batch, beside]) if tokenize else WORD_JOINER
-        kwargs.pop("sanitize_control_tokens", None)  # always so
+        kwargs.pop("sanitize_control_tokens", None)  # text is always sanitized
         template = self._template_text(chat_template)
         specials = special_strings(self.tokenizer)
         paths = [f"conversation[{index}]" for index in range(len(batch))] if is_batch else ["messages"]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from infinitevl.errors import InputError
-from infinitevl.processing.pictures.opening import ImageSource, open_image
+from infinitevl.processing.pictures.opening import open_image
 from infinitevl.processing.pictures.patches import clip_patches
 from infinitevl.processing.pictures.pixels import (
     check_num_pixels,
@@ -21,9 +21,6 @@ from infinitevl.processing.pictures.pixels import (
 )
 from infinitevl.processing.pictures.scaling import check_one_size, resize_bicubic, resize_frame, smart_resize
 from infinitevl.processing.sources.frames import DEFAULT_FPS, Frame
-
-VideoInput: TypeAlias = Tensor | np.ndarray | Sequence[ImageSource]
-
 
 _PLAIN_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

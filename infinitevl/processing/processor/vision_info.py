@@ -17,9 +17,9 @@ from infinitevl.processing.fetching.fetch import read_remote
 from infinitevl.processing.pictures.opening import open_image
 from infinitevl.processing.pictures.pixels import check_video_size
 from infinitevl.processing.pictures.scaling import check_one_size, resize_bicubic, smart_resize
-from infinitevl.processing.processor.frame_selection import FRAME_FACTOR, select_frames, smart_nframes
+from infinitevl.processing.processor.frame_selection import FRAME_FACTOR, select_frames
 from infinitevl.processing.prompt.media_settings import check_settings
-from infinitevl.processing.prompt.messages import check_type
+from infinitevl.processing.prompt.messages import check_type, vision_kind
 from infinitevl.processing.sources.frames import DEFAULT_FPS
 from infinitevl.processing.sources.opening import open_recording
 from infinitevl.processing.sources.recording import Recording
@@ -35,8 +35,6 @@ SEQUENCE_TOKENS = 128_000
 MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS = 2**30, 600.0  # of a download
 
 _KINDS = ("image", "image_url", "video")
-
-__all__ = ["extract_vision_info", "fetch_image", "fetch_video", "process_vision_info", "smart_nframes"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +109,12 @@ def _check_element(element: dict[str, Any], path: str) -> None:
     check_type(element, path)
     if _is_vision(element):
         check_settings(element, path)
-    if _is_vision(element) and not any(kind in element for kind in _KINDS):
-        raise InputError(f"field {path}: {sorted(element)} needs a key image, image_url or video.")
+        if not any(kind in element for kind in _KINDS):
+            raise InputError(f"field {path}: {sorted(element)} needs a key image, image_url or video.")
 
 
 def _is_vision(element: Any) -> bool:
-    return isinstance(element, dict) and (
-        any(kind in element for kind in _KINDS) or element.get("type", "text") in _KINDS
-    )
+    return isinstance(element, dict) and (vision_kind(element) or element.get("type")) in _KINDS
 
 
 def fetch_image(

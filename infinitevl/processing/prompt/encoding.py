@@ -26,7 +26,7 @@ from infinitevl.processing.prompt.template import (
     VISION_START,
 )
 
-# Invisible, of no width: inside a special string it makes plain text of it, and the text reads the same.
+# An invisible character of no width. Inside a special string it makes it plain text that reads the same.
 WORD_JOINER = "\u2060"
 
 

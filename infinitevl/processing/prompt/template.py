@@ -14,7 +14,7 @@ SPECIAL_TOKENS = (
     IMAGE_PAD,
     VIDEO_PAD,
 )
-# Every message is a turn between START and END; a chat without a system turn gets the default one; a
+# Every message is a turn between START and END; a chat without a system turn gets the default one. A
 # picture or video leaves one placeholder, numbered in words if add_vision_id is set.
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(pictures=0, videos=0) -%}

@@ -18,8 +18,8 @@ READ_TIMEOUT = 5.0
 _NEARLY_WHOLE = 0.9
 _LISTS_EVERY_PACKET = ("mov", "avi")
 _SEGMENT = bytes.fromhex("18538067")  # the Matroska element around all content
-_FLV_HEAD = 11  # bytes of a tag before its data
-_FLV_KINDS = (8, 9, 18)  # sound, picture, script
+_FLV_HEAD = 11  # bytes of an FLV tag before its data
+_FLV_KINDS = (8, 9, 18)  # FLV tags: sound, picture, script
 
 
 def open_container(

@@ -20,8 +20,6 @@ from infinitevl.processing.sources.live import LiveSource, paced
 from infinitevl.processing.sources.recording import Recording
 from infinitevl.processing.sources.video_file import VideoFile
 
-__all__ = ["Frame", "FrameItem", "Source", "VideoFile", "open_source"]
-
 FrameItem: TypeAlias = ImageSource | Frame | tuple[ImageSource, float]
 
 PICTURE_SUFFIXES = (
@@ -184,7 +182,7 @@ def _head(path: Path | BinaryIO) -> bytes:
         with path.open("rb") as file:
             return file.read(12)
     except (OSError, ValueError):
-        return b""  # whoever opens it says why
+        return b""  # opening it will raise with the reason
     finally:
         if not isinstance(path, Path) and path.seekable():
             path.seek(0)

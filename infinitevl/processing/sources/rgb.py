@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-_WIDEST_PIXEL = 10  # a header that says more is wrong
+_WIDEST_PIXEL = 10  # headers that state more are wrong
 
 
 def to_rgb(decoded: "VideoFrame", aspect: Fraction | None = None) -> np.ndarray:

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 _HALF = 0.5
 _UNKNOWN_RATE = 25.0
-_FASTEST_RATE = 480.0  # a header that says more names the unit of its clock
+_FASTEST_RATE = 480.0  # headers that state more mean the unit of their clock
 _CLOCK_MAY_LEAP = 0x0200  # AVFMT_TS_DISCONT of FFmpeg: MPEG-TS and its like
-_LEAP = 10.0  # seconds: as FFmpeg's own tool
-_LARGE = 1 << 25  # pixels: such frames take so much memory that they are decoded one after the other
+_LEAP = 10.0  # seconds, as in the ffmpeg command
+_LARGE = 1 << 25  # pixels; larger frames are decoded by one thread, to save memory
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class VideoFile(Recording):
 
     def _expected_frames(self, fps: float | None) -> int | None:
         if fps is None and self._stream.frames:
-            if lists_every_packet(self._container, self._stream):  # those too that an edit list hides
+            if lists_every_packet(self._container, self._stream):  # also those that an edit list hides
                 return max(1, sum(not entry.is_discard for entry in self._stream.index_entries))
             return self._stream.frames
         return max(1, round(self.duration * (fps or self.fps))) if self.duration else None
@@ -118,7 +118,7 @@ class VideoFile(Recording):
             try:
                 packet = next(packets)
             except (StopIteration, av.error.InvalidDataError):
-                return  # a file cut short: what came before it counts
+                return  # a truncated file: what came before counts
             except av.error.FFmpegError as error:
                 raise SourceError(f"{self._name} broke while it was read: {error}.") from error
             stamp = packet.pts if packet.pts is not None else packet.dts
@@ -218,5 +218,5 @@ def _duration(container: "InputContainer", stream: "VideoStream") -> float | Non
         return float(stream.duration * stream.time_base)
     if not container.duration:
         return None
-    # Matroska counts from zero, even if nothing is shown at first.
+    # Matroska counts from zero, even if the first frame comes later.
     return (container.duration - max(container.start_time or 0, 0)) / 1_000_000
