@@ -12,7 +12,7 @@ from infinitevl.engine.chat import ChatSession
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.loading import CATALOGUE, load
 from infinitevl.engine.sampling import Sampling
-from infinitevl.engine.session import StreamSession, StreamStats, observe_together
+from infinitevl.engine.session import StreamSession, StreamStats
 from infinitevl.errors import CheckpointError, InfiniteVLError, InputError, SourceError, StateError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -39,7 +39,6 @@ __all__ = [
     "StreamState",
     "StreamStats",
     "load",
-    "observe_together",
     "open_source",
     "process_vision_info",
 ]

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from infinitevl.engine.engine import Engine
-from infinitevl.engine.running import Captured
-from infinitevl.engine.session import StreamSession, observe_together
+from infinitevl.engine.graph_runner import GraphRunner
+from infinitevl.engine.session import StreamSession
 from tests.engine.streams import snapshot, unchanged
 from tests.engine.test_engine import *  # noqa: F403 (the same tests, with the model on the GPU)
 from tests.support import random_frame, relative_error, small_model, tiny_model, tiny_processor
@@ -33,8 +33,8 @@ def processor():
 def pair(model, processor, **kwargs):
     """Two sessions that have seen nothing: one replays, one runs every step anew."""
     return [
-        StreamSession.on(Engine(model, processor, num_slots=2, replay=replay, **kwargs))
-        for replay in (True, False)
+        StreamSession.on(Engine(model, processor, num_slots=2, enforce_eager=eager, **kwargs))
+        for eager in (False, True)
     ]
 
 
@@ -86,7 +86,7 @@ def test_a_step_is_captured_once(model, processor):
         session.observe(random_frame(index))
         session.ask("what?", max_new_tokens=6)
     runner = session.engine.runner
-    assert isinstance(runner, Captured)
+    assert isinstance(runner, GraphRunner)
     before = dict(runner._replays)
     for index in range(6, 20):
         session.observe(random_frame(index))
@@ -111,13 +111,13 @@ def test_what_is_read_of_a_state_comes_before_the_next_step(model, processor):
 def test_no_garbage_is_collected_while_a_step_is_captured(model, processor):
     """It could hold graphs of an engine that nobody has any more, and freeing them would end the capture."""
     session, collects = StreamSession(model, processor), {}
-    see = session.engine.steps.see
+    see = session.engine.steps.encode
 
     def watched(*args):
         collects[torch.cuda.is_current_stream_capturing()] = gc.isenabled()
         return see(*args)
 
-    session.engine.steps.see = watched
+    session.engine.steps.encode = watched
     session.observe(random_frame(0))
     assert collects == {False: True, True: False} and gc.isenabled()
 
@@ -183,7 +183,7 @@ def test_streams_out_of_order_in_a_batch_keep_their_own_state(model, processor):
     alone = [StreamSession(model, processor) for _ in range(3)]
     for index in range(20):
         order = [(index + n) % 3 for n in range(1 + index % 3)]
-        observe_together([(sessions[n], random_frame(index + 100 * n), None) for n in order])
+        engine.observe([(sessions[n], random_frame(index + 100 * n), None) for n in order])
         for n in order:
             alone[n].observe(random_frame(index + 100 * n))
     for ours, theirs in zip(sessions, alone, strict=True):
@@ -205,11 +205,11 @@ def test_after_a_million_tokens_memory_and_speed_are_as_at_the_start(processor):
         session.engine.settle()
         held.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
         started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with session.engine.runner.working():
+        with session.engine.runner.main_lane():
             started.record()
         for _ in range(1000):
             session.observe(frame)
-        with session.engine.runner.working():
+        with session.engine.runner.main_lane():
             ended.record()
         session.engine.settle()
         taken.append(started.elapsed_time(ended))
