@@ -235,7 +235,8 @@ def test_stats_count_frames_tokens_and_seconds(model, processor):
     session.dropped += 3
     stats = session.stats()
     assert (stats.frames, stats.tokens, stats.seconds, stats.dropped) == (10, 41, 11.0, 3)
-    assert len(stats.memory_norms) == 3 and all(norm > 0 for norm in stats.memory_norms)
+    norms = session.recurrent_norms()
+    assert len(norms) == 3 and all(norm > 0 for norm in norms)
     video = watched(model, processor, TIMES[:9], mode="video").stats()
     assert (video.frames, video.tokens) == (9, 17)
 
