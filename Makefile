@@ -1,7 +1,7 @@
 # Short names for the commands of README.md and CONTRIBUTING.md; nothing here is needed to work without make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: environment check slow test-gpu demo data builtin-train school builtin-evaluate builtin-tables
+.PHONY: environment check slow test-gpu demo data builtin-train school builtin-evaluate
 
 environment:  ## make .venv with everything that the tests need
 	python3 -m venv .venv
@@ -33,6 +33,3 @@ school:  ## the built-in model through the published pipeline, scored and packag
 
 builtin-evaluate:  ## score the built-in model on the test split
 	$(PYTHON) -m builtin.evaluate --split test
-
-builtin-tables:  ## the paper's tables at a small scale; wants a GPU and the teacher of the built-in model
-	$(PYTHON) -m builtin.tables

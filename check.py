@@ -1,6 +1,7 @@
 """The gate: format, lint, types and tests, the same for people and for CI.
 
 python check.py                 everything but the slow tests
+python check.py --quick         format, lint, types and the fastest tests, in under a minute
 python check.py --slow          the slow tests alone: kernels, wheel, thousands of splits, long streams
 python check.py --only types    one step: format, lint, types or tests
 
@@ -30,6 +31,10 @@ STEPS = {
     "types": ["mypy"],
     "tests": ["pytest"],
 }
+# Operations, states, the model against the published one, the project's own rules.
+QUICK_TESTS = ["tests/ops", "tests/state", "tests/model/test_reference_vectors.py", "tests/project"]
+STARTS_A_PROCESS = "new_process or imports_no or importing or programs"
+QUICK_STEPS = STEPS | {"tests": ["pytest", *QUICK_TESTS, "-k", f"not ({STARTS_A_PROCESS})"]}
 SLOW_STEPS = {
     "kernels": ["pytest", "tests/ops/triton", "tests/ops/test_kernels_are_tested.py", "--timeout=1200"],
     "slow tests": ["pytest", "--slow", "-m", "slow", "--timeout=1800"],
@@ -53,11 +58,12 @@ def run_step(name: str, module_call: list[str], settings: dict[str, str]) -> boo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="run the checks that take seconds")
     parser.add_argument("--slow", action="store_true", help="run the slow tests and nothing else")
     parser.add_argument("--only", choices=STEPS, help="run one step and nothing else")
     arguments = parser.parse_args()
     settings = QUIET_MACHINE | (MANY_CASES if arguments.slow else {})
-    steps = SLOW_STEPS if arguments.slow else STEPS
+    steps = SLOW_STEPS if arguments.slow else QUICK_STEPS if arguments.quick else STEPS
     if arguments.only:
         steps = {arguments.only: STEPS[arguments.only]}
     failed = [name for name, call in steps.items() if not run_step(name, call, settings)]

@@ -3,9 +3,9 @@
     pip install -e .[train]
     python -m builtin.build_data            # about 4 minutes and 160 MB of downloads; safe to run again
 
-Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see scenes/world.py) and
-tokenizer.json; and the small pack that ships with the package, infinitevl/assets/demo.pack. Needs npm; the
-fonts come from Debian packages and are skipped by name where apt is absent.
+Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see world/packs.py) and
+tokenizer.json; and the small pack of the repository, builtin/data/small.pack. Needs npm; the fonts come from
+Debian packages and are skipped by name where apt is absent.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from builtin.sources import (
     fetch_npm,
 )
 from builtin.vocabulary import train_tokenizer
-from infinitevl.scenes import splits
-from infinitevl.scenes.world import EXAM_HANDS, FLAG_HEIGHT, SPRITE_SIZE, write_pack
+from builtin.world import splits
+from builtin.world.packs import EXAM_HANDS, FLAG_HEIGHT, SPRITE_SIZE, small_pack_path, write_pack
 
 # Concepts and what looks alike depend on the hands of the exams alone.
 HANDS = EXAM_HANDS + hands.MORE_HANDS
@@ -44,7 +44,7 @@ def main() -> None:
         description="Fetch the packages and build the data of the built-in model."
     )
     parser.add_argument("--out", type=Path, default=Path(".data"), help="where packs and downloads go")
-    parser.add_argument("--demo", type=Path, default=Path("infinitevl/assets/demo.pack"))
+    parser.add_argument("--small", type=Path, default=small_pack_path())
     arguments = parser.parse_args()
     cache = arguments.out / "downloads"
     packages = {name: fetch_npm(name, cache) for name in NPM_PACKAGES}
@@ -58,7 +58,7 @@ def main() -> None:
         content = Content(shared, chosen, flags, list(range(len(flags))), faces[split], digits[split])
         save(arguments.out / f"{split}.pack", content)
     everything = Content(shared, sprites, flags, [], [], digits[splits.TEST])
-    save(arguments.demo, demo_content(everything, faces, digits[splits.TEST]), quality=80)
+    save(arguments.small, small_content(everything, faces, digits[splits.TEST]), quality=80)
     train_tokenizer(arguments.out / "train.pack", arguments.out / "tokenizer.json")
 
 
@@ -223,20 +223,20 @@ def take(sprites: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarr
     return {key: values[rows] for key, values in sprites.items()}
 
 
-DEMO_CONCEPTS, DEMO_DIGITS, DEMO_FLAGS, DEMO_FACES = 150, 60, 24, 12
+SMALL_CONCEPTS, SMALL_DIGITS, SMALL_FLAGS, SMALL_FACES = 150, 60, 24, 12
 
 
-def demo_content(full: Content, faces: dict[str, list[Face]], digits: tuple) -> Content:
-    """A little of everything for the demo: one trained hand, held-out font families, test digits."""
+def small_content(full: Content, faces: dict[str, list[Face]], digits: tuple) -> Content:
+    """A little of everything: one trained hand, held-out font families, test digits."""
     hand = HANDS.index("twemoji")
     everyday = {"animal", "plant", "food", "drink", "vehicle", "instrument", "clothing", "tool", "sport"}
     wanted = [i for i, c in enumerate(full.shared["concepts"]) if c["kind"] in everyday and not c["aliases"]]
-    wanted = wanted[:: max(1, len(wanted) // DEMO_CONCEPTS)]
+    wanted = wanted[:: max(1, len(wanted) // SMALL_CONCEPTS)]
     rows = np.flatnonzero((full.sprites["hands"] == hand) & np.isin(full.sprites["concepts"], wanted))
     letters = [face for face in faces[splits.TRAIN] if face.widths[0] > 0]
-    chosen = letters[:: len(letters) // DEMO_FACES] + faces[splits.TEST]
-    countries = list(range(0, len(full.flags), max(1, len(full.flags) // DEMO_FLAGS)))
-    few = tuple(part[:DEMO_DIGITS] for part in digits)
+    chosen = letters[:: len(letters) // SMALL_FACES] + faces[splits.TEST]
+    countries = list(range(0, len(full.flags), max(1, len(full.flags) // SMALL_FLAGS)))
+    few = tuple(part[:SMALL_DIGITS] for part in digits)
     return Content(full.shared, take(full.sprites, rows), full.flags[countries], countries, chosen, few)
 
 

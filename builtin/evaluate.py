@@ -22,18 +22,18 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from builtin.feed.batches import FRAME_TOKENS, Writer
+from builtin.world import splits
+from builtin.world.frames import Painter, Style
+from builtin.world.packs import Textures, World, load_world
+from builtin.world.render import FRAME_SIZE, PATCH, plan_pictures, render
+from builtin.world.streams import StreamSize, stream_sample
+from builtin.world.tasks import CHAT, Sample, Turn, about_kind, picture_sample, text_sample
 from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
 from infinitevl.processing.images import frame_patches
-from infinitevl.scenes import splits
-from infinitevl.scenes.frames import Painter, Style
-from infinitevl.scenes.render import FRAME_SIZE, PATCH, plan_pictures, render
-from infinitevl.scenes.streams import StreamSize, stream_sample
-from infinitevl.scenes.tasks import CHAT, Sample, Turn, about_kind, picture_sample, text_sample
-from infinitevl.scenes.world import Textures, World, load_world
 from infinitevl.state import StreamState
-from infinitevl.training.batches import FRAME_TOKENS, Writer
 
 LONGEST_ANSWER = 40
 FRAMES_AT_ONCE = 2048

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from infinitevl.scenes.world import BASELINE, CAP_HEIGHT, CELL_HEIGHT, CELL_WIDTH, CHARACTERS, FIGURES
+from builtin.world.packs import BASELINE, CAP_HEIGHT, CELL_HEIGHT, CELL_WIDTH, CHARACTERS, FIGURES
 
 WANTED_STYLES = 5
 LOOKALIKES = ("O0", "I1", "B8", "S5", "Z2", "G6", "DO")

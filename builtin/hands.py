@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from builtin.concepts import SPRITE_SIZE, Concept, find, rasterise, svg_of
-from infinitevl.scenes.world import ONE_COLOUR_HANDS
+from builtin.world.packs import ONE_COLOUR_HANDS
 
 
 @dataclass(frozen=True)

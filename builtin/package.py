@@ -14,10 +14,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from builtin.card import records, write_card
 from builtin.vocabulary import wrap_tokenizer
+from builtin.world.render import FRAME_SIZE
 from infinitevl.model import adapters
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
-from infinitevl.scenes.render import FRAME_SIZE
 
 MOST_BYTES = 34_000_000  # of weights; the tests' own come on top
 
@@ -25,7 +25,7 @@ MOST_BYTES = 34_000_000  # of weights; the tests' own come on top
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put trained weights into the package.")
     parser.add_argument("--school", type=Path, default=Path("runs/builtin"))
-    parser.add_argument("--recipes", type=Path, default=Path("recipes/small"))
+    parser.add_argument("--recipes", type=Path, default=Path("builtin/recipes"))
     parser.add_argument("--tokenizer", type=Path, default=Path(".data/tokenizer.json"))
     parser.add_argument("--out", type=Path, default=Path("infinitevl/assets/builtin"))
     parser.add_argument("--benchmarks", type=Path, default=Path("benchmarks/builtin.jsonl"))

@@ -24,20 +24,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from builtin.evaluate import LONGEST_ANSWER, Examiner, Scene, fold, open_model, scenes
+from builtin.feed.batches import FRAME_TOKENS, GRID, TOKENS_PER_SECOND
 from builtin.recall_figure import draw
+from builtin.world import splits
+from builtin.world.frames import Frame, Painter
+from builtin.world.render import FRAME_SIZE, PATCH, plan_pictures, render
+from builtin.world.shapes import SIGN_COLOURS
+from builtin.world.streams import paint_pool, questions_about
+from builtin.world.tasks import Turn
 from infinitevl.config import FULL, SLIDING
 from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
 from infinitevl.processing.images import frame_patches
-from infinitevl.scenes import splits
-from infinitevl.scenes.frames import Frame, Painter
-from infinitevl.scenes.render import FRAME_SIZE, PATCH, plan_pictures, render
-from infinitevl.scenes.shapes import SIGN_COLOURS
-from infinitevl.scenes.streams import paint_pool, questions_about
-from infinitevl.scenes.tasks import Turn
 from infinitevl.state import DeltaState, StreamState
-from infinitevl.training.batches import FRAME_TOKENS, GRID, TOKENS_PER_SECOND
 
 TASKS = ("first sign", "keyed sign", "last sign")
 LENGTHS = (8, 64, 256, 1024, 4096, 10_000)
@@ -90,7 +90,7 @@ class Reader:
         """Read all frames [N, L] of streams whose features stand in `table` [M, 16, C].
 
         Returns:
-            The state of N streams; after some frames, the mean norm of each Gated DeltaNet's memory.
+            The state of N streams; after some frames, the mean norm of each Gated DeltaNet's recurrent state.
 
         Raises:
             TooLong: it took more than `seconds`.
@@ -105,7 +105,7 @@ class Reader:
             part = frames[:, first : first + at_once]
             places = _positions(first, part.shape[1], self.device).expand(-1, count, -1)
             decoder(table[part].flatten(1, 2), places, state)
-            norms.append((first + part.shape[1], memory_norms(state)))
+            norms.append((first + part.shape[1], recurrent_norms(state)))
             if self.device.type == "cuda":
                 torch.cuda.synchronize()  # so that the clock tells the truth
             if time.perf_counter() - start > seconds:
@@ -129,9 +129,9 @@ class Reader:
         return [writer.vision_end, *writer.system, *asked]
 
 
-def memory_norms(state: StreamState) -> list[float]:
-    """Of each Gated DeltaNet: the Frobenius norm of a stream's memory, mean over streams."""
-    layers = [layer.memory for layer in state.layers if isinstance(layer, DeltaState)]
+def recurrent_norms(state: StreamState) -> list[float]:
+    """Of each Gated DeltaNet: the Frobenius norm of a stream's recurrent state, mean over streams."""
+    layers = [layer.recurrent_state for layer in state.layers if isinstance(layer, DeltaState)]
     if not layers:
         return []
     norms = torch.stack([memory.flatten(1).norm(dim=1).mean() for memory in layers])

@@ -4,8 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from infinitevl.training.recipe import Recipe as TeacherRecipe
-from infinitevl.training.recipes import DrawSettings, LongSft, LoraSettings, Recipe
+from builtin.feed.settings import DrawSettings
+from builtin.recipe import Recipe as TeacherRecipe
+from builtin.stages import SmallStage
+from infinitevl.training.recipes import LongSft, LoraSettings
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,15 @@ def tiny_teacher(recipe: TeacherRecipe, sizes: Sizes) -> TeacherRecipe:
     return dataclasses.replace(recipe, **tiny)
 
 
-def tiny_recipe(recipe: Recipe, sizes: Sizes) -> Recipe:
+def tiny_stage(stage: SmallStage, sizes: Sizes) -> SmallStage:
     """The same stage with few pictures, short streams and small adapters, in float32."""
-    scenes = recipe.data.scenes
-    assert scenes is not None
+    scenes = stage.data.scenes
     draws = [_tiny_draw(draw, sizes) for draw in scenes.draws if _short(draw, sizes)]
-    data = recipe.data.model_copy(update={"scenes": scenes.model_copy(update={"draws": draws})})
-    changes: dict[str, Any] = {"data": data, "precision": "float32", "compile": False}
-    if isinstance(recipe, LongSft):
+    data = stage.data.model_copy(update={"scenes": scenes.model_copy(update={"draws": draws})})
+    changes: dict[str, Any] = {"precision": "float32", "compile": False}
+    if isinstance(stage.recipe, LongSft):
         changes["lora"] = LoraSettings(rank=4, alpha=8)
-    return recipe.model_copy(update=changes)
+    return dataclasses.replace(stage.changed(**changes), data=data)
 
 
 def _tiny_draw(draw: DrawSettings, sizes: Sizes) -> DrawSettings:

@@ -22,7 +22,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -30,18 +29,20 @@ from tokenizers import Tokenizer
 
 from builtin import recall
 from builtin.evaluate import examine, open_model
+from builtin.feed.settings import SmallData
+from builtin.log import draw_curves
+from builtin.loop import Options, Trainer
 from builtin.pieces import keep
-from builtin.rehearsal import Sizes, tiny_recipe, tiny_teacher
+from builtin.recipe import Recipe as TeacherRecipe
+from builtin.rehearsal import Sizes, tiny_stage, tiny_teacher
+from builtin.stages import SmallStage, read_stage, teach
 from builtin.train import export
+from builtin.world import splits
+from builtin.world.packs import load_world
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
-from infinitevl.scenes import splits
-from infinitevl.scenes.world import load_world
-from infinitevl.training.course import ADAPTER, MODEL, teach
-from infinitevl.training.log import draw_curves
-from infinitevl.training.loop import Options, Trainer
-from infinitevl.training.recipe import Recipe as TeacherRecipe
-from infinitevl.training.recipes import DistillLayers, DistillLogits, Recipe, read_recipe
+from infinitevl.training.course import ADAPTER, MODEL
+from infinitevl.training.recipes import DistillLayers, DistillLogits
 from infinitevl.training.run import CHECKPOINT, LOG
 from infinitevl.training.surgery import StudentPlan, make_student, save_student
 
@@ -53,6 +54,7 @@ BEFORE = {
 }
 BEFORE["long_sft"] = "sft/model"
 WINDOW, INITIALIZER_RANGE = 64, 0.0625  # of the student; hidden_size^-0.5
+RECIPES = Path(__file__).with_name("recipes")
 TRIAL_STEPS = 36  # of which the last third is measured
 OPENING = 25.0  # seconds for loading and measuring before a stage
 SCORES, RECALL, DONE = "scores", "recall", "done"
@@ -84,7 +86,7 @@ class School:
         self,
         folder: Path,
         data: Path = Path(".data"),
-        recipes: Path = Path("recipes/small"),
+        recipes: Path = RECIPES,
         *,
         start: Path | None = None,
         workers: int = 14,
@@ -201,40 +203,40 @@ class School:
 
     def stage(self, name: str) -> None:
         """One of the four stages; if its loss is no number, once more with half the learning rate."""
-        recipe = self._recipe(name)
+        stage = self._read(name)
         try:
-            self._stage(name, recipe)
+            self._stage(name, stage)
         except InfiniteVLError:
             traceback.print_exc()
             for path in (self.folder / name, self.folder / f"{name}.json"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            self._stage(name, recipe.model_copy(update={"learning_rate": recipe.learning_rate / 2}))
+            self._stage(name, stage.changed(learning_rate=stage.recipe.learning_rate / 2))
 
-    def _stage(self, name: str, recipe: Recipe) -> None:
+    def _stage(self, name: str, stage: SmallStage) -> None:
         """In as many steps as fit into its seconds."""
         out = self.folder / name
         plan = self.folder / f"{name}.json"
         if not plan.exists():
-            _write(plan, self._plan(recipe, SECONDS[name] * self.scale))
+            _write(plan, self._plan(stage, SECONDS[name] * self.scale))
         decided = json.loads(plan.read_text())
-        recipe = recipe.model_copy(update={"num_steps": decided["num_steps"]})
+        stage = stage.changed(num_steps=decided["num_steps"])
         allowed = int((self.left - OPENING / 2) / max(decided["pace"], 1e-9))
         resume = (out / CHECKPOINT).exists()
         if allowed < 1:
             raise Stopped
         stop_after = allowed if allowed < decided["num_steps"] else None
-        if teach(recipe, resume=resume, stop_after=stop_after) is None:
+        if teach(stage, resume=resume, stop_after=stop_after) is None:
             raise Stopped
         (out / CHECKPOINT).unlink(missing_ok=True)
 
-    def _plan(self, recipe: Recipe, seconds: float) -> dict:
+    def _plan(self, stage: SmallStage, seconds: float) -> dict:
         """How many steps fit into so many seconds."""
         if self.sizes:
             return {"num_steps": self.sizes.num_steps, "pace": 0.0}
-        trial = Path(recipe.out).with_name("trial")
+        trial = Path(stage.recipe.out).with_name("trial")
         shutil.rmtree(trial, ignore_errors=True)
         short = {"out": str(trial), "num_steps": 2 * TRIAL_STEPS, "log_every": TRIAL_STEPS // 3}
-        teach(recipe.model_copy(update=short), stop_after=TRIAL_STEPS)
+        teach(stage.changed(**short), stop_after=TRIAL_STEPS)
         last = json.loads((trial / LOG).read_text().splitlines()[-1])
         shutil.rmtree(trial)
         gc.collect()
@@ -266,22 +268,17 @@ class School:
 
     # ------ recipes, marks
 
-    def _recipe(self, name: str) -> Recipe:
+    def _read(self, name: str) -> SmallStage:
         """A stage's recipe with this school's folders, data and workers."""
-        recipe = read_recipe(self.recipes / f"{name}.yaml")
+        stage = read_stage(self.recipes / f"{name}.yaml")
         if self.sizes:
-            recipe = tiny_recipe(recipe, self.sizes)
-        assert recipe.data.scenes is not None
-        scenes = recipe.data.scenes.model_copy(update={"pack": str(self.data / "train.pack")})
-        workers = 0 if self.sizes else self.workers
-        changes: dict[str, Any] = {
-            "student": str(self.folder / BEFORE[name]),
-            "out": str(self.folder / name),
-            "data": recipe.data.model_copy(update={"scenes": scenes, "workers": workers}),
-        }
-        if isinstance(recipe, DistillLayers | DistillLogits):
+            stage = tiny_stage(stage, self.sizes)
+        scenes = stage.data.scenes.model_copy(update={"pack": str(self.data / "train.pack")})
+        data = SmallData(scenes=scenes, workers=0 if self.sizes else self.workers)
+        changes = {"student": str(self.folder / BEFORE[name]), "out": str(self.folder / name)}
+        if isinstance(stage.recipe, DistillLayers | DistillLogits):
             changes["teacher"] = str(self.folder / "teacher" / MODEL)
-        return recipe.model_copy(update=changes)
+        return dataclasses.replace(stage.changed(**changes), data=data)
 
     def _teacher_recipe(self) -> TeacherRecipe:
         recipe = TeacherRecipe.read(self.recipes / "teacher.yaml")
@@ -322,7 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The built-in model through the published pipeline.")
     parser.add_argument("--folder", type=Path, default=Path("runs/builtin"))
     parser.add_argument("--data", type=Path, default=Path(".data"), help="folder of build_data")
-    parser.add_argument("--recipes", type=Path, default=Path("recipes/small"))
+    parser.add_argument("--recipes", type=Path, default=RECIPES)
     parser.add_argument("--start", type=Path, help="model that the teacher starts from, not the recipe's")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--until", help="the last step of this call")

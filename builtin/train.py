@@ -17,18 +17,18 @@ from random import Random
 import torch
 from tokenizers import Tokenizer
 
+from builtin.feed.batches import BUCKETS
+from builtin.log import draw_curves
+from builtin.loop import Options, Trainer
 from builtin.package import save_processor
+from builtin.recipe import Recipe
+from builtin.world.packs import load_world
 from infinitevl.model.fused import training_kernels
-from infinitevl.scenes.world import load_world
-from infinitevl.training.batches import BUCKETS
-from infinitevl.training.log import draw_curves
-from infinitevl.training.loop import Options, Trainer
-from infinitevl.training.recipe import Recipe
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the built-in model.")
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/builtin.yaml"))
+    parser.add_argument("--recipe", type=Path, default=Path("builtin/recipes/hybrid.yaml"))
     parser.add_argument("--data", type=Path, default=Path(".data"), help="folder of build_data")
     parser.add_argument("--folder", type=Path, default=Path("runs/builtin"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from builtin.feed.batches import BUCKETS, Batch, Planner, bucket_weights, endless, join
+from builtin.learner import DeviceBatch, Learner
+from builtin.world.packs import Textures, load_world
+from builtin.world.render import PatchNamer, render
+from builtin.world.splits import TRAIN, rng_of
+from builtin.world.streams import keyed_sample
 from infinitevl.model.fused import training_kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.scenes.render import PatchNamer, render
-from infinitevl.scenes.splits import TRAIN, rng_of
-from infinitevl.scenes.streams import keyed_sample
-from infinitevl.scenes.world import Textures, load_world
-from infinitevl.training.batches import BUCKETS, Batch, Planner, bucket_weights, endless, join
-from infinitevl.training.learner import DeviceBatch, Learner
 
 LEARNING_RATE, WARM_UP, BETAS, WEIGHT_DECAY, SEED = 6e-4, 40, (0.9, 0.98), 0.01, 21
 # frames a stream, tokens a row; the share of signs falls as streams grow

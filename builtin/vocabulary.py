@@ -10,12 +10,12 @@ from random import Random
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from builtin.world.frames import Style
+from builtin.world.packs import World, read_meta
+from builtin.world.splits import TRAIN, rng_of
+from builtin.world.streams import StreamSize, stream_sample
+from builtin.world.tasks import pair_sample, picture_sample, text_sample
 from infinitevl.processing.prompt import CHAT_TEMPLATE, DEFAULT_SYSTEM, END, SPECIAL_TOKENS
-from infinitevl.scenes.frames import Style
-from infinitevl.scenes.splits import TRAIN, rng_of
-from infinitevl.scenes.streams import StreamSize, stream_sample
-from infinitevl.scenes.tasks import pair_sample, picture_sample, text_sample
-from infinitevl.scenes.world import World, read_meta
 
 VOCABULARY_SIZE = 2048
 PIECES = r"[A-Z0-9]| ?[a-z]+|\s+|[^\sA-Za-z0-9]+"

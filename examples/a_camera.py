@@ -6,17 +6,16 @@ from infinitevl import InfiniteVLError, StreamSession, load, open_source
 
 
 def main(camera: str, question: str, model_name: str | None = None) -> None:
-    """The newest frame wins: what comes faster than the model can look is dropped and counted."""
+    """The newest frame wins: what comes faster than the model can read is dropped and counted."""
     model, processor = load(model_name)
     session = StreamSession(model, processor)
     next_question = 0.0
     with open_source(camera, live=True) as frames:
         for frame in frames:
-            session.observe(frame.image, at=frame.time)
-            session.dropped = frames.dropped
+            session.observe(frame)
             if frame.time >= next_question:
                 answer = session.ask(question, max_new_tokens=48)
-                print(f"{frame.time:7.1f} s, {frames.dropped} frames dropped: {answer}", flush=True)
+                print(f"{frame.time:7.1f} s, {session.dropped} frames dropped: {answer}", flush=True)
                 next_question = frame.time + 10.0
 
 

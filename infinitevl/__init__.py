@@ -1,54 +1,91 @@
 """InfiniteVL: a vision-language model that watches a stream without end in a state of constant size.
 
-Importing this package registers its classes with the Auto classes of transformers.
+After this import the Auto classes of transformers know the model. Neither torch nor transformers is imported
+before one of the names below, or one of those Auto classes, is used.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from infinitevl.registration import register_when_needed
 
-from infinitevl.config import InfiniteVLConfig
-from infinitevl.engine.chat import ChatSession
-from infinitevl.engine.engine import Engine
-from infinitevl.engine.loading import CATALOGUE, load
-from infinitevl.engine.sampling import Sampling
-from infinitevl.engine.session import StreamSession, StreamStats
-from infinitevl.errors import CheckpointError, InfiniteVLError, InputError, SourceError, StateError
-from infinitevl.model.hf_cache import StateCache
-from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.processor import InfiniteVLProcessor, register
-from infinitevl.processing.video import open_source
-from infinitevl.processing.vision_info import process_vision_info
-from infinitevl.state import StreamState
+if TYPE_CHECKING:
+    from infinitevl.config import InfiniteVLConfig as InfiniteVLConfig
+    from infinitevl.engine.answers import Answer as Answer
+    from infinitevl.engine.chat import ChatSession as ChatSession
+    from infinitevl.engine.engine import Engine as Engine
+    from infinitevl.engine.loading import list_models as list_models
+    from infinitevl.engine.loading import load as load
+    from infinitevl.engine.sampling import Sampling as Sampling
+    from infinitevl.engine.session import StreamSession as StreamSession
+    from infinitevl.engine.session import StreamStats as StreamStats
+    from infinitevl.errors import CheckpointError as CheckpointError
+    from infinitevl.errors import InfiniteVLError as InfiniteVLError
+    from infinitevl.errors import InputError as InputError
+    from infinitevl.errors import SourceError as SourceError
+    from infinitevl.errors import StateError as StateError
+    from infinitevl.model.hf_cache import StateCache as StateCache
+    from infinitevl.model.infinitevl import (
+        InfiniteVLForConditionalGeneration as InfiniteVLForConditionalGeneration,
+    )
+    from infinitevl.processing.frames import Frame as Frame
+    from infinitevl.processing.processor import InfiniteVLProcessor as InfiniteVLProcessor
+    from infinitevl.processing.video import open_source as open_source
+    from infinitevl.processing.vision_info import process_vision_info as process_vision_info
+    from infinitevl.state import StreamState as StreamState
 
-__all__ = [
-    "CATALOGUE",
-    "ChatSession",
-    "CheckpointError",
-    "Engine",
-    "InfiniteVLConfig",
-    "InfiniteVLError",
-    "InfiniteVLForConditionalGeneration",
-    "InfiniteVLProcessor",
-    "InputError",
-    "Sampling",
-    "SourceError",
-    "StateCache",
-    "StateError",
-    "StreamSession",
-    "StreamState",
-    "StreamStats",
-    "load",
-    "open_source",
-    "process_vision_info",
-]
+    __version__: str
 
-try:
-    __version__ = version("infinitevl")
-except PackageNotFoundError:  # run from a source tree that was not installed
-    __version__ = "0+unknown"
+# Where each public name is defined; a test holds it equal to the imports above, which type checkers read.
+_HOMES = {
+    "Answer": "infinitevl.engine.answers",
+    "ChatSession": "infinitevl.engine.chat",
+    "CheckpointError": "infinitevl.errors",
+    "Engine": "infinitevl.engine.engine",
+    "Frame": "infinitevl.processing.frames",
+    "InfiniteVLConfig": "infinitevl.config",
+    "InfiniteVLError": "infinitevl.errors",
+    "InfiniteVLForConditionalGeneration": "infinitevl.model.infinitevl",
+    "InfiniteVLProcessor": "infinitevl.processing.processor",
+    "InputError": "infinitevl.errors",
+    "Sampling": "infinitevl.engine.sampling",
+    "SourceError": "infinitevl.errors",
+    "StateCache": "infinitevl.model.hf_cache",
+    "StateError": "infinitevl.errors",
+    "StreamSession": "infinitevl.engine.session",
+    "StreamState": "infinitevl.state",
+    "StreamStats": "infinitevl.engine.session",
+    "list_models": "infinitevl.engine.loading",
+    "load": "infinitevl.engine.loading",
+    "open_source": "infinitevl.processing.video",
+    "process_vision_info": "infinitevl.processing.vision_info",
+}
+__all__ = [*_HOMES]
 
-AutoConfig.register(InfiniteVLConfig.model_type, InfiniteVLConfig, exist_ok=True)
-AutoModelForImageTextToText.register(InfiniteVLConfig, InfiniteVLForConditionalGeneration, exist_ok=True)
-AutoModelForCausalLM.register(InfiniteVLConfig, InfiniteVLForConditionalGeneration, exist_ok=True)
-register(InfiniteVLConfig)
+register_when_needed()
+
+if not TYPE_CHECKING:  # a type checker that saw this would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used."""
+        if name == "__version__":
+            value = _version()
+        elif name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module 'infinitevl' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("infinitevl")
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return "0+unknown"

@@ -194,7 +194,7 @@ class InfiniteVLConfig(PreTrainedConfig):
 
     model_type = "infinite_vl"
     sub_configs = {"text_config": InfiniteVLTextConfig, "vision_config": InfiniteVLVisionConfig}  # noqa: RUF012
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012, a list: the Trainer adds one to it
     # Without a state every token would read the whole past again, whatever a folder says.
     use_cache = True
 

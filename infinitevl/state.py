@@ -1,8 +1,9 @@
 """All that a stream carries from one token to the next: tensors of constant size, and nothing else.
 
-A sliding-window layer keeps a ring of recent keys and values, a Gated DeltaNet its memory matrix and the last
-inputs of its convolution. Fill levels, positions and times are tensors too: a replayed graph moves on. All of
-one stream lies side by side in one buffer, so that to fork, park or bring back a stream is a single copy.
+A sliding-window layer keeps a ring of recent keys and values, a Gated DeltaNet its matrix (the recurrent
+state) and the last inputs of its convolution. Fill levels, positions and times are tensors too: a replayed
+graph moves on. All of one stream lies side by side in one buffer, so that to fork, park or bring back a
+stream is a single copy.
 """
 
 import dataclasses
@@ -18,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infinitevl import state_file
 from infinitevl.config import FULL, LINEAR, InfiniteVLTextConfig
 from infinitevl.errors import StateError
 from infinitevl.files import atomic_write
-from infinitevl.state_file import FORMAT_VERSION, check_metadata, checksum, read_file, shape_text
+from infinitevl.state_file import shape_text
 
 _ALIGNMENT = 256  # bytes; what every kernel's widest access asks for
 Device = str | torch.device
@@ -37,10 +39,10 @@ class WindowState:
 
 @dataclass
 class DeltaState:
-    """Memory of one Gated DeltaNet, float32, and the inputs that its convolution still sees."""
+    """The matrix of one Gated DeltaNet, float32, and the inputs that its convolution still sees."""
 
-    memory: Tensor  # [B, H, K, V]
-    tail: Tensor  # [B, W - 1, C]
+    recurrent_state: Tensor  # [B, H, K, V]
+    conv_state: Tensor  # [B, W - 1, C]
 
 
 @dataclass
@@ -78,6 +80,7 @@ class StreamState:
     places: "tuple[_Place, ...]"  # where, in the order of `tensors`
 
     @classmethod
+    @torch.inference_mode(False)  # whose tensors could not be changed outside of it
     def allocate(
         cls,
         config: InfiniteVLTextConfig,
@@ -92,7 +95,7 @@ class StreamState:
 
         Args:
             config: the decoder's sizes.
-            dtype: of windows and convolution tails; memories are float32.
+            dtype: of windows and conv_states; recurrent states are float32.
             device: one device, or one for each layer.
             max_length: tokens that full-attention layers have room for; needed only where there are any.
             frame_size: height and width in pixels of a frame that waits for its partner (video mode).
@@ -147,14 +150,16 @@ class StreamState:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
-    def memory_norms(self) -> list[float]:
-        """Frobenius norm of each Gated DeltaNet's memory, over the whole batch."""
-        return [layer.memory.norm().item() for layer in self.layers if isinstance(layer, DeltaState)]
+    def recurrent_norms(self) -> list[float]:
+        """Frobenius norm of each Gated DeltaNet's recurrent state, over the whole batch."""
+        return [layer.recurrent_state.norm().item() for layer in self.layers if isinstance(layer, DeltaState)]
 
+    @torch.inference_mode(False)
     def fork(self) -> "StreamState":
         """An independent copy: what happens to one leaves the other as it is."""
         return self._on([buffer.clone() for buffer in self.buffers], self.places)
 
+    @torch.inference_mode(False)
     def select(self, index: Tensor) -> "StreamState":
         """A new state whose row b is row index[b] of this one (int64 [B'])."""
         picked = [buffer.index_select(0, index.to(buffer.device)) for buffer in self.buffers]
@@ -221,6 +226,17 @@ class StreamState:
         span = _renew_fields(self.span, views)
         return StreamState(layers, span, next(views), next(views), buffers, places)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle, copy and torch.save keep: the buffers, of a row that is a view its own bytes alone."""
+        buffers = [b if b.nbytes == b.untyped_storage().nbytes() else b.clone() for b in self.buffers]
+        return {"buffers": buffers, "places": self.places, "layer_types": [type(x) for x in self.layers]}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        empty = [kind(*[None] * len(dataclasses.fields(kind))) for kind in kept["layer_types"]]
+        span = SpanState(*[None] * len(dataclasses.fields(SpanState)))  # type: ignore[arg-type]
+        self.layers, self.span = empty, span
+        self.__dict__.update(vars(self._on(kept["buffers"], kept["places"])))
+
     def save(self, path: str | os.PathLike[str], fingerprint: str, *, settings: str = "") -> None:
         """Write a safetensors file, complete or not at all.
 
@@ -234,11 +250,11 @@ class StreamState:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         metadata = {
             "format": "infinitevl-state",
-            "version": FORMAT_VERSION,
+            "version": state_file.FORMAT_VERSION,
             "fingerprint": fingerprint,
             "settings": settings,
         }
-        metadata["checksum"] = checksum(tensors, metadata)
+        metadata["checksum"] = state_file.checksum(tensors, metadata)
         with atomic_write(path) as part:
             save_file(tensors, part, metadata=metadata)
 
@@ -252,23 +268,19 @@ class StreamState:
         dtype: torch.dtype = torch.float32,
         device: Device | Sequence[Device] = "cpu",
     ) -> "StreamState":
-        """Read a state back, exactly; on another dtype, windows and tails are rounded to it.
+        """Read a state back, exactly; on another dtype, windows and conv_states are rounded to it.
 
         Raises:
             StateError: not a state, another format version, another model, or a damaged file.
         """
-        tensors, metadata = read_file(Path(path))
-        check_metadata(path, metadata, fingerprint, tensors)
-        height, width = tensors["span.waiting"].shape[2:]
+        tensors, metadata = state_file.read_file(Path(path))
+        state_file.check_metadata(path, metadata, fingerprint, tensors, dtype)
         full = [i for i, kind in enumerate(config.layer_types) if kind == FULL]
-        state = cls.allocate(
-            config,
-            tensors["length"].shape[0],
-            dtype=dtype,
-            device=device,
-            max_length=tensors[f"layers.{full[0]}.keys"].shape[2] if full else None,
-            frame_size=(height, width),
-        )
+        batch_size, frame_size, room = state_file.stated_sizes(path, tensors, full[0] if full else None)
+        sizes: Any = {"batch_size": batch_size, "max_length": room, "frame_size": frame_size}
+        smallest = cls.allocate(config, **sizes, dtype=torch.bfloat16, device="meta")
+        state_file.check_tensors(path, tensors, smallest.tensors(), room)
+        state = cls.allocate(config, **sizes, dtype=dtype, device=device)
         state._take_over_(tensors)
         return state
 
@@ -368,9 +380,9 @@ def _layer_shapes(
 ) -> Any:
     """The layer's state with shapes where tensors will be."""
     if kind == LINEAR:
-        memory = (config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
-        tail = (config.conv_size - 1, config.conv_channels)
-        shapes: Any = _Shape(memory, torch.float32, device), _Shape(tail, dtype, device)
+        recurrent_state = (config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
+        conv_state = (config.conv_size - 1, config.conv_channels)
+        shapes: Any = _Shape(recurrent_state, torch.float32, device), _Shape(conv_state, dtype, device)
         return DeltaState(*shapes)
     slots = max_length if kind == FULL else config.sliding_window
     if not isinstance(slots, Integral) or slots < 1:

@@ -23,7 +23,7 @@ class Options:
     """What a user chooses of every benchmark.
 
     peer: whether the stock Transformer is measured too. out: file that gets the lines. commit: of the source,
-    where its history is not beside it. precision: of the decoder's products, where it is lower than dtype.
+    where its history is not beside it. quantization: of the decoder's products, where it is lower than dtype.
     """
 
     size: str = "4b"
@@ -33,7 +33,7 @@ class Options:
     peer: bool = True
     out: str | None = None
     commit: str | None = None
-    precision: str | None = None
+    quantization: str | None = None
 
 
 class Bench:

@@ -7,7 +7,7 @@ from infinitevl.bench.bench import Bench, warm_up
 from infinitevl.bench.clock import Timing, measure, measure_period
 from infinitevl.bench.ours import Decoding, capture
 from infinitevl.bench.peer import EagerPeer, GraphedPeer
-from infinitevl.bench.precision import lower_
+from infinitevl.bench.quantization import quantize_
 from infinitevl.bench.record import EAGER, GRAPHED
 
 CONTEXTS = (1024, 4096, 16384, 61440, 131072, 262144, 368640, 409600, 1048576)
@@ -18,7 +18,7 @@ PEER_LIMIT = 409600  # tokens; longer ones do not change the picture
 def run(bench: Bench, contexts: Sequence[int], answers: Sequence[int]) -> None:
     """Ours at every context, several answers together at full windows, then the Transformer."""
     model, processor = bench.model()
-    quality = _lowered(bench, model)
+    quality = _quantized(bench, model)
     _one_answer(bench, model, processor, contexts, quality)
     for count in answers:
         bench.clear()
@@ -33,15 +33,15 @@ def run(bench: Bench, contexts: Sequence[int], answers: Sequence[int]) -> None:
                 _graphed(bench, peer, context)
 
 
-def _lowered(bench: Bench, model: Any) -> dict[str, Any]:
-    """What stands in the lines of a model in lower precision; nothing in full."""
-    precision = bench.options.precision
-    if precision is None:
+def _quantized(bench: Bench, model: Any) -> dict[str, Any]:
+    """What stands in the lines of a quantized model; nothing in full precision."""
+    quantization = bench.options.quantization
+    if quantization is None:
         return {}
-    fidelity = lower_(model, precision)
+    fidelity = quantize_(model, quantization)
     bench.clear()
     error, agreement = round(fidelity.error, 5), round(fidelity.agreement, 4)
-    return {"precision": precision, "logits_error": error, "same_token": agreement}
+    return {"quantization": quantization, "logits_error": error, "same_token": agreement}
 
 
 def _one_answer(

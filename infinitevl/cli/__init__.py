@@ -14,13 +14,16 @@ from infinitevl.cli.command import (
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
-    Precision,
-    PrecisionOption,
+    Quantization,
+    QuantizationOption,
     ReportOption,
     TemperatureOption,
+    check_folder,
     command,
 )
+from infinitevl.cli.output import prepare_streams
 from infinitevl.cli.train import app as train_app
+from infinitevl.evaluation.questions import parse_question
 
 app = typer.Typer(
     name="infinitevl",
@@ -35,6 +38,7 @@ app.add_typer(train_app, name="train")
 
 def main() -> None:
     """Run the command line."""
+    prepare_streams()
     app()
 
 
@@ -61,9 +65,10 @@ def demo(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
-    precision: PrecisionOption = Precision.full,
+    quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Stream composed frames past the window many times, and hold the answers against the truth."""
+    check_folder(report)
     from infinitevl.cli.demo import run_demo
 
     run_demo(
@@ -73,7 +78,7 @@ def demo(
         model=model,
         device=device,
         dtype=dtype.value,
-        precision=precision.value,
+        quantization=quantization.value,
     )
 
 
@@ -94,7 +99,7 @@ def chat(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
-    precision: PrecisionOption = Precision.full,
+    quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Talk about pictures and videos: /image PATH, /video PATH, /reset, /quit."""
     from infinitevl.cli.chat import run_chat
@@ -109,7 +114,7 @@ def chat(
         model=model,
         device=device,
         dtype=dtype.value,
-        precision=precision.value,
+        quantization=quantization.value,
     )
 
 
@@ -159,9 +164,13 @@ def watch(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
-    precision: PrecisionOption = Precision.full,
+    quantization: QuantizationOption = Quantization.full,
 ) -> None:
     """Watch a source and answer at a time, at any time (type while it watches), and at the end."""
+    for line in ask or []:
+        parse_question(line)
+    for path in (save_state, report):
+        check_folder(path)
     from infinitevl.cli.watch import WatchOptions, run_watch
     from infinitevl.engine.sampling import Sampling
 
@@ -183,7 +192,7 @@ def watch(
         model=model,
         device=device,
         dtype=dtype.value,
-        precision=precision.value,
+        quantization=quantization.value,
     )
 
 

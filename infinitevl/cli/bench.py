@@ -1,8 +1,11 @@
 """`infinitevl bench`: measurements as lines of JSON, and the figures drawn from them."""
 
+import inspect
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,12 +13,13 @@ from infinitevl.cli.command import (
     DeviceOption,
     Dtype,
     FrameMode,
-    Precision,
-    PrecisionOption,
+    Quantization,
+    QuantizationOption,
     check_device,
     check_folder,
     command,
 )
+from infinitevl.errors import InputError
 
 if TYPE_CHECKING:
     from infinitevl.bench.bench import Bench
@@ -24,6 +28,9 @@ app = typer.Typer(
     help="Measure speed and memory, beside a stock Transformer of the same shape, and draw the figures.",
     no_args_is_help=True,
 )
+
+
+_BY_NAME = inspect.Parameter.KEYWORD_ONLY
 
 
 class Size(StrEnum):
@@ -61,126 +68,157 @@ def _numbers(name: str, what: str, default: str) -> typer.models.OptionInfo:
     return typer.Option(name, metavar="N,N,...", help=f"{what}; default: {default}.")
 
 
-@command(app)
+@dataclass(frozen=True)
+class Shared:
+    """The options of measurements; where a command lacks one of the last three, its default holds."""
+
+    size: SizeOption = Size.builtin
+    device: DeviceOption = None
+    dtype: NumberOption = Dtype.auto
+    out: OutOption = None
+    commit: CommitOption = None
+    repeats: RepeatsOption = 1
+    peer: PeerOption = False
+    quantization: QuantizationOption = Quantization.full
+
+    def bench(self, name: str) -> "Bench":
+        """What the options say, checked before anything is built; `name` stands in every measured line."""
+        check_folder(self.out)
+        import torch
+
+        from infinitevl.bench.bench import Bench, Options
+        from infinitevl.bench.peer import PEER_SIZES, check_peer
+
+        check_device(self.device)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = self.dtype.value
+        if self.dtype is Dtype.auto:
+            dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
+        size = self.size.value
+        peer = size in PEER_SIZES if self.peer is None else self.peer
+        if peer:
+            check_peer(size)
+        held = None if self.quantization is Quantization.full else self.quantization.value
+        number_format = getattr(torch, dtype)
+        options = Options(size, device, number_format, self.repeats, peer, self.out, self.commit, held)
+        return Bench(name, options)
+
+
+def measurement(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command that takes a `Shared` as its first argument, and give it the options of one.
+
+    `defaults` names those of repeats, peer and quantization that the command has, with their defaults.
+    """
+    options = [
+        inspect.Parameter(
+            option.name, _BY_NAME, default=defaults.get(option.name, option.default), annotation=option.type
+        )
+        for option in fields(Shared)
+        if option.name in defaults or option.name not in ("repeats", "peer", "quantization")
+    ]
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            shared = Shared(**{option.name: given.pop(option.name) for option in options})
+            function(shared, **given)
+
+        _, *own = inspect.signature(function).parameters.values()
+        parameters = [*(parameter.replace(kind=_BY_NAME) for parameter in own), *options]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        return command(app)(run)
+
+    return register
+
+
+@measurement(repeats=20, peer=None)
 def stream(
+    shared: Shared,
     frames: Annotated[str | None, _numbers("--frames", "How many frames came before", "50 to 1600")] = None,
     mode: ModeOption = FrameMode.image,
-    size: SizeOption = Size.builtin,
-    device: DeviceOption = None,
-    dtype: NumberOption = Dtype.auto,
-    repeats: RepeatsOption = 20,
-    peer: PeerOption = None,
-    out: OutOption = None,
-    commit: CommitOption = None,
 ) -> None:
     """Time of a frame from host memory, its latency, memory, and a question's first token."""
-    bench = _bench("stream", size, device, dtype, repeats, peer, out, commit)
+    counts = _list("--frames", frames)
+    bench = shared.bench("stream")
     from infinitevl.bench import stream as benchmark
 
-    benchmark.run(bench, _list("--frames", frames, benchmark.FRAMES), mode.value)
+    benchmark.run(bench, list(benchmark.FRAMES) if counts is None else counts, mode.value)
 
 
-@command(app)
+@measurement(repeats=20, peer=None, quantization=Quantization.full)
 def decode(
+    shared: Shared,
     contexts: Annotated[
         str | None, _numbers("--contexts", "Tokens before the decoded one", "1024 to 1048576")
     ] = None,
     answers: Annotated[
         str | None, _numbers("--answers", "How many answers grow together, beside one alone", "8,64")
     ] = None,
-    size: SizeOption = Size.builtin,
-    device: DeviceOption = None,
-    dtype: NumberOption = Dtype.auto,
-    repeats: RepeatsOption = 20,
-    peer: PeerOption = None,
-    out: OutOption = None,
-    commit: CommitOption = None,
-    precision: PrecisionOption = Precision.full,
 ) -> None:
     """Time of a decoded token by context; the Transformer eager and captured in a CUDA graph.
 
     In lower precision our lines say how far logits are from those of full precision, and how often the
     likeliest token is the same.
     """
-    bench = _bench("decode", size, device, dtype, repeats, peer, out, commit, precision)
+    lengths, counts = _list("--contexts", contexts), _list("--answers", answers)
+    bench = shared.bench("decode")
     from infinitevl.bench import decode as benchmark
 
-    benchmark.run(
-        bench,
-        _list("--contexts", contexts, benchmark.CONTEXTS),
-        _list("--answers", answers, benchmark.ANSWERS),
-    )
+    lengths = list(benchmark.CONTEXTS) if lengths is None else lengths
+    benchmark.run(bench, lengths, list(benchmark.ANSWERS) if counts is None else counts)
 
 
-@command(app)
+@measurement(repeats=5, peer=None)
 def prefill(
+    shared: Shared,
     lengths: Annotated[str | None, _numbers("--lengths", "Tokens of the prompt", "4096,32768,262144")] = None,
-    size: SizeOption = Size.builtin,
-    device: DeviceOption = None,
-    dtype: NumberOption = Dtype.auto,
-    repeats: RepeatsOption = 5,
-    peer: PeerOption = None,
-    out: OutOption = None,
-    commit: CommitOption = None,
 ) -> None:
     """Time to read a long text prompt."""
-    bench = _bench("prefill", size, device, dtype, repeats, peer, out, commit)
+    counts = _list("--lengths", lengths)
+    bench = shared.bench("prefill")
     from infinitevl.bench import prefill as benchmark
 
-    benchmark.run(bench, _list("--lengths", lengths, benchmark.LENGTHS))
+    benchmark.run(bench, list(benchmark.LENGTHS) if counts is None else counts)
 
 
-@command(app)
+@measurement(repeats=20)
 def streams(
+    shared: Shared,
     counts: Annotated[str | None, _numbers("--counts", "Streams on the device", "1,2,4,8,16")] = None,
     mode: ModeOption = FrameMode.image,
-    size: SizeOption = Size.builtin,
-    device: DeviceOption = None,
-    dtype: NumberOption = Dtype.auto,
-    repeats: RepeatsOption = 20,
-    out: OutOption = None,
-    commit: CommitOption = None,
 ) -> None:
     """Time of a step in which each of many streams sees a frame."""
-    bench = _bench("streams", size, device, dtype, repeats, False, out, commit)
+    numbers = _list("--counts", counts)
+    bench = shared.bench("streams")
     from infinitevl.bench import streams as benchmark
 
-    benchmark.run(bench, _list("--counts", counts, benchmark.COUNTS), mode.value)
+    benchmark.run(bench, list(benchmark.COUNTS) if numbers is None else numbers, mode.value)
 
 
-@command(app)
-def fork(
-    size: SizeOption = Size.builtin,
-    device: DeviceOption = None,
-    dtype: NumberOption = Dtype.auto,
-    repeats: RepeatsOption = 50,
-    out: OutOption = None,
-    commit: CommitOption = None,
-) -> None:
+@measurement(repeats=50)
+def fork(shared: Shared) -> None:
     """Time to copy a stream."""
-    bench = _bench("fork", size, device, dtype, repeats, False, out, commit)
+    bench = shared.bench("fork")
     from infinitevl.bench import fork as benchmark
 
     benchmark.run(bench)
 
 
-@command(app)
+@measurement()
 def memory(
+    shared: Shared,
     tokens: Annotated[
         str | None, _numbers("--tokens", "Length of the stream when it is looked at", "20000,1000000")
     ] = None,
     mode: ModeOption = FrameMode.image,
-    size: SizeOption = Size.builtin,
-    device: DeviceOption = None,
-    dtype: NumberOption = Dtype.auto,
-    out: OutOption = None,
-    commit: CommitOption = None,
 ) -> None:
     """Memory of one stream after many tokens and after very many."""
-    bench = _bench("memory", size, device, dtype, 1, False, out, commit)
+    lengths = _list("--tokens", tokens)
+    bench = shared.bench("memory")
     from infinitevl.bench import memory as benchmark
 
-    benchmark.run(bench, _list("--tokens", tokens, benchmark.TOKENS), mode.value)
+    benchmark.run(bench, list(benchmark.TOKENS) if lengths is None else lengths, mode.value)
 
 
 class Sharding(StrEnum):
@@ -199,8 +237,9 @@ class Stage(StrEnum):
     long_sft = "long-sft"
 
 
-@command(app)
+@measurement()
 def train(
+    shared: Shared,
     stage: Annotated[Stage, typer.Option("--stage", help="Which stage's step.")] = Stage.sft,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=64, help="Of a packed row; default: 8192, long-sft 32768.")
@@ -218,19 +257,13 @@ def train(
     sharding: Annotated[
         Sharding, typer.Option("--sharding", help="Of weights, with several processes.")
     ] = Sharding.fsdp,
-    size: SizeOption = Size.builtin,
-    device: DeviceOption = None,
-    dtype: NumberOption = Dtype.auto,
-    out: OutOption = None,
-    commit: CommitOption = None,
 ) -> None:
     """Time, memory and losses of a training step; with torchrun on several GPUs, and how that scales."""
-    bench = _bench("train", size, device, dtype, 1, False, out, commit)
-    from infinitevl.bench import train as benchmark
-    from infinitevl.errors import InputError
-
     if int(os.environ.get("WORLD_SIZE", "1")) > rows:
         raise InputError(f"--rows is {rows}: every process needs a row; give at least as many as there are.")
+    bench = shared.bench("train")
+    from infinitevl.bench import train as benchmark
+
     name = stage.value
     plan = benchmark.Plan(
         name,
@@ -255,47 +288,14 @@ def draw(
         print(path)
 
 
-def _bench(
-    name: str,
-    size: Size,
-    device: str | None,
-    dtype: Dtype,
-    repeats: int,
-    peer: bool | None,
-    out: str | None,
-    commit: str | None,
-    precision: Precision = Precision.full,
-) -> "Bench":
-    """What the options say, checked before anything is built."""
-    import torch
-
-    from infinitevl.bench.bench import Bench, Options
-    from infinitevl.bench.peer import PEER_SIZES, check_peer
-
-    check_device(device)
-    check_folder(out)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = dtype.value
-    if dtype is Dtype.auto:
-        chosen = "bfloat16" if torch.device(device).type == "cuda" else "float32"
-    if peer is None:
-        peer = size.value in PEER_SIZES
-    if peer:
-        check_peer(size.value)
-    held = None if precision is Precision.full else precision.value
-    return Bench(name, Options(size.value, device, getattr(torch, chosen), repeats, peer, out, commit, held))
-
-
-def _list(option: str, text: str | None, default: "tuple[int, ...]") -> list[int]:
-    """The numbers of an option.
+def _list(option: str, text: str | None) -> list[int] | None:
+    """The numbers of an option, or None where it was not given.
 
     Raises:
         InputError: one of them is no whole number above 0.
     """
-    from infinitevl.errors import InputError
-
     if text is None:
-        return list(default)
+        return None
     try:
         numbers = [int(word) for word in text.split(",") if word.strip()]
     except ValueError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from infinitevl.cli.terminal import harmless, print_error, print_json, write
+from infinitevl.cli.output import harmless, print_error, print_json, read_line, write
 from infinitevl.errors import InfiniteVLError, InputError
 
 HELP = "/image PATH or /video PATH: show it with the next message    /reset: forget everything    /quit"
@@ -43,7 +43,7 @@ class Chat:
         Raises:
             InputError: no file at `path`, which may also be an address or a data URI.
         """
-        if ":" not in path and not Path(path).exists():
+        if not path.strip() or (":" not in path and not Path(path).exists()):
             raise InputError(f"no {kind} at {path!r}; give the path of a file, or an http address")
         self._attached.append({"type": kind, kind: path})
 
@@ -90,7 +90,7 @@ def run_chat(
     model: str | None,
     device: str | None,
     dtype: str,
-    precision: str,
+    quantization: str,
 ) -> None:
     """Answer one prompt, or every line of a conversation.
 
@@ -100,7 +100,7 @@ def run_chat(
     from infinitevl.cli.command import load_model
     from infinitevl.engine.chat import ChatSession
 
-    network, processor = load_model(model, device, dtype, precision)
+    network, processor = load_model(model, device, dtype, quantization)
     chat = Chat(lambda: ChatSession(network, processor), **sampling)
     for kind, path in attached:
         chat.attach(kind, path)
@@ -135,7 +135,7 @@ def _lines(sign: str) -> Iterator[str]:
     """Lines from standard input that are not empty, until it ends."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            line = input(sign)
+            line = read_line(sign)
             if line.strip():
                 yield line
 

@@ -25,7 +25,7 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-class Precision(StrEnum):
+class Quantization(StrEnum):
     """What the products of the decoder's layers can be held in; full is the number format of the weights."""
 
     full = "full"
@@ -49,8 +49,9 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ...; default: the best one here.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of the weights.")]
-PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="Hold the decoder's products in 8 or 4 bits: less memory.")
+QuantizationOption = Annotated[
+    Quantization,
+    typer.Option("--quantization", help="Hold the decoder's products in 8 or 4 bits: less memory."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 MaxNewTokensOption = Annotated[
@@ -95,14 +96,14 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _fail(error: InfiniteVLError) -> None:
-    from infinitevl.cli.terminal import print_error
+    from infinitevl.cli.output import print_error
 
     print_error(error)
     raise typer.Exit(2) from error
 
 
 def load_model(
-    name: str | None, device: str | None, dtype: str, precision: str = Precision.full
+    name: str | None, device: str | None, dtype: str, quantization: str = Quantization.full
 ) -> tuple[Any, Any]:
     """The model and its processor, as the options of a command name them.
 
@@ -119,8 +120,8 @@ def load_model(
     if name is None or not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     number_format = None if dtype == "auto" else getattr(torch, dtype)
-    held = None if precision == Precision.full else str(precision)
-    model, processor = load(name, dtype=number_format, device=device, precision=held)
+    held = None if quantization == Quantization.full else str(quantization)
+    model, processor = load(name, dtype=number_format, device=device, quantization=held)
     _choose_threads(model)
     return model, processor
 

@@ -6,15 +6,16 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from builtin.exam import Exam, set_exam
 from infinitevl.cli.command import check_folder, load_model
+from infinitevl.cli.output import print_json, write
 from infinitevl.cli.sizes import growth_per_token
-from infinitevl.cli.terminal import TextDisplay, print_json, write
+from infinitevl.cli.terminal import TextDisplay
 from infinitevl.engine.session import StreamSession
-from infinitevl.evaluation.chart import show_bytes
 from infinitevl.evaluation.demo import DemoResult, Mark, examine
-from infinitevl.evaluation.exam import Exam, set_exam
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Answered, Event
+from infinitevl.evaluation.units import show_bytes
 
 
 def run_demo(
@@ -25,11 +26,11 @@ def run_demo(
     model: str | None,
     device: str | None,
     dtype: str,
-    precision: str,
+    quantization: str,
 ) -> None:
     """Stream, ask, mark, and write the page if one was asked for."""
     check_folder(report)
-    network, processor = load_model(model, device, dtype, precision)
+    network, processor = load_model(model, device, dtype, quantization)
     config = network.config.text_config
     exam = set_exam(num_frames)
     recorder = Recorder()

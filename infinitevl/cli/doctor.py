@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from infinitevl.cli.command import check_device
+from infinitevl.cli.output import print_json
 from infinitevl.cli.sizes import growth_per_token, state_bytes, weight_bytes
-from infinitevl.cli.terminal import print_json
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import CheckpointError, InfiniteVLError
-from infinitevl.evaluation.chart import show_bytes
+from infinitevl.evaluation.units import show_bytes
 from infinitevl.model.opening import BUILTIN, builtin_folder
 from infinitevl.ops import backend
 

@@ -5,18 +5,18 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.text import Text
 
-from infinitevl.cli.terminal import print_json
-from infinitevl.engine.loading import CATALOGUE
+from infinitevl.cli.output import print_json
+from infinitevl.engine.loading import list_models
 
 
 def show_models(*, as_json: bool) -> None:
     """Print the catalogue as a table, or one JSON object a line."""
     if as_json:
-        for entry in CATALOGUE:
+        for entry in list_models():
             print_json(asdict(entry))
         return
     console = Console(highlight=False)
-    for entry in CATALOGUE:
+    for entry in list_models():
         console.print(Text(entry.name, style="bold"), Text(entry.parameters, style="cyan"))
         console.print(Text(f"  {entry.advice}"))
         console.print(

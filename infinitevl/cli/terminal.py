@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import json
 import os
 import queue
 import re
@@ -10,8 +9,8 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, Self
+from collections.abc import Iterator
+from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,21 +18,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from infinitevl.evaluation.chart import show_bytes
-from infinitevl.evaluation.questions import show_time
+from infinitevl.cli.output import harmless, print_error, print_json, write
 from infinitevl.evaluation.streaming import Answered, Asked, Event, Piece, Refused, Seen, Summary
+from infinitevl.evaluation.units import show_bytes, show_time
 
 _ARROW_KEYS = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")
-
-
-def print_error(error: Exception) -> None:
-    """One clear message in red on standard error."""
-    Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
-
-
-def print_json(value: Mapping[str, Any]) -> None:
-    """One object on one line of standard output, at once."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def on_a_terminal() -> bool:
@@ -159,17 +148,6 @@ class TextDisplay:
 
 def _unreached(ended: float, asked: float) -> str:
     return f"[{show_time(ended)}] (the stream ended before {show_time(asked)}: it was asked here instead)"
-
-
-def write(text: str) -> None:
-    """Text on standard output, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def harmless(text: str) -> str:
-    """What a model wrote, without characters that steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class TypedLines:

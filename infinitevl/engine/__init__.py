@@ -1,0 +1,1 @@
+"""Sessions, and the engine that runs many of them on one model."""

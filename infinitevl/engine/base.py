@@ -70,7 +70,7 @@ class Session:
 
     def recurrent_norms(self) -> list[float]:
         """Frobenius norm of each Gated DeltaNet's recurrent state; waits for the device."""
-        return self.state.memory_norms
+        return self.state.recurrent_norms
 
     def _begin(
         self,

@@ -24,7 +24,7 @@ from infinitevl.engine.scheduler import Scheduler
 from infinitevl.engine.slots import Facts, Parked, Slot, SlotPool
 from infinitevl.engine.steps import Steps
 from infinitevl.errors import InputError
-from infinitevl.model.fused import fuse_, precision_of
+from infinitevl.model.fused import fuse_, quantization_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 
 Mode = Literal["image", "video"]
@@ -75,11 +75,11 @@ class Engine:
         max_length: tokens that full-attention layers get room for, where there are any.
         enforce_eager: run every step anew instead of replaying CUDA graphs; the results are the same. Graphs
             are used where all weights are on one GPU and the state is constant.
-        precision: hold the decoder's products in "int8", "int4" or "fp8", in place and for good (see
+        quantization: hold the decoder's products in "int8", "int4" or "fp8", in place and for good (see
             `infinitevl.load`, which does it while loading); None leaves them as they are.
 
     Raises:
-        InputError: a bad mode, number, frame size or precision.
+        InputError: a bad mode, number, frame size or quantization.
         StateError: full-attention layers without a usable `max_length`.
     """
 
@@ -94,7 +94,7 @@ class Engine:
         frame_size: int | tuple[int, int] | None = None,
         max_length: int | None = None,
         enforce_eager: bool = False,
-        precision: str | None = None,
+        quantization: str | None = None,
     ):
         if mode not in ("image", "video"):
             raise InputError(f"mode is {mode!r}; choose 'image' or 'video'.")
@@ -105,10 +105,10 @@ class Engine:
         wanted = processor.frame_size if frame_size is None else frame_size
         self.frame_size = checked_size(wanted, vision.merge_factor)
         has_graphs = _can_capture(model)
-        if precision is not None and _has_adapters(model):
-            raise InputError("precision needs merged adapters: model = peft_model.merge_and_unload().")
-        is_laid_out = has_graphs or (precision or precision_of(model)) is not None
-        kernels = fuse_(model, precision=precision) if is_laid_out else None
+        if quantization is not None and _has_adapters(model):
+            raise InputError("quantization needs merged adapters: model = peft_model.merge_and_unload().")
+        is_laid_out = has_graphs or (quantization or quantization_of(model)) is not None
+        kernels = fuse_(model, quantization=quantization) if is_laid_out else None
         num_rows = num_slots + has_graphs  # the scratch row
         state = model.allocate_state(
             num_rows,

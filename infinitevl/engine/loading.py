@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from infinitevl.errors import CheckpointError
-from infinitevl.model.fused import check_precision, fuse_onto_
+from infinitevl.model.fused import check_quantization, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, open_model, place_of
 from infinitevl.processing.processor import InfiniteVLProcessor
@@ -29,7 +29,7 @@ class ModelEntry:
     advice: str
 
 
-CATALOGUE = (
+_MODELS = (
     ModelEntry(
         BUILTIN,
         "11 M",
@@ -51,12 +51,17 @@ CATALOGUE = (
 )
 
 
+def list_models() -> tuple[ModelEntry, ...]:
+    """The models that `load` knows by name, the built-in one first."""
+    return _MODELS
+
+
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    precision: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """A model and its processor, ready to answer.
 
@@ -68,17 +73,17 @@ def load(
         dtype: of the weights; by default bfloat16 on a GPU and the folder's own on a CPU (float32 for the
             built-in model, which is faster there).
         device: by default the first GPU if there is one, else the CPU.
-        precision: "int8", "int4" or "fp8" holds the products of the decoder's layers in so few bits, which
+        quantization: "int8", "int4" or "fp8" holds the products of the decoder's layers in so few bits, which
             takes room for one whole layer on the device. Such a model runs, and can neither be trained, nor
             moved, nor saved. None for full precision.
 
     Raises:
-        InputError: no such precision.
+        InputError: no such quantization.
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if precision is not None:
-        check_precision(precision)
+    if quantization is not None:
+        check_quantization(quantization)
     source = place_of(name)
     is_folder = Path(source).exists()
     if not is_folder and "/" not in source:  # names of the hub have an owner
@@ -90,10 +95,10 @@ def load(
         if is_folder and isinstance(error, CheckpointError):
             raise
         raise CheckpointError(_unusable(source, error, is_folder)) from error
-    if precision is None:
+    if quantization is None:
         model.to(device)  # type: ignore[arg-type]
     else:
-        fuse_onto_(model, device, precision)
+        fuse_onto_(model, device, quantization)
     return model.eval(), processor
 
 
@@ -112,7 +117,7 @@ def _unusable(source: str, error: Exception, is_folder: bool) -> str:
 
 def _advice(name: str) -> str:
     """What to do about a name that is no folder and could not be downloaded."""
-    names = [entry.name for entry in CATALOGUE]
+    names = [entry.name for entry in _MODELS]
     if name in names:
         return "It is downloaded once from the hub, which needs a network; or give a folder that holds it."
     close = difflib.get_close_matches(name, names, n=1)

@@ -53,14 +53,14 @@ class StreamSession(Session):
         system: text of the system turn of a question; None for no such turn.
         max_length: tokens that full-attention layers get room for; needed only where there are any (a
             teacher), and a stream of such a model ends there.
-        precision: as for `Engine`.
+        quantization: as for `Engine`.
 
     Many streams on one model: `StreamSession.on(engine)` makes sessions that share steps and memory; one made
     by itself has an engine of its own.
 
     Raises:
-        InputError: an unknown mode or precision, or a frame size that is not a multiple of a merged token's
-            side.
+        InputError: an unknown mode or quantization, or a frame size that is not a multiple of a merged
+            token's side.
         StateError: full-attention layers without a usable `max_length`.
     """
 
@@ -77,10 +77,15 @@ class StreamSession(Session):
         keep_turns: bool = False,
         system: str | None = DEFAULT_SYSTEM,
         max_length: int | None = None,
-        precision: str | None = None,
+        quantization: str | None = None,
     ):
         engine = Engine(
-            model, processor, mode=mode, frame_size=frame_size, max_length=max_length, precision=precision
+            model,
+            processor,
+            mode=mode,
+            frame_size=frame_size,
+            max_length=max_length,
+            quantization=quantization,
         )
         self._start(engine, keep_turns, system, is_alone=True)
 

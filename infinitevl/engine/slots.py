@@ -17,8 +17,8 @@ _ON_DEVICE = ("is_open", "has_waiting", "num_frames", "last_time")
 class Facts:
     """What a slot holds, known without asking the device.
 
-    Whoever changes a slot works out the facts after the change and hands them to the step that makes it: the
-    step writes them into the row (`write_facts`), and the host keeps the same object.
+    Whoever changes a slot works out the facts after the change. The step that makes it writes them into the
+    row (`write_facts`), and the host keeps the same object.
 
     num_tokens: in the state's past. is_open: the vision span. has_waiting: a frame waits for its partner.
     num_frames: seen, a waiting one included. last_time: of the newest, microseconds. num_dropped: frames that

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from infinitevl.evaluation.units import show_bytes
+
 WIDTH, HEIGHT = 720, 220
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 30, 40
 
@@ -29,16 +31,6 @@ def memory_chart(points: Sequence[MemoryPoint], growth_per_token: int = 0) -> st
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Bytes of the state over tokens read">'
         f"{''.join(parts)}</svg>"
     )
-
-
-def show_bytes(count: float) -> str:
-    """`count` bytes for people: 812 B, 4.1 MB, 133 MB."""
-    unit = "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            break
-        count, unit = count / 1000, larger
-    return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from infinitevl.evaluation.chart import MemoryPoint, memory_chart, show_bytes
+from infinitevl.evaluation.chart import MemoryPoint, memory_chart
 from infinitevl.evaluation.page import PAGE
-from infinitevl.evaluation.questions import show_time
 from infinitevl.evaluation.streaming import Answered, Event, Seen, Summary
+from infinitevl.evaluation.units import show_bytes, show_time
 from infinitevl.files import atomic_write
 
 T = TypeVar("T")

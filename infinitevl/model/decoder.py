@@ -59,7 +59,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             else WindowAttention(config, config.sliding_window if kind == SLIDING else None)
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, can_lower=True)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, quantizable=True)
 
     def forward(
         self,

@@ -1,7 +1,7 @@
-"""Gated DeltaNet: linear attention whose memory is a matrix that is decayed, corrected and read.
+"""Gated DeltaNet: linear attention whose recurrent state is a matrix that is decayed, corrected and read.
 
-Each token writes beta (v - what the memory already says about k) under its key and reads with its query.
-There is no position encoding: order enters through the decay and a short causal convolution.
+Each token writes beta (v - what the state already says about k) under its key and reads with its query. There
+is no position encoding: order enters through the decay and a short causal convolution.
 """
 
 from typing import Any
@@ -17,21 +17,21 @@ from infinitevl.state import DeltaState
 
 
 class CausalConv1d(nn.Module):
-    """The taps [C, 1, W] of one depth-wise convolution; the layer runs all three as one."""
+    """The weight [C, 1, W] of one depth-wise convolution; the layer runs all three as one."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(channels, 1, width))
 
     def forward(self) -> Tensor:
-        """The taps; asked for by a call so that weights kept elsewhere arrive in time."""
+        """The weight; asked for by a call so that weights kept elsewhere arrive in time."""
         return self.weight
 
 
 class GatedDeltaNet(Fusable):
     """One Gated DeltaNet layer of the decoder (spec: "Gated DeltaNet layer"; paper, section 3)."""
 
-    lowerable = ("in", "out")
+    quantizable = ("in", "out")
 
     def __init__(self, config: InfiniteVLTextConfig):
         super().__init__()
@@ -103,21 +103,21 @@ class GatedDeltaNet(Fusable):
         rows: Tensor | None,
         packed: Packed | None,
     ) -> Tensor:
-        """What the memory answers, [B, T, H, V]."""
+        """What the queries read from the recurrent state, [B, T, H, V]."""
         fast = self._fast()
         kernels = self.kernels if fast is None else fast.kernels
-        inputs = (mixed, a, b, self._taps(), self.A_log, self.dt_bias)
+        inputs = (mixed, a, b, self._conv_weight(), self.A_log, self.dt_bias)
         if state is None:
             return kernels.delta_net_chunk(*inputs, *self._empty(mixed), num_valid, packed)[0]
         if one_token:
-            return kernels.delta_net_step_(*inputs, state.memory, state.tail, rows)
-        return kernels.delta_net_chunk_(*inputs, state.memory, state.tail, rows, num_valid)
+            return kernels.delta_net_step_(*inputs, state.recurrent_state, state.conv_state, rows)
+        return kernels.delta_net_chunk_(*inputs, state.recurrent_state, state.conv_state, rows, num_valid)
 
-    def _taps(self) -> Tensor:
+    def _conv_weight(self) -> Tensor:
         """All three convolutions are one over their concatenated channels: [C', W]."""
         fast = self._fast()
         if fast is not None:
-            return fast["taps"]
+            return fast["conv"]
         return torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])[:, 0]
 
     def _output(self, out: Tensor, gate: Tensor, x: Tensor) -> Tensor:
@@ -129,16 +129,16 @@ class GatedDeltaNet(Fusable):
         return fast.kernels.gated_norm_linear_add(out, gate, norm.weight, norm.eps, fast["out"], x)
 
     def _empty(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory and tail at the start of a sequence: zeros, the memory in float32 (or wider)."""
+        """Both states at the start of a sequence: zeros, the recurrent state in float32 (or wider)."""
         batch, heads, wide = len(mixed), self.A_log.shape[0], torch.promote_types(mixed.dtype, torch.float32)
-        memory = mixed.new_zeros(batch, heads, self.key_width, self.value_width, dtype=wide)
-        return memory, mixed.new_zeros(batch, self.conv_size - 1, self.channels)
+        recurrent_state = mixed.new_zeros(batch, heads, self.key_width, self.value_width, dtype=wide)
+        return recurrent_state, mixed.new_zeros(batch, self.conv_size - 1, self.channels)
 
     def _lay_out(self) -> dict[str, Any]:
         projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
         convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         return {
             "in": stack_([proj.weight for proj in projections]),
-            "taps": stack_([conv.weight for conv in convolutions])[:, 0],
+            "conv": stack_([conv.weight for conv in convolutions])[:, 0],
             "out": self.o_proj.weight.data,
         }

@@ -4,8 +4,8 @@ The parameters keep their names, shapes and values and become views of the large
 twice and a state dict stays what it was. Whatever would part them (a move to another device, a new module in
 the place of a projection) undoes the layout first.
 
-On demand the large weights of the decoder's layers are held in few bits (`precision`): then their parameters
-are hollow, nothing can be undone, and whatever needs their values is refused.
+On demand the large weights of the decoder's layers are held in few bits (`quantization`): then their
+parameters are hollow, nothing can be undone, and whatever needs their values is refused.
 """
 
 import threading
@@ -21,7 +21,7 @@ from infinitevl.errors import InputError
 from infinitevl.model.weights import Hollow
 from infinitevl.ops.backend import choose
 from infinitevl.ops.kernels import TORCH, Kernels
-from infinitevl.ops.quantized import check_precision, quantize
+from infinitevl.ops.quantized import check_quantization, quantize
 from infinitevl.ops.trainable import trainable
 
 # Inner widths of feed-forwards are filled up to a multiple of this with zeros: 3420 makes products slow.
@@ -35,14 +35,14 @@ _ONE_LAYOUT = threading.RLock()
 class Layout:
     """What a layer runs on once its weights are laid out.
 
-    weights: by name. places: where the parameters' memory was then. precision: of the large weights, None for
-    that of the parameters.
+    weights: by name. places: where the parameters' memory was then. quantization: of the large weights, None
+    where they are held in full.
     """
 
     kernels: Kernels
     weights: dict[str, Any]
     places: tuple[int, ...]
-    precision: str | None = None
+    quantization: str | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.weights[name]
@@ -53,14 +53,14 @@ class Fusable(nn.Module):
 
     layout: Layout | None
     # Names of laid out weights that may be held in few bits.
-    lowerable: tuple[str, ...] = ()
+    quantizable: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.__dict__["layout"] = None
         self.kernels = TORCH
 
-    def fuse_(self, kernels: Kernels, precision: str | None = None) -> None:
+    def fuse_(self, kernels: Kernels, quantization: str | None = None) -> None:
         """Run on `kernels` from here on, where no gradient is recorded, with the weights laid out.
 
         Weights that already are stay where they are: captured graphs read them there.
@@ -69,8 +69,8 @@ class Fusable(nn.Module):
         if layout is None or layout.places != _places(self):
             self.unfuse_()
             layout = Layout(kernels, self._lay_out(), _places(self))
-        if precision is not None and layout.precision is None and self.lowerable:
-            layout = _lowered(self, layout, precision)
+        if quantization is not None and layout.quantization is None and self.quantizable:
+            layout = _quantized(self, layout, quantization)
         self.__dict__["layout"] = replace(layout, kernels=kernels)
 
     def unfuse_(self) -> None:
@@ -88,9 +88,9 @@ class Fusable(nn.Module):
 
     def check_whole(self, what: str) -> None:
         """Raise InputError, saying what cannot be done, where weights are held in few bits."""
-        if self.layout is not None and self.layout.precision is not None:
+        if self.layout is not None and self.layout.quantization is not None:
             raise InputError(
-                f"the weights of this model are held in {self.layout.precision}, in which they cannot be "
+                f"the weights of this model are held in {self.layout.quantization}, in which they cannot be "
                 f"{what}. Load the model again, in full precision, for that."
             )
 
@@ -126,28 +126,28 @@ class Fusable(nn.Module):
         super().__setattr__(name, value)
 
 
-def fuse_(model: nn.Module, kernels: Kernels | None = None, precision: str | None = None) -> Kernels:
+def fuse_(model: nn.Module, kernels: Kernels | None = None, quantization: str | None = None) -> Kernels:
     """Lay out every layer of `model` that can be, for `kernels` (default: the best of its device).
 
     Nobody may run the model meanwhile, unless it is laid out already.
 
     Args:
-        precision: hold the large weights of the decoder's layers in "int8", "int4" or "fp8" (see
+        quantization: hold the large weights of the decoder's layers in "int8", "int4" or "fp8" (see
             `ops.quantized`), for good; None leaves them in the precision that they have.
 
     Returns:
         The kernels.
 
     Raises:
-        InputError: a projection was replaced (an adapter, say): merge it first. Or a precision that does not
-            exist, or comes too late: the model is laid out in another one.
+        InputError: a projection was replaced (an adapter, say): merge it first. Or a quantization that does
+            not exist, or comes too late: the model is laid out in another one.
     """
     layers = fusable(model)
     for layer in layers:
         _check_plain(layer)
-    if precision is not None:
-        check_precision(precision)
-        _check_free(model, precision)
+    if quantization is not None:
+        check_quantization(quantization)
+        _check_free(model, quantization)
     chosen = choose(next(model.parameters()).device) if kernels is None else kernels
     with _ONE_LAYOUT:
         new = [layer for layer in layers if layer.layout is None]
@@ -157,11 +157,11 @@ def fuse_(model: nn.Module, kernels: Kernels | None = None, precision: str | Non
             # Large ones first: small weights fill what they leave.
             for layer in sorted(new, key=_num_bytes, reverse=True):
                 fetch(layer.parameters())
-                layer.fuse_(chosen, precision)
+                layer.fuse_(chosen, quantization)
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()  # blocks of single weights are too small for the next layer's
         for layer in layers:
-            layer.fuse_(chosen, precision)
+            layer.fuse_(chosen, quantization)
     return chosen
 
 
@@ -204,17 +204,17 @@ def _shares_block(parameter: nn.Parameter) -> bool:
     return parameter.is_cuda and parameter.nbytes < _SHARED_BLOCK
 
 
-def fuse_onto_(model: nn.Module, device: torch.device, precision: str) -> Kernels:
-    """Move `model` to `device` in lower precision, as `fuse_` has it; one layer at most is there in full."""
-    check_precision(precision)
-    lowerable = [layer for layer in fusable(model) if layer.lowerable]
-    kept = {id(parameter) for layer in lowerable for parameter in layer.parameters()}
+def fuse_onto_(model: nn.Module, device: torch.device, quantization: str) -> Kernels:
+    """Move `model` to `device` quantized, as `fuse_` has it; one layer at most is there in full."""
+    check_quantization(quantization)
+    quantizable = [layer for layer in fusable(model) if layer.quantizable]
+    kept = {id(parameter) for layer in quantizable for parameter in layer.parameters()}
     model._apply(lambda tensor: tensor if id(tensor) in kept else tensor.to(device))
     kernels = choose(device)
-    for layer in lowerable:
+    for layer in quantizable:
         layer.to(device)
-        layer.fuse_(kernels, precision)
-    return fuse_(model, kernels, precision)
+        layer.fuse_(kernels, quantization)
+    return fuse_(model, kernels, quantization)
 
 
 def unfuse_(model: nn.Module) -> None:
@@ -228,10 +228,10 @@ def fusable(model: nn.Module) -> list[Fusable]:
     return [layer for layer in model.modules() if isinstance(layer, Fusable)]
 
 
-def precision_of(model: nn.Module) -> str | None:
+def quantization_of(model: nn.Module) -> str | None:
     """What the large weights are held in; None for the precision that they were loaded in."""
     layouts = (layer.layout for layer in fusable(model))
-    return next((layout.precision for layout in layouts if layout and layout.precision), None)
+    return next((layout.quantization for layout in layouts if layout and layout.quantization), None)
 
 
 @contextmanager
@@ -281,13 +281,13 @@ def _num_bytes(layer: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in layer.parameters())
 
 
-def _lowered(layer: Fusable, layout: Layout, precision: str) -> Layout:
+def _quantized(layer: Fusable, layout: Layout, quantization: str) -> Layout:
     """The layout with the layer's large weights in few bits, and their parameters hollow."""
     weights = dict(layout.weights)
-    for name in layer.lowerable:
+    for name in layer.quantizable:
         _hollow_out(layer, weights[name])
-        weights[name] = quantize(weights[name], precision)
-    return Layout(layout.kernels, weights, _places(layer), precision)
+        weights[name] = quantize(weights[name], quantization)
+    return Layout(layout.kernels, weights, _places(layer), quantization)
 
 
 def _hollow_out(layer: nn.Module, weight: Tensor) -> None:
@@ -299,20 +299,20 @@ def _hollow_out(layer: nn.Module, weight: Tensor) -> None:
                 setattr(module, name, Hollow.of(parameter))
 
 
-def _check_free(model: nn.Module, precision: str) -> None:
-    """See that the weights can still be held in `precision`, and lie where that can be done."""
+def _check_free(model: nn.Module, quantization: str) -> None:
+    """See that the weights can still be held in `quantization`, and lie where that can be done."""
     places = {str(parameter.device) for parameter in model.parameters()}
     if len(places) > 1 or "meta" in places:
         raise InputError(
-            f"{precision} needs all weights on one device, and they are on {', '.join(sorted(places))}. Load "
-            "the model without a device map."
+            f"{quantization} needs all weights on one device, and they are on {', '.join(sorted(places))}. "
+            "Load the model without a device map."
         )
     for layer in fusable(model):
-        held = layer.layout.precision if layer.layout is not None else precision
-        if layer.lowerable and held != precision:
+        held = layer.layout.quantization if layer.layout is not None else quantization
+        if layer.quantizable and held != quantization:
             raise InputError(
-                f"{precision} was asked for, but this model already runs in {held or 'full precision'}. Load "
-                "it again to run it in another precision."
+                f"{quantization} was asked for, but this model already runs in {held or 'full precision'}. "
+                "Load it again to run it in another way."
             )
 
 

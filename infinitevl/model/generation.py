@@ -1,5 +1,6 @@
 """What `generate` of transformers needs to be told about a model whose past is a state."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from infinitevl.model.positions import IMAGE, VIDEO, token_kinds
 
 _IMAGES = ("pixel_values", "image_grid_thw")
 _VIDEOS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+# What `generate` keeps beside the inputs for itself; where the cache stands is in the state.
+_FOR_GENERATE = frozenset(inspect.signature(GenerationMixin.generate).parameters) | {
+    "tokenizer",
+    "assistant_tokenizer",
+    "stop_strings",
+    "cache_position",
+}
 
 
 class StateGeneration(GenerationMixin):
@@ -59,9 +67,17 @@ class StateGeneration(GenerationMixin):
         return processors
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        *,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """The prompt with everything that belongs to it, then one token at a time."""
+        """The prompt with everything that belongs to it, then one token at a time.
+
+        What only `generate` knows (a tokenizer for stop_strings, an assistant) goes no further.
+        """
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,  # type: ignore[arg-type]
             inputs_embeds=inputs_embeds,
@@ -70,7 +86,8 @@ class StateGeneration(GenerationMixin):
         if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             for name in (*_IMAGES, *_VIDEOS):
                 inputs.pop(name, None)
-        return inputs
+        kept = {name: value for name, value in inputs.items() if name not in _FOR_GENERATE}
+        return _padded_left(kept)
 
     def _expand_inputs_for_generation(  # type: ignore[override]
         self,
@@ -109,6 +126,39 @@ class StateGeneration(GenerationMixin):
                 if visual[name] is not None:
                     visual[name] = torch.as_tensor(visual[name])[items]
         return visual
+
+
+def _padded_left(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same prompts with their padding in front: the last column is the one that is answered.
+
+    Raises:
+        InputError: a row has padding alone after tokens that were read before (prefill in chunks).
+    """
+    mask = inputs.get("attention_mask")
+    name = "inputs_embeds" if inputs.get("input_ids") is None else "input_ids"
+    num_new = inputs[name].shape[1]
+    if num_new < 2 or mask is None or mask.dim() != 2 or mask.shape[1] < num_new or bool(mask[:, -1].all()):
+        return inputs
+    new = mask[:, -num_new:].bool()
+    if bool((mask.bool().any(1) & ~new.any(1)).any()):
+        raise InputError(
+            "a row of the last tokens is padding alone, so there is nothing to answer. Pad on the left "
+            "(padding_side='left'), or leave out prefill_chunk_size."
+        )
+    order = torch.argsort(new.int(), dim=1, stable=True)
+    moved = {"attention_mask": torch.cat([mask[:, :-num_new], mask[:, -num_new:].gather(1, order)], 1)}
+    for key in (name, "mm_token_type_ids", "position_ids"):
+        if inputs.get(key) is not None:
+            moved[key] = _reordered(inputs[key], order)
+    return {**inputs, **moved}
+
+
+def _reordered(values: Tensor, order: Tensor) -> Tensor:
+    """Columns of values [B, T], [B, T, C] or [axes, B, T] at order [B, T]."""
+    index = order.to(values.device)
+    if values.is_floating_point():
+        return values.gather(1, index[..., None].expand_as(values))
+    return values.gather(-1, index.expand_as(values))
 
 
 def _items_by_row(tokens: list[int], row_tokens: list[int]) -> list[list[int]]:

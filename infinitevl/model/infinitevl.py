@@ -27,6 +27,7 @@ from infinitevl.model.inputs import (
     new_columns,
     new_kinds,
     packed_lengths,
+    taken_alone,
     without_starts,
 )
 from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
@@ -271,6 +272,7 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         sequence_lengths: Sequence[int] | Tensor | None = None,
+        **by_trainer: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token; arguments as in `InfiniteVLModel.forward`.
 
@@ -278,10 +280,14 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
             labels: int64 [B, T], the tokens themselves, -100 where no loss is wanted.
             logits_to_keep: only the last so many positions (0: all), or the indices to keep.
             num_items_in_batch: divide the summed loss by this instead of by the number of labels.
+            shift_labels: int64 [B, T], labels that already stand at the token before (context parallelism);
+                they go before `labels`. Named here alone: the Trainer takes every label that it finds in the
+                signature to be one that each evaluation has.
 
         Returns:
             logits [B, T, vocabulary], and the loss if labels were given.
         """
+        shift_labels = taken_alone("shift_labels", by_trainer)
         out = self.model(
             input_ids,
             attention_mask,
@@ -303,14 +309,15 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
-            if sequence_lengths is not None:
+        if labels is not None or shift_labels is not None:
+            if sequence_lengths is not None and labels is not None:
                 labels = without_starts(labels, sequence_lengths)
             loss = self.loss_function(
                 logits,
                 labels,
-                vocab_size=self.config.text_config.vocab_size,
+                vocab_size=logits.shape[-1],
                 num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
             )
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states

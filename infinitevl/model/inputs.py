@@ -1,6 +1,7 @@
 """What a caller passes to `forward`, checked and brought into one form."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +114,17 @@ def without_starts(labels: Tensor, sequence_lengths: Sequence[int] | Tensor) -> 
     """Labels [1, T] without those of first tokens, which a sequence before would have to guess."""
     lengths = torch.as_tensor(sequence_lengths, device=labels.device)
     return labels.index_fill(1, lengths.cumsum(0) - lengths, -100)
+
+
+def taken_alone(name: str, arguments: Mapping[str, Any]) -> Any:
+    """The one argument that may be there, or None.
+
+    Raises:
+        InputError: names any other.
+    """
+    if unknown := sorted(set(arguments) - {name}):
+        raise InputError(f"forward has no arguments {unknown}. Check their names, or leave them out.")
+    return arguments.get(name)
 
 
 def check_no_gradients(tensors: Iterable[Tensor]) -> None:

@@ -41,9 +41,9 @@ class GatedMLP(Fusable):
         can_lower: whether its weights may be held in few bits.
     """
 
-    def __init__(self, width: int, inner_width: int, bias: bool, can_lower: bool = False):
+    def __init__(self, width: int, inner_width: int, bias: bool, quantizable: bool = False):
         super().__init__()
-        self.lowerable = ("gate_up", "down") if can_lower else ()
+        self.quantizable = ("gate_up", "down") if quantizable else ()
         self.gate_proj = nn.Linear(width, inner_width, bias=bias)
         self.up_proj = nn.Linear(width, inner_width, bias=bias)
         self.down_proj = nn.Linear(inner_width, width, bias=bias)

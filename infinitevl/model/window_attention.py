@@ -18,7 +18,7 @@ class WindowAttention(Fusable):
         config: the decoder's sizes. window: keys that a query sees, its own among them; None for all.
     """
 
-    lowerable = ("in", "out")
+    quantizable = ("in", "out")
 
     def __init__(self, config: InfiniteVLTextConfig, window: int | None):
         super().__init__()

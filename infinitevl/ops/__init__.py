@@ -1,0 +1,1 @@
+"""Functions on tensors: the definition of every operation, and its fast implementations."""

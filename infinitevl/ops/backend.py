@@ -43,7 +43,7 @@ _OPERATIONS = {
     "delta net, one token": (
         "delta_net_step_",
         "torch, one fused read and update",
-        "Triton, the memory read once and written once",
+        "Triton, the recurrent state read once and written once",
     ),
     "products, one or a few tokens": (
         "linear",

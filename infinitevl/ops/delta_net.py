@@ -1,6 +1,6 @@
-"""All of a Gated DeltaNet that lies between its projections: convolution, gates, memory.
+"""All of a Gated DeltaNet that lies between its projections: convolution, gates, delta rule.
 
-`delta_net_chunk` is a function of its arguments; the names with an underscore change memory and tail in
+`delta_net_chunk` is a function of its arguments; the names with an underscore change both states in
 place, for those rows of a larger state that a step works on.
 """
 
@@ -21,11 +21,11 @@ def delta_net_chunk(
     mixed: Tensor,
     a: Tensor,
     b: Tensor,
-    taps: Tensor,
+    conv_weight: Tensor,
     A_log: Tensor,
     dt_bias: Tensor,
-    memory: Tensor,
-    tail: Tensor,
+    recurrent_state: Tensor,
+    conv_state: Tensor,
     num_valid: Tensor | None = None,
     packed: Packed | None = None,
     *,
@@ -36,50 +36,52 @@ def delta_net_chunk(
 
     Args:
         mixed: [B, T, C], queries, keys and values side by side, before the convolution; C = H (2 K + V).
-        a, b: [B, T, H], before softplus and sigmoid. taps: [C, W]. A_log, dt_bias: [H].
-        memory: [B, H, K, V]. tail: [B, W - 1, C].
+        a, b: [B, T, H], before softplus and sigmoid. conv_weight: [C, W]. A_log, dt_bias: [H].
+        recurrent_state: [B, H, K, V]. conv_state: [B, W - 1, C].
         num_valid: int64 [B], how many of each row's first tokens count; None for all. The others neither
-            decay the memory nor write to it.
+            decay the recurrent state nor write to it.
         packed: the sequences that share the one row, each of which starts empty; None for one a row.
 
     Returns:
-        [B, T, H, V] in memory's dtype, the memory and the tail after the last token that counts; of packed
-        sequences the memory is the last one's, and the tail nobody's.
+        [B, T, H, V] in the recurrent state's dtype, and recurrent_state and conv_state after the last token
+        that counts; of packed sequences recurrent_state is the last one's, and conv_state nobody's.
     """
     log_decay, beta = _gates(a, b, A_log, dt_bias)
     if packed is not None:
         mixed, log_decay, beta = (spread(x, packed) for x in (mixed, log_decay, beta))
-        qkv, tail = conv(mixed, taps, tail)
-        out, memory = rule(*_heads(qkv, memory), log_decay, beta, memory, ends=packed.ends)
-        return gather(out, packed), memory, tail
-    qkv, tail = conv(mixed, taps, tail, num_valid)
+        qkv, conv_state = conv(mixed, conv_weight, conv_state)
+        out, recurrent_state = rule(
+            *_heads(qkv, recurrent_state), log_decay, beta, recurrent_state, ends=packed.ends
+        )
+        return gather(out, packed), recurrent_state, conv_state
+    qkv, conv_state = conv(mixed, conv_weight, conv_state, num_valid)
     if num_valid is not None:
         counts = (torch.arange(mixed.shape[1], device=mixed.device) < num_valid[:, None])[..., None]
         log_decay, beta = log_decay * counts, beta * counts
-    out, memory = rule(*_heads(qkv, memory), log_decay, beta, memory)
-    return out, memory, tail
+    out, recurrent_state = rule(*_heads(qkv, recurrent_state), log_decay, beta, recurrent_state)
+    return out, recurrent_state, conv_state
 
 
 def delta_net_chunk_(
     mixed: Tensor,
     a: Tensor,
     b: Tensor,
-    taps: Tensor,
+    conv_weight: Tensor,
     A_log: Tensor,
     dt_bias: Tensor,
-    memory: Tensor,
-    tail: Tensor,
+    recurrent_state: Tensor,
+    conv_state: Tensor,
     rows: Tensor | None = None,
     num_valid: Tensor | None = None,
 ) -> Tensor:
-    """The same on a state of N rows: memory [N, H, K, V] and tail [N, W - 1, C] change in place.
+    """The same on the states of N rows, changed in place: [N, H, K, V] and [N, W - 1, C].
 
     Args:
         rows: int64 [B], the row of the state that each row of the batch continues; None: B = N, in order.
     """
-    before = read_rows(memory, rows), read_rows(tail, rows)
-    out, *after = delta_net_chunk(mixed, a, b, taps, A_log, dt_bias, *before, num_valid)
-    for stored, new in zip((memory, tail), after, strict=True):
+    before = read_rows(recurrent_state, rows), read_rows(conv_state, rows)
+    out, *after = delta_net_chunk(mixed, a, b, conv_weight, A_log, dt_bias, *before, num_valid)
+    for stored, new in zip((recurrent_state, conv_state), after, strict=True):
         write_rows_(stored, new, rows)
     return out
 
@@ -88,19 +90,19 @@ def delta_net_step_(
     mixed: Tensor,
     a: Tensor,
     b: Tensor,
-    taps: Tensor,
+    conv_weight: Tensor,
     A_log: Tensor,
     dt_bias: Tensor,
-    memory: Tensor,
-    tail: Tensor,
+    recurrent_state: Tensor,
+    conv_state: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
     """One token: the same with T = 1."""
-    qkv, new_tail = causal_conv_step(mixed, taps, read_rows(tail, rows))
-    before = read_rows(memory, rows)
-    out, after = delta_rule_step(*_heads(qkv, memory), *_gates(a, b, A_log, dt_bias), before)
-    write_rows_(memory, after, rows)
-    write_rows_(tail, new_tail, rows)
+    qkv, new_conv_state = causal_conv_step(mixed, conv_weight, read_rows(conv_state, rows))
+    before = read_rows(recurrent_state, rows)
+    out, after = delta_rule_step(*_heads(qkv, recurrent_state), *_gates(a, b, A_log, dt_bias), before)
+    write_rows_(recurrent_state, after, rows)
+    write_rows_(conv_state, new_conv_state, rows)
     return out
 
 
@@ -111,9 +113,9 @@ def _gates(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor) -> tuple[Tensor
     return -A_log.to(wide).exp() * dt, b.to(wide).sigmoid()
 
 
-def _heads(qkv: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(qkv: Tensor, recurrent_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B, T, C] -> normalised queries and keys [B, T, H, K] and values [B, T, H, V]."""
-    _, heads, key_width, value_width = memory.shape
+    _, heads, key_width, value_width = recurrent_state.shape
     q, k, v = qkv.split([heads * key_width, heads * key_width, heads * value_width], dim=-1)
     q, k = (x.unflatten(-1, (-1, key_width)) for x in (q, k))
     return l2_norm(q) * key_width**-0.5, l2_norm(k), v.unflatten(-1, (-1, value_width))

@@ -1,7 +1,7 @@
 """The gated delta rule, fast: whole chunks for many tokens, one update for one token.
 
-Signatures and shapes are those of `ops.reference`; both compute in memory's dtype, also under autocast: what
-is rounded once stays wrong in the memory for ever.
+Signatures and shapes are those of `ops.reference`; both compute in the recurrent state's dtype, also under
+autocast: what is rounded once stays wrong in the state for ever.
 """
 
 import functools
@@ -17,7 +17,7 @@ CHUNK_SIZE = 64
 Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _in_memory_dtype(rule: Rule) -> Rule:
+def _in_state_dtype(rule: Rule) -> Rule:
     """The rule with autocast switched off within it."""
 
     @functools.wraps(rule)
@@ -28,28 +28,28 @@ def _in_memory_dtype(rule: Rule) -> Rule:
     return exact
 
 
-@_in_memory_dtype
+@_in_state_dtype
 def delta_rule_chunk(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     log_decay: Tensor,
     beta: Tensor,
-    memory: Tensor,
+    recurrent_state: Tensor,
     ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Many tokens: all that stays within a chunk is done for every chunk at once, then a short scan.
 
-    The solve of a chunk is linear in the memory before it, so it is applied to values and keys beforehand
-    and the scan over chunks needs only products.
+    The solve of a chunk is linear in the state before it, so it is applied to values and keys beforehand and
+    the scan over chunks needs only products.
 
     Args:
-        ends: bool [T / CHUNK_SIZE], after which chunks the memory is emptied; None: after none.
+        ends: bool [T / CHUNK_SIZE], after which chunks the recurrent state is emptied; None: after none.
     """
     length = q.shape[1]
     size = min(CHUNK_SIZE, length)
-    q, k, v = (_split(x.to(memory.dtype), size) for x in (q, k, v))  # [B, H, N, C, D]
-    log_decay, beta = (_split(x.to(memory.dtype)[..., None], size) for x in (log_decay, beta))
+    q, k, v = (_split(x.to(recurrent_state.dtype), size) for x in (q, k, v))  # [B, H, N, C, D]
+    log_decay, beta = (_split(x.to(recurrent_state.dtype)[..., None], size) for x in (log_decay, beta))
     decay = segment_decay(log_decay[..., 0])  # [B, H, N, C, C]
     since_start = log_decay.cumsum(-2).exp()  # [B, H, N, C, 1]
     eye = torch.eye(size, dtype=k.dtype, device=k.device)
@@ -62,13 +62,15 @@ def delta_rule_chunk(
     outputs = []
     to_end = decay[..., -1, :, None]
     for n in range(q.shape[2]):
-        written = values[:, :, n] - keys[:, :, n] @ memory
-        outputs.append((since_start[:, :, n] * q[:, :, n]) @ memory + inner[:, :, n] @ written)
-        memory = since_start[:, :, n, -1:] * memory + (k[:, :, n] * to_end[:, :, n]).mT @ written
+        written = values[:, :, n] - keys[:, :, n] @ recurrent_state
+        outputs.append((since_start[:, :, n] * q[:, :, n]) @ recurrent_state + inner[:, :, n] @ written)
+        recurrent_state = (
+            since_start[:, :, n, -1:] * recurrent_state + (k[:, :, n] * to_end[:, :, n]).mT @ written
+        )
         if ends is not None:
-            memory = memory.masked_fill(ends[n], 0.0)
+            recurrent_state = recurrent_state.masked_fill(ends[n], 0.0)
     output = torch.cat(outputs, dim=2)[:, :, :length]
-    return output.transpose(1, 2), memory
+    return output.transpose(1, 2), recurrent_state
 
 
 def _split(x: Tensor, size: int) -> Tensor:
@@ -77,18 +79,18 @@ def _split(x: Tensor, size: int) -> Tensor:
     return x.unflatten(2, (-1, size))
 
 
-@_in_memory_dtype
+@_in_state_dtype
 def delta_rule_step(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, recurrent_state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One token; arguments as above with T = 1.
 
-    The output needs no second pass over the new memory: q^T (d S + b k u^T) = d q^T S + b (q . k) u^T.
+    The output needs no second pass over the new state: q^T (d S + b k u^T) = d q^T S + b (q . k) u^T.
     """
-    q, k, v = (x[:, 0].to(memory.dtype) for x in (q, k, v))  # [B, H, D]
-    decay = log_decay[:, 0, :, None].to(memory.dtype).exp()
-    read = torch.stack([k, q], dim=2) @ memory  # [B, H, 2, V]
-    written = beta[:, 0, :, None].to(memory.dtype) * (v - decay * read[:, :, 0])
+    q, k, v = (x[:, 0].to(recurrent_state.dtype) for x in (q, k, v))  # [B, H, D]
+    decay = log_decay[:, 0, :, None].to(recurrent_state.dtype).exp()
+    read = torch.stack([k, q], dim=2) @ recurrent_state  # [B, H, 2, V]
+    written = beta[:, 0, :, None].to(recurrent_state.dtype) * (v - decay * read[:, :, 0])
     output = decay * read[:, :, 1] + (q * k).sum(-1, keepdim=True) * written
-    memory = decay[..., None] * memory + k[..., None] * written[:, :, None]
-    return output[:, None], memory
+    recurrent_state = decay[..., None] * recurrent_state + k[..., None] * written[:, :, None]
+    return output[:, None], recurrent_state

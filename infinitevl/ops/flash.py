@@ -21,34 +21,36 @@ def supports(q: Tensor) -> bool:
 
 
 def attend_packed(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, window: int | None
 ) -> Tensor:
     """Causal attention within each of N sequences that lie one behind the other.
 
     Args:
-        q: [T, H, D]. k, v: [T, H_kv, D]. starts: int32 [N + 1], the first token of each, and T. longest: of
-            them, in tokens. window: keys that a query sees, its own among them; None for all.
+        q: [T, H, D]. k, v: [T, H_kv, D].
+        cu_seqlens: int32 [N + 1], the first token of each, and T. max_seqlen: tokens of the longest.
+        window: keys that a query sees, its own among them; None for all.
 
     Returns:
         [T, H, D].
     """
-    back = -1 if window is None or window >= longest else window - 1
-    return _attend(q, k, v, starts, max(longest, 2), back)[0]  # for a longest of 1 it does something else
+    back = -1 if window is None or window >= max_seqlen else window - 1
+    # For a max_seqlen of 1 the kernel does something else.
+    return _attend(q, k, v, cu_seqlens, max(max_seqlen, 2), back)[0]
 
 
 @torch.library.custom_op("infinitevl::flash_attend", mutates_args=())
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, back: int
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, back: int
 ) -> tuple[Tensor, Tensor]:
     """The result, and the logarithm of its sums [H, T]."""
     out, sums, *_ = torch.ops.aten._flash_attention_forward(
         q,
         k,
         v,
-        starts,
-        starts,
-        longest,
-        longest,
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
         0.0,
         True,
         False,
@@ -59,7 +61,7 @@ def _attend(
 
 
 @_attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, back: int):
+def _(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, back: int):
     return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
@@ -71,29 +73,29 @@ def _attend_backward(
     v: Tensor,
     out: Tensor,
     sums: Tensor,
-    starts: Tensor,
-    longest: int,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
     back: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of the dropout that there is not
     return torch.ops.aten._flash_attention_backward(
-        d_out, q, k, v, out, sums, starts, starts, longest, longest, 0.0, True, seed,
+        d_out, q, k, v, out, sums, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, True, seed,
         torch.empty(0, device=q.device), window_size_left=back, window_size_right=0,
     )  # fmt: skip
 
 
 @_attend_backward.register_fake
-def _(d_out, q, k, v, out, sums, starts, longest, back):
+def _(d_out, q, k, v, out, sums, cu_seqlens, max_seqlen, back):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _keep(ctx, inputs, output) -> None:
-    q, k, v, starts, ctx.longest, ctx.back = inputs
-    ctx.save_for_backward(q, k, v, *output, starts)
+    q, k, v, cu_seqlens, ctx.max_seqlen, ctx.back = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens)
 
 
 def _gradients(ctx, d_out: Tensor, _):
-    gradients = _attend_backward(d_out, *ctx.saved_tensors, ctx.longest, ctx.back)
+    gradients = _attend_backward(d_out, *ctx.saved_tensors, ctx.max_seqlen, ctx.back)
     return *gradients, None, None, None
 
 

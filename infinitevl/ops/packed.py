@@ -17,15 +17,16 @@ class Packed(NamedTuple):
 
     lengths: tokens of each sequence, T together. place: int64 [T], where each token lies among M places.
     source: int32 [M], the token of each place, or -1. num_places: M, a multiple of CHUNK_SIZE. ends: bool
-    [M / CHUNK_SIZE], the chunks after which another sequence begins. starts: int32 [N + 1], the first token
-    of each sequence in the row, and T. firsts: int32 [N + 1], the first chunk of each, and M / CHUNK_SIZE.
+    [M / CHUNK_SIZE], the chunks after which another sequence begins. cu_seqlens: int32 [N + 1], the first
+    token of each sequence in the row, and T. firsts: int32 [N + 1], the first chunk of each, and
+    M / CHUNK_SIZE.
     """
 
     lengths: tuple[int, ...]
     place: Tensor
     num_places: int
     ends: Tensor
-    starts: Tensor
+    cu_seqlens: Tensor
     source: Tensor
     firsts: Tensor
 
@@ -41,9 +42,11 @@ def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
     ends[stops[:-1] // CHUNK_SIZE - 1] = True
     source = torch.full((int(stops[-1]),), -1, dtype=torch.int32)
     source[place] = torch.arange(len(place), dtype=torch.int32)
-    starts, firsts = (F.pad(x, (1, 0)).int() for x in (sizes.cumsum(0), stops // CHUNK_SIZE))
-    place, ends, starts, source, firsts = (x.to(device) for x in (place, ends, starts, source, firsts))
-    return Packed(tuple(lengths), place, len(source), ends, starts, source, firsts)
+    cu_seqlens, firsts = (F.pad(x, (1, 0)).int() for x in (sizes.cumsum(0), stops // CHUNK_SIZE))
+    place, ends, cu_seqlens, source, firsts = (
+        x.to(device) for x in (place, ends, cu_seqlens, source, firsts)
+    )
+    return Packed(tuple(lengths), place, len(source), ends, cu_seqlens, source, firsts)
 
 
 def spread(x: Tensor, packed: Packed) -> Tensor:

@@ -66,7 +66,7 @@ def quantize(weight: Tensor, kind: str) -> Quantized:
     Raises:
         InputError: an unknown kind, or values that are not finite.
     """
-    check_precision(kind)
+    check_quantization(kind)
     if not torch.isfinite(weight).all():
         raise InputError(
             f"a weight of shape {tuple(weight.shape)} holds NaN or infinity, which {kind} cannot. Check the "
@@ -76,10 +76,10 @@ def quantize(weight: Tensor, kind: str) -> Quantized:
     return Quantized(torch.cat(data), torch.cat(scale), kind, weight.shape, weight.dtype)
 
 
-def check_precision(kind: str) -> None:
+def check_quantization(kind: str) -> None:
     """Raise InputError for what is none of `KINDS`."""
     if kind not in KINDS:
-        raise InputError(f"there is no precision {kind!r}; choose one of {', '.join(KINDS)}, or none.")
+        raise InputError(f"there is no quantization {kind!r}; choose one of {', '.join(KINDS)}, or none.")
 
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The definitions: what every fast path must compute, in plain torch and at least float32.
 
 Shape letters: B batch, T tokens, S stored keys, H heads, D head width, K and V key and value width of the
-memory, C channels, W taps of the convolution. Source: the paper, section 3, and the published weights.
+recurrent state, C channels, W width of the convolution. Source: the paper (arXiv 2512.08829), section 3, and
+the published weights.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 
 def delta_rule_by_token(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, recurrent_state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gated delta rule, one token after the other.
 
@@ -21,59 +22,70 @@ def delta_rule_by_token(
         v: [B, T, H, V].
         log_decay: [B, T, H], natural logarithm of the decay, at most 0.
         beta: [B, T, H], how much of a value is written, in [0, 1].
-        memory: [B, H, K, V], the matrix before the first token.
+        recurrent_state: [B, H, K, V], the matrix before the first token.
 
     Returns:
-        Output [B, T, H, V] and the memory after the last token [B, H, K, V], in memory's dtype.
+        Output [B, T, H, V] and the state after the last token [B, H, K, V], in the state's dtype.
     """
-    q, k, v, log_decay, beta = (x.to(memory.dtype) for x in (q, k, v, log_decay, beta))
+    q, k, v, log_decay, beta = (x.to(recurrent_state.dtype) for x in (q, k, v, log_decay, beta))
     outputs = []
     for t in range(q.shape[1]):
-        memory = memory * log_decay[:, t, :, None, None].exp()
-        recalled = torch.einsum("bhk,bhkv->bhv", k[:, t], memory)
+        recurrent_state = recurrent_state * log_decay[:, t, :, None, None].exp()
+        recalled = torch.einsum("bhk,bhkv->bhv", k[:, t], recurrent_state)
         written = beta[:, t, :, None] * (v[:, t] - recalled)
-        memory = memory + k[:, t, :, :, None] * written[:, :, None, :]
-        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], memory))
-    return torch.stack(outputs, dim=1), memory
+        recurrent_state = recurrent_state + k[:, t, :, :, None] * written[:, :, None, :]
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], recurrent_state))
+    return torch.stack(outputs, dim=1), recurrent_state
 
 
 def delta_rule_by_chunk(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor, chunk_size: int = 64
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    recurrent_state: Tensor,
+    chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """The same rule over whole chunks: products and one triangular solve a chunk (WY form).
 
     Within a chunk the written values U solve (I + A) U = beta (v - decayed k^T S), where A holds how much
     of an earlier key a later one meets. Arguments and results as in `delta_rule_by_token`.
     """
-    dtype = memory.dtype
+    dtype = recurrent_state.dtype
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # [B, H, T, D]
     log_decay, beta = (x.to(dtype).transpose(1, 2) for x in (log_decay, beta))  # [B, H, T]
     outputs = []
     for start in range(0, q.shape[2], chunk_size):
         part = slice(start, start + chunk_size)
-        output, memory = _delta_chunk(
-            q[:, :, part], k[:, :, part], v[:, :, part], log_decay[:, :, part], beta[:, :, part], memory
+        output, recurrent_state = _delta_chunk(
+            q[:, :, part],
+            k[:, :, part],
+            v[:, :, part],
+            log_decay[:, :, part],
+            beta[:, :, part],
+            recurrent_state,
         )
         outputs.append(output)
-    return torch.cat(outputs, dim=2).transpose(1, 2), memory
+    return torch.cat(outputs, dim=2).transpose(1, 2), recurrent_state
 
 
 def _delta_chunk(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, memory: Tensor
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, recurrent_state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One chunk, heads before tokens: q, k [B, H, T, K], v [B, H, T, V], log_decay, beta [B, H, T]."""
     decay = segment_decay(log_decay)  # [B, H, T, T], decay from after token j to token i
     since_start = log_decay.cumsum(-1).exp()[..., None]  # [B, H, T, 1]
     met = (k @ k.mT) * decay * beta[..., None]
     eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
-    wanted = beta[..., None] * (v - since_start * (k @ memory))
+    wanted = beta[..., None] * (v - since_start * (k @ recurrent_state))
     written = torch.linalg.solve_triangular(
         met.tril(-1) + eye, wanted, upper=False, unitriangular=True
     )  # [B, H, T, V]
-    output = since_start * (q @ memory) + ((q @ k.mT) * decay) @ written
+    output = since_start * (q @ recurrent_state) + ((q @ k.mT) * decay) @ written
     to_end = decay[..., -1, :, None]  # [B, H, T, 1]
-    memory = since_start[..., -1:, :] * memory + (k * to_end).mT @ written
-    return output, memory
+    recurrent_state = since_start[..., -1:, :] * recurrent_state + (k * to_end).mT @ written
+    return output, recurrent_state
 
 
 def segment_decay(log_decay: Tensor) -> Tensor:
@@ -90,19 +102,19 @@ def segment_decay(log_decay: Tensor) -> Tensor:
     return sums.exp().masked_fill(~lower, 0.0)
 
 
-def causal_conv(x: Tensor, weight: Tensor, tail: Tensor) -> Tensor:
+def causal_conv(x: Tensor, weight: Tensor, conv_state: Tensor) -> Tensor:
     """Depth-wise causal convolution, then SiLU.
 
     Args:
         x: [B, T, C]. weight: [C, W], the last tap meets the current token.
-        tail: [B, W - 1, C], the inputs before the first token (zeros at the start of a sequence).
+        conv_state: [B, W - 1, C], the inputs before the first token (zeros at the start of a sequence).
 
     Returns:
         [B, T, C].
     """
-    seen = torch.cat([tail, x], dim=1)
-    taps = [seen[:, w : w + x.shape[1]] * weight[:, w] for w in range(weight.shape[1])]
-    return F.silu(torch.stack(taps).sum(0))
+    seen = torch.cat([conv_state, x], dim=1)
+    shifted = [seen[:, w : w + x.shape[1]] * weight[:, w] for w in range(weight.shape[1])]
+    return F.silu(torch.stack(shifted).sum(0))
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, num_past: int = 0) -> Tensor:

@@ -76,16 +76,16 @@ def _window(
         return window_chunk(q, k, v, cos, sin, window, packed)
     (batch, length), q, k = q.shape[:2], turn(q, cos, sin), turn(k, cos, sin)
     if packed is None:
-        starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * length
-        longest = length
+        cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * length
+        max_seqlen = length
     else:
-        starts, longest = packed.starts, max(packed.lengths)
+        cu_seqlens, max_seqlen = packed.cu_seqlens, max(packed.lengths)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    return flash.attend_packed(q, k, v, starts, longest, window).unflatten(0, (batch, length))
+    return flash.attend_packed(q, k, v, cu_seqlens, max_seqlen, window).unflatten(0, (batch, length))
 
 
 def causal_conv_chunk(
-    x: Tensor, weight: Tensor, tail: Tensor, num_valid: Tensor | None = None
+    x: Tensor, weight: Tensor, conv_state: Tensor, num_valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `ops.causal_conv`: shifted products that a compiler fuses, where a grouped convolution trains
     slowly."""
@@ -96,7 +96,7 @@ def causal_conv_chunk(
     mixed = seen[:, :length] * weight[:, 0]
     for tap in range(1, width):
         mixed = mixed + seen[:, tap : tap + length] * weight[:, tap]
-    return F.silu(mixed), tail
+    return F.silu(mixed), conv_state
 
 
 def delta_rule_chunk(
@@ -105,25 +105,25 @@ def delta_rule_chunk(
     v: Tensor,
     log_decay: Tensor,
     beta: Tensor,
-    memory: Tensor,
+    recurrent_state: Tensor,
     dtype: torch.dtype,
     ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `ops.delta_rule` (paper, section 3, WY form): products in `dtype`, decays, solve and memory in
-    memory's dtype.
+    """As `ops.delta_rule` (paper, section 3, WY form): products in `dtype`, decays, solve and recurrent state
+    in the recurrent state's dtype.
 
     Args:
-        q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
-        ends: bool [T / CHUNK], after which chunks the memory is emptied; None: after none.
+        q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: [B, T, H]. recurrent_state: [B, H, K, V].
+        ends: bool [T / CHUNK], after which chunks the recurrent state is emptied; None: after none.
     """
     length = q.shape[1]
-    q, k, v = (_split(x).to(memory.dtype) for x in (q, k, v))  # [B, H, N, C, D]
-    log_decay, beta = (_split(x[..., None])[..., 0].to(memory.dtype) for x in (log_decay, beta))
+    q, k, v = (_split(x).to(recurrent_state.dtype) for x in (q, k, v))  # [B, H, N, C, D]
+    log_decay, beta = (_split(x[..., None])[..., 0].to(recurrent_state.dtype) for x in (log_decay, beta))
     since = log_decay.cumsum(-1)  # [B, H, N, C]
     lower = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).tril()
     decay = (since[..., :, None] - since[..., None, :]).masked_fill(~lower, float("-inf")).exp()
     keys = k.to(dtype)
-    met = ((keys @ keys.mT).to(memory.dtype) * decay * beta[..., None]).tril(-1)
+    met = ((keys @ keys.mT).to(recurrent_state.dtype) * decay * beta[..., None]).tril(-1)
     solve = unit_lower_inverse(met).to(dtype)
     grown = since.exp()[..., None]
     values = solve @ (beta[..., None] * v).to(dtype)
@@ -132,8 +132,8 @@ def delta_rule_chunk(
     kept = since[..., -1].exp()  # [B, H, N]
     if ends is not None:
         kept, to_end = kept.masked_fill(ends, 0.0), to_end.masked_fill(ends[:, None, None], 0.0)
-    before, written, last = scan_chunks(values, erased, to_end, kept, memory)
-    inner = ((q.to(dtype) @ keys.mT).to(memory.dtype) * decay).to(dtype)
+    before, written, last = scan_chunks(values, erased, to_end, kept, recurrent_state)
+    inner = ((q.to(dtype) @ keys.mT).to(recurrent_state.dtype) * decay).to(dtype)
     out = (q * grown).to(dtype) @ before.to(dtype) + inner @ written
     return out.flatten(2, 3)[:, :, :length].transpose(1, 2), last
 
@@ -214,29 +214,36 @@ unit_lower_inverse.register_autograd(_inverse_backward, setup_context=_keep_inve
 
 @torch.library.custom_op("infinitevl::scan_chunks", mutates_args=())
 def scan_chunks(
-    values: Tensor, erased: Tensor, to_end: Tensor, decay: Tensor, memory: Tensor
+    values: Tensor, erased: Tensor, to_end: Tensor, decay: Tensor, recurrent_state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Carry the memory from chunk to chunk: W = values - erased S; S <- decay S + to_end^T W.
+    """Carry the recurrent state from chunk to chunk: W = values - erased S; S <- decay S + to_end^T W.
 
     Args:
-        values: [B, H, N, C, V]. erased, to_end: [B, H, N, C, K]. decay: [B, H, N]. memory: [B, H, K, V].
+        values: [B, H, N, C, V]. erased, to_end: [B, H, N, C, K]. decay: [B, H, N].
+        recurrent_state: [B, H, K, V].
 
     Returns:
-        The memory before each chunk [B, H, N, K, V], what each chunk writes [B, H, N, C, V], the last memory.
+        The state before each chunk [B, H, N, K, V], what each chunk writes [B, H, N, C, V], the last state.
     """
     before, written = [], []
     for n in range(values.shape[2]):
-        before.append(memory)
-        written.append(values[:, :, n] - erased[:, :, n] @ memory.to(values.dtype))
-        memory = decay[:, :, n, None, None] * memory + to_end[:, :, n].mT @ written[-1]
-    return torch.stack(before, 2), torch.stack(written, 2), _fresh(memory)
+        before.append(recurrent_state)
+        written.append(values[:, :, n] - erased[:, :, n] @ recurrent_state.to(values.dtype))
+        recurrent_state = decay[:, :, n, None, None] * recurrent_state + to_end[:, :, n].mT @ written[-1]
+    return torch.stack(before, 2), torch.stack(written, 2), _fresh(recurrent_state)
 
 
 @scan_chunks.register_fake
-def _(values: Tensor, erased: Tensor, to_end: Tensor, decay: Tensor, memory: Tensor):
+def _(values: Tensor, erased: Tensor, to_end: Tensor, decay: Tensor, recurrent_state: Tensor):
     batch, heads, chunks = decay.shape
-    before = memory.new_empty(batch, heads, chunks, memory.shape[2], memory.shape[3])
-    return before, torch.empty_like(values, memory_format=torch.contiguous_format), torch.empty_like(memory)
+    before = recurrent_state.new_empty(
+        batch, heads, chunks, recurrent_state.shape[2], recurrent_state.shape[3]
+    )
+    return (
+        before,
+        torch.empty_like(values, memory_format=torch.contiguous_format),
+        torch.empty_like(recurrent_state),
+    )
 
 
 def _keep_scan(ctx, inputs, output) -> None:
@@ -262,7 +269,10 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `scan_chunks`: the same scan from the end, then everything else for all chunks at once."""
     dtype = written.dtype
-    after, d_values = [], []  # gradient of the memory after each chunk, of what it writes; last chunk first
+    after, d_values = (
+        [],
+        [],
+    )  # gradient of the recurrent state after each chunk, of what it writes; last chunk first
     gradient = d_last
     for n in reversed(range(decay.shape[2])):
         after.append(gradient)

@@ -12,13 +12,13 @@ from infinitevl.errors import InputError
 from infinitevl.processing.frames import DEFAULT_FPS, Frame
 from infinitevl.processing.images import (
     ImageSource,
-    check_range,
     clip_patches,
     open_image,
     resize_bicubic,
     resize_frame,
     smart_resize,
 )
+from infinitevl.processing.pixels import check_range
 from infinitevl.processing.vision_info import fetch_video
 
 VideoInput: TypeAlias = Tensor | np.ndarray | Sequence[ImageSource] | str

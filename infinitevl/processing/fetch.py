@@ -2,24 +2,31 @@
 
 import ipaddress
 import socket
+import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin
 
 from infinitevl.errors import InputError
+from infinitevl.processing.addresses import printable
+from infinitevl.processing.public import IPAddress, is_public
 
 if TYPE_CHECKING:
     import httpx
+
+__all__ = ["IPAddress", "fetch", "is_public"]
 
 MAX_BYTES = 64 * 2**20
 MAX_REDIRECTS = 5
 READ_TIMEOUT = 10.0
 TOTAL_TIMEOUT = 60.0
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_PACKED = ("gzip", "x-gzip", "deflate")
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+T = TypeVar("T")
 
 
 def fetch(
@@ -32,18 +39,29 @@ def fetch(
     """The body behind an http(s) address.
 
     Every host, that of each redirect too, is resolved once and refused if any of its addresses is private,
-    loopback or otherwise not public, unless `allow_private`; the connection then goes to a checked address.
-    Raises InputError for a refused or unreachable address, more than `max_bytes`, or more than
-    `total_timeout` seconds.
+    loopback or otherwise not public, unless `allow_private`; the connection then goes to a checked address,
+    never through a proxy, and what it reached is checked again. Raises InputError for a refused or
+    unreachable address, more than `max_bytes` (unpacked), or more than `total_timeout` seconds.
     """
     import httpx
 
+    from infinitevl.processing.transport import CheckedTransport
+
     deadline = time.monotonic() + total_timeout
+    transport = CheckedTransport(deadline, None if allow_private else is_public)
     try:
-        with httpx.Client(timeout=READ_TIMEOUT, follow_redirects=False) as client:
+        with httpx.Client(timeout=READ_TIMEOUT, follow_redirects=False, transport=transport) as client:
             return _follow(client, address, allow_private, max_bytes, deadline)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise InputError(f"{address} could not be fetched: {error or type(error).__name__}.") from error
+    except InputError:
+        raise
+    except TimeoutError as error:
+        raise InputError(
+            f"{printable(address)} is too slow: not whole after {total_timeout:g} seconds. "
+            "Download it, give the file."
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{printable(address)} could not be fetched: {reason[:200]}.") from error
 
 
 def _follow(
@@ -51,17 +69,33 @@ def _follow(
 ) -> bytes:
     target = address
     for _ in range(MAX_REDIRECTS + 1):
-        request = _pinned_request(client, target, allow_private)
+        request = _within(deadline, _pinned_request, client, target, allow_private)
         response = client.send(request, stream=True)
         try:
             if response.has_redirect_location:
                 target = urljoin(target, response.headers["location"])
                 continue
             response.raise_for_status()
-            return _body(address, response.iter_bytes(), max_bytes, deadline)
+            return _body(printable(address), _unpacked(response, max_bytes), max_bytes, deadline)
         finally:
             response.close()
-    raise InputError(f"{address} redirects more than {MAX_REDIRECTS} times. Give the final address.")
+    raise InputError(
+        f"{printable(address)} redirects more than {MAX_REDIRECTS} times. Give the final address."
+    )
+
+
+def _within(deadline: float, call: Callable[..., T], *arguments: Any) -> T:
+    """The result of a call that has no limit of its own, such as a look-up of a name; TimeoutError if late."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(max(0.0, deadline - time.monotonic()))
 
 
 def _pinned_request(client: "httpx.Client", address: str, allow_private: bool) -> "httpx.Request":
@@ -70,9 +104,13 @@ def _pinned_request(client: "httpx.Client", address: str, allow_private: bool) -
 
     url = httpx.URL(address)
     if url.scheme not in ("http", "https") or not url.host:
-        raise InputError(f"{address} is not an http(s) address.")
+        raise InputError(f"{printable(address)} is not an http(s) address.")
     checked = str(_resolve(url.host, allow_private)[0])
-    headers = {"host": url.netloc.decode("ascii"), "user-agent": "infinitevl"}
+    headers = {
+        "host": url.netloc.decode("ascii"),
+        "user-agent": "infinitevl",
+        "accept-encoding": "identity",
+    }
     extensions = {"sni_hostname": url.host}
     return client.build_request("GET", url.copy_with(host=checked), headers=headers, extensions=extensions)
 
@@ -81,7 +119,7 @@ def _resolve(host: str, allow_private: bool) -> list[IPAddress]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"The host {host!r} could not be found: {error}.") from error
+        raise InputError(f"The host {host[:100]!r} could not be found: {error}.") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
     for each in addresses:
         if not allow_private and not is_public(each):
@@ -92,17 +130,39 @@ def _resolve(host: str, allow_private: bool) -> list[IPAddress]:
     return addresses
 
 
-def is_public(address: IPAddress) -> bool:
-    """Whether an address, and every IPv4 address hidden in it, belongs to the public internet."""
-    if isinstance(address, ipaddress.IPv6Address):
-        hidden = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in _NAT64:
-            hidden.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if not all(is_public(each) for each in hidden if each is not None):
-            return False
-        if address.ipv4_mapped is not None:
-            return True
-    return address.is_global and not address.is_multicast
+def _unpacked(response: "httpx.Response", max_bytes: int) -> Iterator[bytes]:
+    """The chunks of a body as they were before a server packed them; nothing grows beyond `max_bytes`."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return response.iter_bytes()
+    if encoding not in _PACKED:
+        raise InputError(
+            f"{printable(str(response.url))} is packed as {encoding[:50]!r}; valid are {', '.join(_PACKED)} "
+            "and no packing. Download it, give the file."
+        )
+    return _inflated(response.iter_raw(), max_bytes)
+
+
+def _inflated(chunks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
+    """Chunks of gzip or zlib data unpacked, one byte more than `max_bytes` at the most."""
+    inflater, room = zlib.decompressobj(_GZIP_OR_ZLIB), max_bytes + 1
+    packed = 0
+    for chunk in chunks:
+        packed += len(chunk)
+        while chunk and room > 0 and packed <= max_bytes:
+            if inflater.eof:  # one more packed part follows
+                inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
+            try:
+                plain = inflater.decompress(chunk, room)
+            except zlib.error as error:
+                raise InputError(f"What was fetched cannot be unpacked: {error}.") from error
+            room -= len(plain)
+            chunk = inflater.unused_data
+            yield plain
+        if packed > max_bytes:
+            raise InputError(f"More than {max_bytes} bytes, the limit, were sent. Give a smaller file.")
+    if room > 0 and not inflater.eof:
+        raise InputError("What was fetched ends too early to be unpacked. Try again, or give the file.")
 
 
 def _body(address: str, chunks: Iterator[bytes], max_bytes: int, deadline: float) -> bytes:

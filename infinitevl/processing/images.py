@@ -1,15 +1,13 @@
 """A picture from anywhere as RGB, its size in patches, and its patches."""
 
-import base64
-import binascii
 import io
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 import torch
@@ -17,12 +15,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from infinitevl.errors import InputError
+from infinitevl.processing.addresses import data_uri, is_data_uri, local_path, printable, read_file
 from infinitevl.processing.fetch import fetch
+from infinitevl.processing.pixels import MAX_PIXELS, check_num_pixels, narrow, to_array, to_uint8
 
 ImageSource: TypeAlias = Image.Image | np.ndarray | Tensor | bytes | str | os.PathLike[str]
 
 MAX_RATIO = 200
-MAX_PIXELS = 89_478_485  # where PIL begins to warn of decompression bombs
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -55,8 +54,8 @@ def _name(source: ImageSource) -> str:
     if isinstance(source, bytes | bytearray):
         return f"The picture given as {len(source)} bytes"
     if isinstance(source, str | os.PathLike):
-        text = os.fspath(source)
-        return text if len(text) <= 200 else text[:60] + "..."
+        text = printable(str(os.fspath(source)))
+        return f"{text[:60]}..." if is_data_uri(text) and len(text) > 60 else text
     return f"The {type(source).__name__}"
 
 
@@ -64,13 +63,13 @@ def _load(source: ImageSource, allow_private: bool) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, Tensor):
-        return _from_array(source.detach().cpu().numpy())
+        return _from_array(to_array(source))
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(to_array(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(bytes(source), _name(source))
     if isinstance(source, os.PathLike):
-        return _decode(_read_file(Path(source)), str(source))
+        return _decode(read_file(Path(source)), _name(source))
     if isinstance(source, str):
         return _decode(read_bytes(source, allow_private=allow_private), _name(source))
     raise InputError(f"A {type(source).__name__} is not a picture. Give {_SOURCES}.")
@@ -78,52 +77,21 @@ def _load(source: ImageSource, allow_private: bool) -> Image.Image:
 
 def read_bytes(address: str, *, allow_private: bool = False) -> bytes:
     """The bytes behind a path, a data: URI, or a file:// or http(s):// address; InputError if unreadable."""
-    scheme = address[:8].lower()
-    if scheme.startswith(("http://", "https://")):
+    if address[:8].lower().startswith(("http://", "https://")):
         return fetch(address, allow_private=allow_private)
-    if scheme.startswith("data:"):
-        return _data_uri(address)
-    return _read_file(local_path(address))
-
-
-def local_path(address: str) -> Path:
-    """The file that a path or a file:// address means; percent signs are decoded if that file exists."""
-    raw = re.sub(r"^file://(localhost(?=/))?", "", address, flags=re.IGNORECASE)
-    decoded = Path(unquote(raw))
-    return decoded if raw != address and decoded.exists() else Path(raw)
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"The picture {str(path)[:200]!r} cannot be read: {reason}. Give {_SOURCES}."
-        ) from error
-
-
-def _data_uri(address: str) -> bytes:
-    head, comma, payload = address.partition(",")
-    if not comma:
-        raise InputError("A data: URI needs a comma before its data, as in data:image/png;base64,iVBOR...")
-    if not head.lower().endswith(";base64"):
-        return unquote_to_bytes(payload)
-    try:
-        return base64.b64decode("".join(unquote(payload).split()), validate=True)
-    except binascii.Error as error:
-        raise InputError(f"The data: URI does not hold base64: {error}.") from error
+    if is_data_uri(address) and not os.path.isfile(address):
+        return data_uri(address)
+    return read_file(local_path(address))
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise InputError(f"{name} is empty. Give {_SOURCES}.")
-    image = Image.open(io.BytesIO(data))
-    if image.width * image.height > MAX_PIXELS:
-        raise InputError(
-            f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS}. Make it smaller."
-        )
-    image.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
+        image = Image.open(io.BytesIO(data))
+    if image.format == "EPS":
+        raise InputError(f"{name} is PostScript, a program that would be run. Convert it to PNG.")
     return image
 
 
@@ -137,28 +105,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise InputError(f"An array of shape {shape} is not a picture: give [H, W], [H, W, C] or [C, H, W].")
     if array.size == 0:
         raise InputError(f"The array of shape {shape} has no pixels.")
-    return Image.fromarray(_to_bytes_range(array))
-
-
-def _to_bytes_range(array: np.ndarray) -> np.ndarray:
-    """Values as uint8; a picture in 0..1 is refused rather than shown as black."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        return _narrow(array)
-    check_range(float(array.min()), float(array.max()), array.dtype.kind == "f")
-    return np.round(array).astype(np.uint8)
-
-
-def check_range(low: float, high: float, is_float: bool) -> None:
-    """InputError unless values from `low` to `high` are meant as 0 to 255."""
-    if not (low >= 0 and high <= 255):
-        raise InputError(f"Pixel values go from {low:g} to {high:g}; valid are 0 to 255.")
-    if is_float and 0 < high <= 1:
-        raise InputError("Pixel values lie in 0 to 1; valid are 0 to 255. Multiply by 255.")
+    check_num_pixels(f"The array of shape {shape}", array.shape[1], array.shape[0], MAX_PIXELS)
+    return Image.fromarray(np.ascontiguousarray(to_uint8(array)))
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    check_num_pixels(name, image.width, image.height, MAX_PIXELS)
     if image.width == 0 or image.height == 0:
         raise InputError(f"{name} has no pixels ({image.width}x{image.height}).")
     image.load()
@@ -167,22 +119,10 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_MODES:
-        return Image.fromarray(_narrow(np.asarray(image))).convert("RGB")
+        return Image.fromarray(narrow(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
-
-
-def _narrow(wide: np.ndarray) -> np.ndarray:
-    """Wide grey values as uint8: 16-bit by 255/65535, floats in 0..1 by 255, others as they are."""
-    values = np.nan_to_num(wide.astype(np.float64))
-    high = values.max()
-    if wide.dtype.kind == "f":
-        scale = 255.0 if high <= 1 else 1.0
-    else:
-        # PIL reads some 16-bit files as 32-bit integers, and these may also hold plain 8-bit values.
-        scale = 255 / 65535 if wide.dtype.itemsize == 2 or high > 255 else 1.0
-    return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

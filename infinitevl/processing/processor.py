@@ -4,14 +4,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
@@ -29,7 +28,6 @@ from infinitevl.processing.vision_info import process_vision_info
 PUBLISHED_FRAME_SIZE = 448
 PUBLISHED_SIZE = {"shortest_edge": 3136, "longest_edge": 12_845_056}  # fewest and most pixels of a picture
 _CLASS_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
-_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
 class InfiniteVLProcessor(ProcessorMixin):
@@ -309,33 +307,3 @@ def _load_image_processor(
     for edge, limit in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
         size[edge] = settings.pop(limit, None) or asked.get(edge) or asked.get(limit) or size[edge]
     return Qwen2VLImageProcessorPil.from_dict({**settings, "size": size})
-
-
-def register(config_class: type[PreTrainedConfig]) -> None:
-    """Let AutoProcessor give this processor for every folder whose config is of this class.
-
-    AutoProcessor alone prefers the class that a folder's processor files name to its registry; published
-    folders name Qwen's processor, which cannot be built without torchvision. So the model type goes first.
-    """
-    AutoProcessor.register(config_class, InfiniteVLProcessor, exist_ok=True)
-    by_class_name = AutoProcessor.from_pretrained
-    if hasattr(by_class_name, "__wrapped__"):
-        return
-
-    @wraps(by_class_name)
-    def from_pretrained(name: str | os.PathLike[str], **kwargs: Any) -> Any:
-        if _model_type(name, kwargs) == config_class.model_type:
-            hub = {key: value for key, value in kwargs.items() if key != "config"}
-            return InfiniteVLProcessor.from_pretrained(name, **hub)
-        return by_class_name(name, **kwargs)
-
-    AutoProcessor.from_pretrained = staticmethod(from_pretrained)  # type: ignore[method-assign, assignment]
-
-
-def _model_type(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> str | None:
-    """The model type that a folder's config states; None if there is no config to read."""
-    hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-    try:
-        return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
-    except (OSError, ValueError):
-        return None

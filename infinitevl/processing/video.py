@@ -13,7 +13,8 @@ import numpy as np
 from infinitevl.errors import InputError, SourceError
 from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.frames import DEFAULT_FPS, Frame, Sampler, Source
-from infinitevl.processing.images import ImageSource, local_path, open_image
+from infinitevl.processing.addresses import local_path
+from infinitevl.processing.images import ImageSource, open_image
 from infinitevl.processing.live import LiveSource, camera_opener, paced, stream_opener
 
 __all__ = ["Frame", "FrameItem", "Source", "VideoFile", "open_source"]
@@ -49,6 +50,8 @@ def open_source(
     if not isinstance(source, str | os.PathLike):
         return _open_iterable(source, fps, bool(live))
     address = os.fspath(source)
+    if not address.strip():  # as a path it would be the current folder
+        raise InputError("The source has no name. Give a file, a folder, camera:0 or an address.")
     if _is_camera(address):
         return LiveSource(camera_opener(address), address, fps=fps)
     if re.match(r"(rtsps?|https?|rtmps?|srt|udp|tcp)://", address, re.IGNORECASE):

@@ -16,7 +16,8 @@ from infinitevl.errors import InputError
 from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.fetch import fetch
 from infinitevl.processing.frames import DEFAULT_FPS
-from infinitevl.processing.images import local_path, open_image, resize_bicubic, smart_resize
+from infinitevl.processing.addresses import local_path
+from infinitevl.processing.images import open_image, resize_bicubic, smart_resize
 from infinitevl.processing.prompt import check_type
 
 Message: TypeAlias = dict[str, Any]

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from infinitevl.errors import InfiniteVLError
+from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.model.fused import fuse_, training_kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
@@ -32,7 +32,6 @@ from infinitevl.training.run import (
     processes,
     read_checkpoint,
 )
-from infinitevl.training.scenes import SceneFeed
 from infinitevl.training.sharding import Sharded
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
 from infinitevl.training.stages.reading import Batch, answers, real_tokens, work
@@ -101,8 +100,11 @@ def choose_weights_(student: InfiniteVLForConditionalGeneration, recipe: Recipe)
     return None
 
 
-def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
+def open_course(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = None) -> Course:
     """Load what the recipe names, and let exactly the weights of its stage train.
+
+    Args:
+        feed: what to learn from, in the place of the recipe's data.
 
     Raises:
         InfiniteVLError: a model, its processor or data that cannot be used.
@@ -114,7 +116,8 @@ def open_course(recipe: Recipe, accelerator: Accelerator) -> Course:
     student, adapted = open_student(recipe)
     processor = open_processor(recipe.student)
     teacher = None if taught is None else load_teacher(taught)
-    feed = _open_feed(recipe, processor, student, accelerator)
+    if feed is None:
+        feed = _open_feed(recipe, processor, student, accelerator)
     return set_up(recipe, student, adapted, teacher, processor, feed, accelerator.device)
 
 
@@ -164,24 +167,20 @@ def _open_feed(
     processor: InfiniteVLProcessor,
     student: InfiniteVLForConditionalGeneration,
     accelerator: Accelerator,
-) -> PackedFeed | SceneFeed:
+) -> PackedFeed:
+    if recipe.data is None:
+        raise InputError("the recipe has no data, and no feed was given: give one of them.")
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    if recipe.data.scenes is None:
-        return PackedFeed(recipe.data, processor, student.config, recipe.seed, rank, world_size)
-    return SceneFeed(
-        recipe.data.scenes,
-        processor.tokenizer.backend_tokenizer,
-        recipe.seed,
-        recipe.num_steps,
-        workers=recipe.data.workers,
-        device=accelerator.device,
-        dtype=getattr(torch, recipe.precision),
-        rank=rank,
-    )
+    return PackedFeed(recipe.data, processor, student.config, recipe.seed, rank, world_size)
 
 
-def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None) -> Path | None:
+def teach(
+    recipe: Recipe, *, feed: Feed | None = None, resume: bool = False, stop_after: int | None = None
+) -> Path | None:
     """Run a stage to its end, or for `stop_after` steps.
+
+    Args:
+        feed: what to learn from, in the place of the recipe's data.
 
     Returns:
         The folder of the finished model, or None where steps are left, which are told.
@@ -194,7 +193,7 @@ def teach(recipe: Recipe, *, resume: bool = False, stop_after: int | None = None
     if not resume and (folder / CHECKPOINT).exists():
         raise InfiniteVLError(f"{folder} holds a run already. Add --resume, or give another folder as `out`.")
     accelerator = processes()
-    course = open_course(recipe, accelerator)
+    course = open_course(recipe, accelerator, feed)
     precision = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
     lesson = Lesson(course.student, course.loss, precision, course.teacher)
     flops = course.flops if accelerator.device.type == "cuda" else None  # whose peak may be known
@@ -264,8 +263,8 @@ def write_model(course: Course, folder: Path) -> None:
     course.processor.save_pretrained(folder)
 
 
-def export(recipe: Recipe) -> Path:
-    """The model of a run's checkpoint, wherever the run stands, as a folder beside it.
+def export(recipe: Recipe, feed: Feed | None = None) -> Path:
+    """The model of a run's checkpoint, wherever the run stands, as a folder beside it; `feed` as in `teach`.
 
     Raises:
         InfiniteVLError: there is no checkpoint of this recipe.
@@ -273,7 +272,7 @@ def export(recipe: Recipe) -> Path:
     folder = Path(recipe.out)
     read_checkpoint(folder)  # before anything large is loaded
     accelerator = processes()
-    course = open_course(recipe, accelerator)
+    course = open_course(recipe, accelerator, feed)
     teaching = Teaching(Lesson(course.student, course.loss), course.feed, course.count)
     run = Run(teaching, settings(recipe), folder, accelerator)
     run.resume()

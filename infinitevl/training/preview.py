@@ -15,19 +15,24 @@ from infinitevl.training.losses import CHUNK_TOKENS, IGNORED
 from infinitevl.training.parts import part_of
 from infinitevl.training.pictures import write_pictures
 from infinitevl.training.recipes import Recipe
+from infinitevl.training.run import Feed
 from infinitevl.training.stages.reading import Batch
 
 _SHOWN = 4  # samples of the first row
 _MEDIA = re.compile(rf"((?:{re.escape(IMAGE_PAD)})+|(?:{re.escape(VIDEO_PAD)})+)")
 
 
-def preview(recipe: Recipe, pictures: Path | None = None) -> str:
-    """What `--dry-run` prints; pictures of the first row go to that folder. Raises as `open_course`."""
-    course = open_course(recipe, Accelerator())
+def preview(recipe: Recipe, pictures: Path | None = None, feed: Feed | None = None) -> str:
+    """What `--dry-run` prints; pictures of the first row go to that folder; `feed` as in `teach`.
+
+    Raises as `open_course`.
+    """
+    course = open_course(recipe, Accelerator(), feed)
     first = course.feed.next()
-    sections = [trainable_set(course), memory(course), tokens(course, first), first_row(course, first[0])]
+    row = first[0]
+    sections = [trainable_set(course), memory(course, row), tokens(course, first), first_row(course, row)]
     if pictures is not None:
-        written = write_pictures(first[0], pictures, course.student.config.vision_config, course.processor)
+        written = write_pictures(row, pictures, course.student.config.vision_config, course.processor)
         sections.append(f"{len(written)} pictures of this row are in {pictures}")
     return "\n\n".join(sections)
 
@@ -45,15 +50,21 @@ def trainable_set(course: Course) -> str:
     return "\n".join([f"{course.recipe.stage}: {trained.total():,} parameters train", *lines])
 
 
-def memory(course: Course) -> str:
+def memory(course: Course, batch: Batch) -> str:
     """An estimate of what one device holds, in GB, where nothing is sharded."""
-    parts = estimate(course)
+    parts = estimate(course, _num_tokens(course, batch))
     lines = [f"  {size / 1e9:8.2f} GB  {what}" for what, size in parts.items()]
     return "\n".join([f"memory of one device: about {sum(parts.values()) / 1e9:.2f} GB", *lines])
 
 
-def estimate(course: Course) -> dict[str, int]:
-    """Bytes, by what they hold."""
+def _num_tokens(course: Course, batch: Batch) -> int:
+    """Of a packed row, or of a batch where the feed was given."""
+    data = course.recipe.data
+    return batch["input_ids"].numel() if data is None else data.row_tokens
+
+
+def estimate(course: Course, row: int) -> dict[str, int]:
+    """Bytes, by what they hold, where `row` tokens are read at once."""
     held = {weight.data_ptr(): weight for weight in course.student.parameters()}
     trained = sum(weight.numel() for weight in held.values() if weight.requires_grad)
     parts = {"student's weights": sum(weight.nbytes for weight in held.values())}
@@ -61,10 +72,10 @@ def estimate(course: Course) -> dict[str, int]:
         own = {w.data_ptr(): w for w in course.teacher.parameters() if w.data_ptr() not in held}
         parts["teacher's weights that the student has not"] = sum(weight.nbytes for weight in own.values())
     parts["gradients and both moments of AdamW, float32"] = 12 * trained
-    return parts | _activations(course.student, course.recipe)
+    return parts | _activations(course.student, course.recipe, row)
 
 
-def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe) -> dict[str, int]:
+def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe, row: int) -> dict[str, int]:
     """What a row of tokens leaves for the backward pass, roughly: each product's input and output once."""
     text, size = student.config.text_config, getattr(torch, recipe.precision).itemsize
     mixer = 2 * text.hidden_size + 2 * text.conv_channels + 2 * text.value_dim
@@ -73,7 +84,6 @@ def _activations(student: InfiniteVLForConditionalGeneration, recipe: Recipe) ->
     if not recipe.gradient_checkpointing:
         kept = layer * text.num_hidden_layers
     logits = 0 if recipe.stage == "distill-layers" else 4 * 4 * CHUNK_TOKENS * text.vocab_size
-    row = recipe.data.row_tokens
     return {f"activations of a row of {row:,} tokens": kept * row * size, "logits of a chunk": logits}
 
 
@@ -83,11 +93,13 @@ def tokens(course: Course, first: Sequence[Batch]) -> str:
     found = sum(batch["input_ids"].numel() for batch in first)
     counted = sum(course.count(batch) for batch in first)
     samples = sum(len(_rows(batch, "input_ids")) for batch in first)
-    most = data.rows_per_step * data.row_tokens
-    told = f"at most {most:,} in {data.rows_per_step} rows, over all processes" if data.scenes is None else ""
+    told = ""
+    if data is not None:
+        most = data.rows_per_step * data.row_tokens
+        told = f"at most {most:,} in {data.rows_per_step} rows, over all processes"
     return (
         f"tokens of a step: {told}\n  the first step here: {found:,} tokens of {samples} samples in "
-        f"{len(first)} {'batches' if data.scenes else 'rows'}; the loss is over {counted:,} of them"
+        f"{len(first)} {'rows' if data else 'batches'}; the loss is over {counted:,} of them"
     )
 
 

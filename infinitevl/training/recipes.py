@@ -1,6 +1,7 @@
 """Recipes: every setting of a stage, from YAML, each with its meaning; unknown ones are refused by name."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,6 @@ from pydantic import (
 )
 
 from infinitevl.errors import InputError
-from infinitevl.training.buckets import BUCKETS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -38,48 +38,9 @@ class SourceSettings(Strict):
     )
 
 
-class DrawSettings(Strict):
-    """One batch of every step."""
-
-    num_pictures: PositiveInt = Field(description="Frames of the batch; rows have as many as their bucket.")
-    buckets: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        min_length=1, description="What the batch holds: how often each of `training.buckets` is taken."
-    )
-    buckets_at_end: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
-        None, description="The same after the last step, with a straight line in between."
-    )
-
-    @model_validator(mode="after")
-    def _knows_its_buckets(self) -> "DrawSettings":
-        for weights in (self.buckets, self.buckets_at_end or self.buckets):
-            for name in weights:
-                if name not in BUCKETS:
-                    close = difflib.get_close_matches(name, BUCKETS, n=1)
-                    raise ValueError(f"unknown bucket {name!r}; {_known_buckets(close)}")
-            if not any(weights.values()):
-                raise ValueError("at least one bucket needs a weight above 0")
-        return self
-
-
-def _known_buckets(close: list[str]) -> str:
-    return f"did you mean {close[0]!r}?" if close else f"known ones: {', '.join(BUCKETS)}"
-
-
-class SceneSettings(Strict):
-    """The small world of the built-in model, drawn on the device while the stage runs."""
-
-    pack: str = Field(description="The drawings, as `builtin.build_data` writes them.")
-    split: Literal["train", "validation"] = Field("train", description="Whose strings the signs may show.")
-    looks: float = Field(
-        0.0, ge=0, le=1, description="Of the drawings, how many wear a look; above 0, all hands are shown."
-    )
-    draws: list[DrawSettings] = Field(min_length=1, description="The batches of a step, for each process.")
-
-
 class DataSettings(Strict):
-    """What a stage reads: `sources`, a `mixture` of the `public` ones, or `scenes`."""
+    """What a stage reads: `sources`, or a `mixture` of the `public` ones."""
 
-    scenes: SceneSettings | None = Field(None, description="Draw the small world instead of reading files.")
     sources: list[SourceSettings] = Field([], description="Files that are mixed.")
     public: str | None = Field(
         None, description="A file that names public sources and mixtures, such as recipes/4b/data.yaml."
@@ -103,9 +64,9 @@ class DataSettings(Strict):
 
     @model_validator(mode="after")
     def _says_what_once(self) -> "DataSettings":
-        given = [bool(self.sources), self.public is not None, self.scenes is not None]
+        given = [bool(self.sources), self.public is not None]
         if (self.public is None) != (self.mixture is None) or sum(given) != 1:
-            raise ValueError("give one of sources, scenes, or public and mixture together")
+            raise ValueError("give one of sources, or public and mixture together")
         return self
 
 
@@ -122,7 +83,9 @@ class StageRecipe(Strict):
 
     student: str = Field(description="Folder or name of the model to start from.")
     out: str = Field(description="Folder for the log, the checkpoint and the finished model.")
-    data: DataSettings = Field(description="What is read.")
+    data: DataSettings | None = Field(
+        None, description="What is read. Every recipe file has it; None where a program gives the feed."
+    )
     num_steps: PositiveInt = Field(description="Steps of the optimizer.")
     learning_rate: PositiveFloat = Field(description="Peak, after the warm-up; a cosine to zero follows.")
     warm_up: Share = Field(0.05, description="Share of the steps in which the learning rate rises.")
@@ -196,14 +159,22 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
     """
+    recipe = parse_recipe(read_settings(path), str(path))
+    if recipe.data is None:
+        raise InputError(f"{path}: missing setting 'data'")
+    return recipe
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The plain values of a YAML file; InputError where there is no such file, or where it holds none."""
     file = Path(path)
     try:
-        found = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} is no readable recipe: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is no recipe: it holds {type(found).__name__}, not settings.")
-    return parse_recipe(found, str(file))
+    return found
 
 
 def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -215,13 +186,20 @@ def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return _ANY.validate_python(found)
     except ValidationError as error:
-        raise InputError(f"{where}: {'; '.join(_told(problem) for problem in error.errors())}") from error
+        raise explained(error, where) from error
+
+
+def explained(error: ValidationError, where: str, known: Iterable[str] = ()) -> InputError:
+    """What pydantic complains of, setting by setting; `known`: names of settings beside those of a stage."""
+    names = field_names() | set(known)
+    return InputError(f"{where}: {'; '.join(_told(problem, names) for problem in error.errors())}")
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """The settings that decide what is learnt, as plain values: a resumed run must have the same."""
     plain = recipe.model_dump(mode="json", exclude=_FREE)
-    plain["data"].pop("workers")
+    if plain["data"] is not None:
+        plain["data"].pop("workers")
     return plain
 
 
@@ -234,18 +212,16 @@ def field_names() -> set[str]:
         LongSft,
         DataSettings,
         SourceSettings,
-        SceneSettings,
-        DrawSettings,
         LoraSettings,
     ]
     return {name for model in models for name in model.model_fields}
 
 
-def _told(problem: Any) -> str:
+def _told(problem: Any, names: set[str]) -> str:
     """One complaint of pydantic in our words."""
     place = ".".join(str(part) for part in problem["loc"] if part not in _STAGE_NAMES)
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(place.split(".")[-1], field_names(), n=1)
+        close = difflib.get_close_matches(place.split(".")[-1], names, n=1)
         return f"unknown setting {place!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
     if problem["type"] == "missing":
         return f"missing setting {place!r}"

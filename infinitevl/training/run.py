@@ -389,7 +389,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _groups(trained: Any, settings: Settings) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases, convolution taps and decays of the memory do not."""
+    """Matrices decay; norms, biases, convolution weights and decays do not."""
     weights = list(trained)
     matrices = [weight for weight in weights if weight.dim() == 2]
     others = [weight for weight in weights if weight.dim() != 2]

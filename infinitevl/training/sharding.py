@@ -147,9 +147,9 @@ class Sharded:
 
     With `reshard` it gives the other parts back after its forward pass, and gathers them again later.
 
-    All else stays whole in every process: vectors and taps, because they are small and compute in float32;
-    what is frozen outside of the layers (vision encoder, embedding, LM head), because a process whose batch
-    has no picture would leave the others waiting for its part.
+    All else stays whole in every process: vectors and convolution weights, because they are small and compute
+    in float32; what is frozen outside of the layers (vision encoder, embedding, LM head), because a process
+    whose batch has no picture would leave the others waiting for its part.
     """
 
     def __init__(

@@ -81,11 +81,21 @@ def test_what_cannot_be_measured_is_told_in_a_sentence(words, told):
     assert told in " ".join(finished.stderr.split())
 
 
-@pytest.mark.parametrize(("precision", "largest"), [("int8", 0.2), ("fp8", 0.5), ("int4", 1.0)])
-def test_lower_precision_stands_beside_its_speed_with_its_error(precision, largest, tmp_path):
+@pytest.mark.parametrize(("quantization", "largest"), [("int8", 0.2), ("fp8", 0.5), ("int4", 1.0)])
+def test_lower_precision_stands_beside_its_speed_with_its_error(quantization, largest, tmp_path):
     file = tmp_path / "lines.jsonl"
-    words = ["--contexts", "8", "--answers", "2", "--repeats", "1", "--no-peer", "--precision", precision]
+    words = [
+        "--contexts",
+        "8",
+        "--answers",
+        "2",
+        "--repeats",
+        "1",
+        "--no-peer",
+        "--quantization",
+        quantization,
+    ]
     bench("decode", *words, "--size", "tiny", "--device", "cpu", "--out", str(file))
     settings = [record.settings for record in read_records(file)]
-    assert len(settings) == 2 and {line["precision"] for line in settings} == {precision}
+    assert len(settings) == 2 and {line["quantization"] for line in settings} == {quantization}
     assert all(0 < line["logits_error"] < largest and 0 < line["same_token"] <= 1 for line in settings)

@@ -16,7 +16,7 @@ from builtin.recall import thinned
 from builtin.rehearsal import Sizes
 from builtin.school import SECONDS, School, models_of
 from builtin.sources import unpack
-from infinitevl.scenes.world import demo_pack_path
+from builtin.world.packs import small_pack_path
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "infinitevl" / "assets" / "builtin" / "tokenizer.json"
@@ -28,14 +28,14 @@ def data(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     for split in ("train", "validation", "test"):
-        shutil.copy(demo_pack_path(), folder / f"{split}.pack")
+        shutil.copy(small_pack_path(), folder / f"{split}.pack")
     shutil.copy(TOKENIZER, folder)
     return folder
 
 
 def _school(tmp_path, data, **more) -> School:
     sizes = Sizes(samples=1, lengths=(4,))
-    return School(tmp_path / "school", data, ROOT / "recipes" / "small", sizes=sizes, **more)
+    return School(tmp_path / "school", data, ROOT / "builtin" / "recipes", sizes=sizes, **more)
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_every_step_runs_and_what_they_made_is_packaged(tmp_path, data):
     assert "teacher" not in school.finished and set(SECONDS) - {"distill_layers"} <= set(school.finished)
     told = [json.loads(line) for line in (tmp_path / "school" / "school.jsonl").read_text().splitlines()]
     assert all(line["what"] == "done" for line in told)
-    package(tmp_path / "school", ROOT / "recipes" / "small", TOKENIZER, tmp_path / "package")
+    package(tmp_path / "school", ROOT / "builtin" / "recipes", TOKENIZER, tmp_path / "package")
     model, _ = infinitevl.load(tmp_path / "package", device="cpu", dtype=torch.float32)
     wanted, _ = infinitevl.load(tmp_path / "school" / "long_sft" / "model", device="cpu", dtype=torch.float32)
     pairs = zip(model.parameters(), wanted.parameters(), strict=True)

@@ -168,9 +168,9 @@ def test_an_unknown_model_is_answered_with_the_nearest_name(clip):
     assert "hustvl/InfiniteVL" in message and "Did you mean" in message
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
-def test_a_model_in_lower_precision_answers(tiny_folder, precision):
-    words = ["--prompt", "hello", "--precision", precision, "--max-new-tokens", "3"]
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+def test_a_model_in_lower_precision_answers(tiny_folder, quantization):
+    words = ["--prompt", "hello", "--quantization", quantization, "--max-new-tokens", "3"]
     assert len(objects(run("chat", *words, "--model", tiny_folder, "--json"))) == 1
 
 

@@ -6,7 +6,7 @@ from infinitevl.cli import app
 
 COMMON = {"--help", "--debug"}
 MODEL = {"--model", "--device", "--dtype"}
-LOADED = MODEL | {"--precision"}
+LOADED = MODEL | {"--quantization"}
 ANSWER = {"--max-new-tokens", "--temperature"}
 BENCH = COMMON | {"--size", "--device", "--dtype", "--out", "--commit"}
 STAGES = ("distill-layers", "distill-logits", "sft", "long-sft")
@@ -22,7 +22,7 @@ FROZEN = {
     "doctor": COMMON | MODEL | {"--json"},
     "bench": {"--help"},
     "bench stream": BENCH | {"--frames", "--mode", "--peer", "--repeats"},
-    "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats", "--precision"},
+    "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats", "--quantization"},
     "bench prefill": BENCH | {"--lengths", "--peer", "--repeats"},
     "bench streams": BENCH | {"--counts", "--mode", "--repeats"},
     "bench fork": BENCH | {"--repeats"},

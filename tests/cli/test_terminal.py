@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from infinitevl.cli.terminal import JsonDisplay, TextDisplay, TypedLines, harmless
+from infinitevl.cli.output import harmless
+from infinitevl.cli.terminal import JsonDisplay, TextDisplay, TypedLines
 from infinitevl.errors import InputError
 from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Summary
 

@@ -1,4 +1,4 @@
-"""A Ctrl-C wherever it may come: a session is as before or as after, host and device agree, no slot is lost."""
+"""A Ctrl-C wherever it may come: a session is as before or as after, its facts are true, no slot is lost."""
 
 import sys
 from pathlib import Path

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import infinitevl
+from builtin.exam import set_exam
 from infinitevl.evaluation.demo import examine
-from infinitevl.evaluation.exam import set_exam
 
 
 @pytest.fixture(scope="module")

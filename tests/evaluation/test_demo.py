@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from builtin.exam import Exam, KnownQuestion, set_exam
+from builtin.world.splits import TEST, split_of_string
+from builtin.world.tasks import Turn
 from infinitevl.evaluation.demo import examine
-from infinitevl.evaluation.exam import Exam, KnownQuestion, set_exam
-from infinitevl.scenes.splits import TEST, split_of_string
-from infinitevl.scenes.tasks import Turn
 
 
 def known(text, at, truth):

@@ -4,10 +4,11 @@ from html.parser import HTMLParser
 import pytest
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.evaluation.chart import MemoryPoint, memory_chart, show_bytes
+from infinitevl.evaluation.chart import MemoryPoint, memory_chart
 from infinitevl.evaluation.questions import parse_question
 from infinitevl.evaluation.report import Recorder, Thinned, build_page, write_report
 from infinitevl.evaluation.streaming import Answered, WatchSettings, watch
+from infinitevl.evaluation.units import show_bytes
 
 
 @pytest.fixture

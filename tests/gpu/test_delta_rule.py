@@ -20,10 +20,10 @@ def lasting(batch, length, heads, key, value, seed=0):
     channels = heads * (2 * key + value)
     mixed = torch.rand(1, 1, channels) * 2 + 0.5 * torch.randn(batch, length, channels)
     a, b = torch.randn(batch, length, heads), 2 + torch.randn(batch, length, heads)
-    taps = torch.zeros(channels, 4)
-    taps[:, -1] = 1
+    conv_weight = torch.zeros(channels, 4)
+    conv_weight[:, -1] = 1
     A_log, dt_bias = torch.zeros(heads), torch.full((heads,), -9.0)
-    return [x.cuda().bfloat16() for x in (mixed, a, b, taps, A_log, dt_bias)]
+    return [x.cuda().bfloat16() for x in (mixed, a, b, conv_weight, A_log, dt_bias)]
 
 
 @pytest.mark.parametrize("way", ["FEW_CHUNKS", "MANY_CHUNKS", "as chosen"])
@@ -36,13 +36,13 @@ def test_memories_of_alike_keys_do_not_grow(sizes, batch, way):
 
     heads, key, value = sizes
     tuning = getattr(delta_prepare, way, None)
-    memory = torch.zeros(batch, heads, key, value, device="cuda")
-    tail = torch.zeros(batch, 3, heads * (2 * key + value), dtype=torch.bfloat16, device="cuda")
-    wanted, wanted_tail = memory.double(), tail.double()
+    recurrent_state = torch.zeros(batch, heads, key, value, device="cuda")
+    conv_state = torch.zeros(batch, 3, heads * (2 * key + value), dtype=torch.bfloat16, device="cuda")
+    wanted, wanted_conv_state = recurrent_state.double(), conv_state.double()
     for seed in range(3):
         inputs = lasting(batch, 512, *sizes, seed)
-        out = delta_net_chunk_(*inputs, memory, tail, tuning=tuning)
-        exact = definition.delta_net_chunk_(*(x.double() for x in inputs), wanted, wanted_tail)
-    rows = (memory - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
+        out = delta_net_chunk_(*inputs, recurrent_state, conv_state, tuning=tuning)
+        exact = definition.delta_net_chunk_(*(x.double() for x in inputs), wanted, wanted_conv_state)
+    rows = (recurrent_state - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
     assert float(rows.max()) < 0.02 and relative_error(out, exact) < 0.02
-    assert torch.equal(tail.double(), wanted_tail)
+    assert torch.equal(conv_state.double(), wanted_conv_state)

@@ -172,7 +172,7 @@ def test_the_error_in_bfloat16_does_not_grow_with_the_stream(processor):
             session.observe(random_frame(index % 16), at=index / 2)
         if index + 1 in (40, 400):
             states = [session.state.tensors() for session in (exact, rounded)]
-            names = [name for name in states[0] if name.endswith("memory")]
+            names = [name for name in states[0] if name.endswith("recurrent_state")]
             errors.append(max(relative_error(states[1][name], states[0][name]) for name in names))
     assert errors[1] < 1.5 * errors[0] + 1e-3, errors
 

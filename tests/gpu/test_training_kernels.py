@@ -77,7 +77,7 @@ def test_the_rule_and_its_gradients_are_as_exact_as_plain_torch(length, alike):
 
 
 def net_inputs(length: int) -> list[Tensor]:
-    """mixed, a, b, taps, A_log, dt_bias as a layer has them under autocast."""
+    """mixed, a, b, conv_weight, A_log, dt_bias as a layer has them under autocast."""
     tensors = [draw(1, length, CHANNELS), draw(1, length, HEADS), draw(1, length, HEADS, seed=3)]
     tensors = [x.bfloat16() for x in tensors]
     others = [0.5 * draw(CHANNELS, 4), draw(HEADS), draw(HEADS, seed=5) - 4]
@@ -89,8 +89,8 @@ def net(kernels, packed=None):
 
     def run(*inputs: Tensor) -> Tensor:
         wide = torch.promote_types(inputs[0].dtype, torch.float32)
-        tail = inputs[0].new_zeros(1, 3, CHANNELS)
-        return kernels.delta_net_chunk(*inputs, empty(wide), tail, None, packed)[0]
+        conv_state = inputs[0].new_zeros(1, 3, CHANNELS)
+        return kernels.delta_net_chunk(*inputs, empty(wide), conv_state, None, packed)[0]
 
     return run
 

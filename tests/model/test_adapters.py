@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -81,4 +82,69 @@ def test_missing_and_odd_weights_are_told(folder):
         merge_(tiny_model(), folder / FOLDER)
     path.unlink()
     with pytest.raises(CheckpointError, match=WEIGHTS):
+        merge_(tiny_model(), folder / FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("use_rslora", True),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "lora_ga"),
+        ("init_lora_weights", "what comes next"),
+        ("init_lora_weights", 1),
+        ("alora_invocation_tokens", [5, 6]),
+        ("use_qalora", True),
+        ("use_bdlora", {"a": 1}),
+        ("loftq_config", {"loftq_bits": 4}),
+        ("layer_replication", [[0, 1]]),
+        ("trainable_token_indices", [3]),
+        ("target_parameters", ["weight"]),
+        ("rank_pattern", {"q_proj": 2}),
+        ("bias", "all"),
+        ("lora_bias", True),
+        ("peft_type", "LOHA"),
+        ("a_field_of_a_later_peft", "on"),
+        ("a_number_of_a_later_peft", 0.5),
+        ("r", 0),
+        ("r", "3"),
+        ("r", True),
+        ("lora_alpha", None),
+        ("lora_alpha", float("nan")),
+        ("r", 4),
+    ],
+)
+def test_settings_that_are_not_known_to_be_plain_are_refused_by_name(folder, name, value):
+    path = folder / FOLDER / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    model = tiny_model()
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"{name}: "):
+        merge_(model, folder / FOLDER)
+    assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal"])
+def test_starts_that_leave_the_base_alone_are_merged_as_peft_merges_them(start, tmp_path):
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=start)
+    adapted = peft.get_peft_model(tiny_model(), config)
+    for weight in adapter_weights(adapted):
+        weight.data.normal_(0, 0.2)
+    adapted.save_pretrained(tmp_path)
+    model = tiny_model()
+    assert merge_(model, tmp_path) > 0
+    wanted = adapted.merge_and_unload().state_dict()
+    assert all(torch.allclose(weight, wanted[name], atol=1e-6) for name, weight in model.state_dict().items())
+
+
+def test_settings_that_are_no_object_and_broken_weights_are_told(folder):
+    (folder / FOLDER / WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="not readable"):
+        merge_(tiny_model(), folder / FOLDER)
+    (folder / FOLDER / CONFIG).write_text("[]")
+    with pytest.raises(CheckpointError, match="an object"):
         merge_(tiny_model(), folder / FOLDER)

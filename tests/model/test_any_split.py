@@ -27,7 +27,7 @@ def exact_state(config):
     state = StreamState.allocate(config, dtype=torch.float64)
     for layer in state.layers:
         if isinstance(layer, DeltaState):
-            layer.memory = layer.memory.double()
+            layer.recurrent_state = layer.recurrent_state.double()
     return state
 
 

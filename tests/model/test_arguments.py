@@ -103,6 +103,42 @@ def test_the_trainer_of_transformers_passes_the_number_of_items(ids, tmp_path, m
     assert seen in ([29, 29], [27, 27])  # with or without each row's first token, which is not predicted
 
 
+def test_the_trainer_of_transformers_evaluates_predicts_and_counts(ids, tmp_path):
+    arguments = TrainingArguments(
+        output_dir=tmp_path,
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        label_smoothing_factor=0.1,
+    )
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    seen = []
+
+    def metrics(given):
+        seen.append(given.predictions.shape)
+        return {}
+
+    trainer = Trainer(tiny_model(), arguments, train_dataset=data, eval_dataset=data, compute_metrics=metrics)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.predict(data).predictions.shape == (2, 20, 512) == seen[0] and len(seen) == 4
+
+
+def test_labels_that_were_shifted_before_give_the_same_loss(model, ids):
+    shifted = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], dim=1)
+    with torch.no_grad():
+        wanted = model(input_ids=ids, labels=ids, use_cache=False).loss
+        assert torch.equal(model(input_ids=ids, shift_labels=shifted).loss, wanted)
+        assert torch.equal(model(input_ids=ids, labels=ids, shift_labels=shifted).loss, wanted)
+        halves = model(input_ids=ids, shift_labels=shifted, num_items_in_batch=100).loss
+    assert torch.allclose(halves, wanted * 2 * 19 / 100)
+    with pytest.raises(InputError, match="lables"):
+        model(input_ids=ids, lables=ids)
+
+
 def test_positions_of_every_valid_form_are_one(model, inputs, ids):
     positions = positions_of(model, inputs)
     with torch.no_grad():

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from transformers import (
     AutoModelForImageTextToText,
 )
 
-import infinitevl
 from infinitevl.config import FULL, InfiniteVLConfig
 from infinitevl.errors import CheckpointError, InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -129,7 +126,9 @@ def test_torch_dtype_and_dtype_choose_the_dtype(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, **{keyword: torch.bfloat16})
         assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     state = model.allocate_state()
-    assert {layer.memory.dtype for layer in state.layers if hasattr(layer, "memory")} == {torch.float32}
+    assert {layer.recurrent_state.dtype for layer in state.layers if hasattr(layer, "recurrent_state")} == {
+        torch.float32
+    }
 
 
 def test_settings_of_the_published_code_take_no_effect():
@@ -238,12 +237,3 @@ def test_a_model_spread_by_accelerate_keeps_each_layers_state_where_it_computes(
             parts, cache = [*parts, out.logits], out.past_key_values
     assert {tensor.device.type for tensor in cache.state.tensors().values()} == {"cpu"}
     assert torch.allclose(torch.cat(parts, 1), wanted, atol=1e-3)
-
-
-def test_importing_the_package_is_enough_for_the_auto_classes():
-    code = (
-        "import infinitevl; from transformers import AutoConfig; print(AutoConfig.for_model('infinite_vl'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert infinitevl.__doc__

@@ -55,13 +55,13 @@ def test_a_laid_out_model_reads_and_sees_the_same(model, fused):
     assert relative_error(see(fused), see(model)) < 1e-5
 
 
-@pytest.mark.parametrize("precision", [None, "int8"])
-def test_weights_that_lie_in_a_layout_stay_there(precision, monkeypatch):
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_weights_that_lie_in_a_layout_stay_there(quantization, monkeypatch):
     """The norm inside of a mixer, when the mixer is laid out and what is left of the model comes later."""
     monkeypatch.setattr(fused_module, "_shares_block", lambda parameter: True)
     model = tiny_model()
     for layer in model.model.language_model.layers:
-        layer.self_attn.fuse_(TORCH, precision)
+        layer.self_attn.fuse_(TORCH, quantization)
     before = [layer.self_attn.layout.places for layer in model.model.language_model.layers]
     fuse_(model, TORCH)
     assert [layer.self_attn.layout.places for layer in model.model.language_model.layers] == before

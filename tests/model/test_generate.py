@@ -7,7 +7,7 @@ from infinitevl.errors import InputError, StateError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLModel
 from infinitevl.model.positions import token_kinds
-from tests.support import prompt_inputs, relative_error, tiny_model
+from tests.support import prompt_inputs, relative_error, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +235,67 @@ def test_grids_that_do_not_fit_the_prompt_are_refused(model):
         )
     with pytest.raises(InputError, match="image_grid_thw"):
         model(input_ids=inputs["input_ids"])
+
+
+def right_padded(ids):
+    """A row of 20 tokens and one of 7, padded behind; the mask that says so."""
+    batch = torch.cat([ids, torch.cat([ids[:, :7], torch.zeros(1, 13, dtype=torch.int64)], 1)])
+    mask = torch.ones_like(batch)
+    mask[1, 7:] = 0
+    return batch, mask
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"use_cache": False}])
+def test_a_prompt_padded_on_the_right_is_answered_as_if_alone(model, ids, settings):
+    batch, mask = right_padded(ids)
+    given = model.generate(batch, attention_mask=mask, max_new_tokens=8, do_sample=False, **settings)
+    assert torch.equal(given[:, :20], batch)
+    for row, prompt in enumerate((ids, ids[:, :7])):
+        alone = model.generate(prompt, max_new_tokens=8, do_sample=False, **settings)
+        assert torch.equal(given[row, 20:], alone[0, prompt.shape[1] :])
+
+
+def test_embeddings_padded_on_the_right_are_answered_as_if_alone(model, ids):
+    batch, mask = right_padded(ids)
+    embeds = model.get_input_embeddings()(batch)
+    given = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    for row, prompt in enumerate((ids, ids[:, :7])):
+        alone = model.generate(prompt, max_new_tokens=8, do_sample=False)
+        assert torch.equal(given[row], alone[0, prompt.shape[1] :])
+
+
+def test_a_picture_in_a_row_padded_on_the_right_is_seen(model):
+    inputs = prompt_inputs(model.config)
+    prompt = inputs.pop("input_ids")
+    filled = torch.cat([prompt, torch.zeros(1, 5, dtype=torch.int64)], 1)
+    mask = torch.ones_like(filled)
+    mask[:, -5:] = 0
+    given = model.generate(filled, attention_mask=mask, max_new_tokens=6, do_sample=False, **inputs)
+    alone = model.generate(prompt, max_new_tokens=6, do_sample=False, **inputs)
+    assert torch.equal(given[:, filled.shape[1] :], alone[:, prompt.shape[1] :])
+
+
+def test_a_chunk_of_padding_alone_behind_a_prompt_is_refused(model, ids):
+    batch, mask = right_padded(ids)
+    with pytest.raises(InputError, match="padding alone"):
+        model.generate(batch, attention_mask=mask, max_new_tokens=2, prefill_chunk_size=6)
+    given = model.generate(
+        batch.flip(1), attention_mask=mask.flip(1), max_new_tokens=4, do_sample=False, prefill_chunk_size=6
+    )
+    wanted = model.generate(batch.flip(1), attention_mask=mask.flip(1), max_new_tokens=4, do_sample=False)
+    assert torch.equal(given, wanted)
+
+
+def test_what_only_generate_knows_does_not_reach_forward(model, ids):
+    tokenizer = tiny_tokenizer()
+    wanted = model.generate(ids, max_new_tokens=12, do_sample=False)
+    word = tokenizer.decode(wanted[0, 22])
+    given = model.generate(ids, max_new_tokens=12, do_sample=False, stop_strings=[word], tokenizer=tokenizer)
+    assert 20 < given.shape[1] <= 23 and torch.equal(given, wanted[:, : given.shape[1]])
+    given = model.generate(ids, max_new_tokens=12, do_sample=False, cache_position=torch.arange(20))
+    assert torch.equal(given, wanted)
+    beams = model.generate(ids, max_new_tokens=4, num_beams=2, do_sample=False)
+    given = model.generate(ids, max_new_tokens=4, num_beams=2, do_sample=False, assistant_model=model)
+    assert torch.equal(given, beams)
+    with pytest.raises(ValueError, match="max_new_token"):
+        model.generate(ids, max_new_token=4)

@@ -11,7 +11,7 @@ from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.loading import load
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InputError
-from infinitevl.model.fused import fusable, fuse_, fuse_onto_, precision_of
+from infinitevl.model.fused import fusable, fuse_, fuse_onto_, quantization_of
 from infinitevl.model.weights import fingerprint
 from infinitevl.ops.kernels import TORCH
 from infinitevl.ops.quantized import KINDS, Quantized
@@ -68,7 +68,9 @@ def test_it_reads_nearly_the_same(kind):
 def test_the_builtin_model_reads_nearly_the_same(kind):
     ids = torch.randint(10, 1000, (1, 200), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        whole, few = (load(device="cpu", precision=p)[0](ids, use_cache=False).logits for p in (None, kind))
+        whole, few = (
+            load(device="cpu", quantization=p)[0](ids, use_cache=False).logits for p in (None, kind)
+        )
     assert relative_error(few, whole) < BUILTIN_BOUNDS[kind]
 
 
@@ -98,7 +100,7 @@ def test_it_is_off_by_default():
     fuse_(model, TORCH)
     StreamSession(model, tiny_processor())
     assert (
-        precision_of(model) is None
+        quantization_of(model) is None
         and load(device="cpu")[0].model.language_model.layers[0].mlp.layout is None
     )
 
@@ -113,13 +115,14 @@ def test_what_is_not_a_large_product_of_the_decoder_stays():
 
 def test_a_session_lowers_its_model_and_another_goes_on_with_it():
     model = tiny_model()
-    session = StreamSession(model, tiny_processor(), precision="int8")
+    session = StreamSession(model, tiny_processor(), quantization="int8")
     session.observe(random_frame(0))
     weights = model.model.language_model.layers[0].mlp.layout["down"]
     assert session.fork().ask("and now?", max_new_tokens=3) == session.ask("and now?", max_new_tokens=3)
     assert StreamSession(model, tiny_processor()).model is model
     assert (
-        model.model.language_model.layers[0].mlp.layout["down"] is weights and precision_of(model) == "int8"
+        model.model.language_model.layers[0].mlp.layout["down"] is weights
+        and quantization_of(model) == "int8"
     )
 
 
@@ -167,10 +170,10 @@ def test_another_precision_later_is_refused():
     model = tiny_model()
     fuse_(model, TORCH)
     with pytest.raises(InputError, match="already runs in full precision"):
-        StreamSession(model, tiny_processor(), precision="int4")
+        StreamSession(model, tiny_processor(), quantization="int4")
 
 
 def test_a_precision_that_does_not_exist_is_refused_before_anything_is_loaded():
-    for start in (lambda: load("no/model", precision="int3"), lambda: fuse_(tiny_model(), TORCH, "int3")):
+    for start in (lambda: load("no/model", quantization="int3"), lambda: fuse_(tiny_model(), TORCH, "int3")):
         with pytest.raises(InputError, match="int8, int4, fp8"):
             start()

@@ -8,8 +8,8 @@ from infinitevl.state import DeltaState, StreamState
 from tests.support import prompt_inputs, relative_error, tiny_model
 
 
-def memories(state: StreamState) -> list[torch.Tensor]:
-    return [layer.memory for layer in state.layers if isinstance(layer, DeltaState)]
+def recurrent_states(state: StreamState) -> list[torch.Tensor]:
+    return [layer.recurrent_state for layer in state.layers if isinstance(layer, DeltaState)]
 
 
 @pytest.mark.parametrize("num_tokens", [1, 30])
@@ -20,16 +20,16 @@ def test_memories_of_a_bfloat16_model_keep_what_bfloat16_would_lose(num_tokens):
     with torch.no_grad():
         for part in ids.split(num_tokens, dim=1):
             model(input_ids=part, past_key_values=state)
-    assert len(memories(state)) == 3
-    for memory in memories(state):
-        assert not torch.equal(memory, memory.bfloat16().float())
+    assert len(recurrent_states(state)) == 3
+    for recurrent_state in recurrent_states(state):
+        assert not torch.equal(recurrent_state, recurrent_state.bfloat16().float())
 
 
 def test_a_float64_model_loses_nothing_to_float32():
     """Its gates too: a Gated DeltaNet of one and of many tokens against the same weights in float64."""
     model = tiny_model().double()
     layer, state = model.model.language_model.layers[1], model.allocate_state().layers[1]
-    state = DeltaState(state.memory.double(), state.tail)
+    state = DeltaState(state.recurrent_state.double(), state.conv_state)
     mixer, norm = layer.self_attn, layer.input_layernorm
     x = torch.randn(1, 70, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

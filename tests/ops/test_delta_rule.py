@@ -57,7 +57,7 @@ def test_float32_stays_close_to_the_float64_oracle(rule, length, decay):
 
 
 @pytest.mark.parametrize("length", [1, 65])
-def test_autocast_leaves_the_rule_in_the_memory_s_dtype(length):
+def test_autocast_leaves_the_rule_in_the_state_s_dtype(length):
     inputs = random_inputs(length, dtype=torch.float32)
     rule = delta_rule_step if length == 1 else delta_rule_chunk
     wanted = rule(*inputs)
@@ -72,9 +72,9 @@ def test_gradients_of_the_fast_chunk_rule_are_those_of_the_token_rule(length, de
     grads = []
     for rule in (delta_rule_chunk, delta_rule_by_token):
         inputs = [x.requires_grad_() for x in random_inputs(length, decay)]
-        output, memory = rule(*inputs)
+        output, recurrent_state = rule(*inputs)
         weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)
-        ((output * weights).sum() + memory.square().sum()).backward()
+        ((output * weights).sum() + recurrent_state.square().sum()).backward()
         grads.append([x.grad for x in inputs])
     for given, wanted in zip(*grads, strict=True):
         assert given.isfinite().all()
@@ -84,21 +84,21 @@ def test_gradients_of_the_fast_chunk_rule_are_those_of_the_token_rule(length, de
 @pytest.mark.parametrize("decay", DECAYS)
 def test_one_token_at_a_time_equals_the_token_rule(decay):
     inputs = random_inputs(20, decay)
-    memory, outputs = inputs[-1], []
+    recurrent_state, outputs = inputs[-1], []
     for t in range(20):
-        output, memory = delta_rule_step(*(x[:, t : t + 1] for x in inputs[:-1]), memory)
+        output, recurrent_state = delta_rule_step(*(x[:, t : t + 1] for x in inputs[:-1]), recurrent_state)
         outputs.append(output)
     wanted = delta_rule_by_token(*inputs)
     assert relative_error(torch.cat(outputs, 1), wanted[0]) < 1e-11
-    assert relative_error(memory, wanted[1]) < 1e-11
+    assert relative_error(recurrent_state, wanted[1]) < 1e-11
 
 
 def test_a_wide_value_head_equals_two_narrow_ones():
-    q, k, v, decay, beta, memory = random_inputs(100)
-    whole = delta_rule_chunk(q, k, v, decay, beta, memory)
+    q, k, v, decay, beta, recurrent_state = random_inputs(100)
+    whole = delta_rule_chunk(q, k, v, decay, beta, recurrent_state)
     halves = [
         delta_rule_chunk(q, k, half, decay, beta, part)
-        for half, part in zip(v.chunk(2, -1), memory.chunk(2, -1), strict=True)
+        for half, part in zip(v.chunk(2, -1), recurrent_state.chunk(2, -1), strict=True)
     ]
     for index in range(2):
         assert relative_error(torch.cat([half[index] for half in halves], -1), whole[index]) < 1e-12
@@ -110,7 +110,7 @@ def test_segment_decay_keeps_weak_decays_after_a_strong_one():
 
 
 def test_softplus_of_a_huge_gate_does_not_overflow():
-    q, k, v, _, beta, memory = random_inputs(65, dtype=torch.float32)
+    q, k, v, _, beta, recurrent_state = random_inputs(65, dtype=torch.float32)
     log_decay = -torch.exp(torch.tensor(5.0)) * F.softplus(torch.full((2, 65, 2), 200.0))
-    output, after = delta_rule_chunk(q, k, v, log_decay, beta, memory)
+    output, after = delta_rule_chunk(q, k, v, log_decay, beta, recurrent_state)
     assert output.isfinite().all() and after.isfinite().all()

@@ -22,21 +22,21 @@ def delta_inputs(num_tokens, fastest_decay=5.0):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     a = random(1, num_tokens, HEADS) * 3
-    taps = random(HEADS * WIDTH * 3, TAPS)
+    conv_weight = random(HEADS * WIDTH * 3, TAPS)
     A_log = torch.linspace(-3.0, fastest_decay, HEADS, dtype=torch.float64)
     return [
         random(1, num_tokens, HEADS * WIDTH * 3),
         a,
         random(1, num_tokens, HEADS),
-        taps,
+        conv_weight,
         A_log,
         random(HEADS),
     ]
 
 
 def empty():
-    memory = torch.zeros(1, HEADS, WIDTH, WIDTH, dtype=torch.float64)
-    return memory, torch.zeros(1, TAPS - 1, HEADS * WIDTH * 3, dtype=torch.float64)
+    recurrent_state = torch.zeros(1, HEADS, WIDTH, WIDTH, dtype=torch.float64)
+    return recurrent_state, torch.zeros(1, TAPS - 1, HEADS * WIDTH * 3, dtype=torch.float64)
 
 
 def apart(inputs, lengths, run):
@@ -65,10 +65,10 @@ def test_a_layout_keeps_every_token_and_a_gap_behind_each_sequence(lengths):
 def test_a_packed_delta_net_equals_each_sequence_alone(lengths):
     inputs = delta_inputs(sum(lengths))
     packed = pack(lengths, TAPS - 1, CPU)
-    out, memory, _ = delta_net_chunk(*inputs, *empty(), None, packed)
+    out, recurrent_state, _ = delta_net_chunk(*inputs, *empty(), None, packed)
     assert relative_error(out, apart(inputs, lengths, delta_net_chunk)) < 1e-13
     last = [x[:, -lengths[-1] :] for x in inputs[:3]] + inputs[3:]
-    assert relative_error(memory, delta_net_chunk(*last, *empty())[1]) < 1e-13
+    assert relative_error(recurrent_state, delta_net_chunk(*last, *empty())[1]) < 1e-13
 
 
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [63, 64, 65], [61, 62, 1, 200, 3]])

@@ -49,8 +49,10 @@ def test_the_inverse_keeps_its_digits_when_all_keys_are_alike():
 def test_the_convolution_for_training_equals_the_models():
     torch.manual_seed(0)
     x, weight = torch.randn(2, 64, 6), torch.randn(6, 4)
-    tail = torch.zeros(2, 3, 6)
-    torch.testing.assert_close(kernels.causal_conv_chunk(x, weight, tail)[0], model_conv(x, weight, tail)[0])
+    conv_state = torch.zeros(2, 3, 6)
+    torch.testing.assert_close(
+        kernels.causal_conv_chunk(x, weight, conv_state)[0], model_conv(x, weight, conv_state)[0]
+    )
 
 
 def test_the_inverse_is_exact_under_autocast():

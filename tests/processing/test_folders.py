@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import infinitevl
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import CheckpointError, InfiniteVLError
-from infinitevl.processing.processor import InfiniteVLProcessor, register
+from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.processing.prompt import CHAT_TEMPLATE
 from tests.processing.media import make_picture
 from tests.processing.vocabulary import small_tokenizer
@@ -191,7 +191,6 @@ def test_a_folder_without_a_processor_is_an_error_that_names_it(published: Path,
 
 
 def test_other_models_still_go_their_own_way(tmp_path: Path) -> None:
-    register(InfiniteVLConfig)
     small_tokenizer().save_pretrained(tmp_path)
     assert isinstance(AutoProcessor.from_pretrained(tmp_path), PreTrainedTokenizerFast)
     with pytest.raises(OSError):

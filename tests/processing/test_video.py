@@ -234,3 +234,13 @@ def test_counting_packets_counts_the_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", list(range(33)))
     with VideoFile(path) as file:
         assert file.count_packets() == 33
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_source_without_a_name_is_not_the_current_folder(
+    name: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    make_picture(0).save(tmp_path / "0.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no name"):
+        open_source(name)

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands exist, its tree is the tree, its links lead somewhere."""
+"""The pages tell the truth: their commands exist, the tree is the tree, links lead somewhere."""
 
 import ast
 import re
@@ -12,7 +12,8 @@ from typer.main import get_command
 
 import infinitevl
 from infinitevl.cli import app
-from tests.project.source import PACKAGE, ROOT
+from tests.project import tree
+from tests.project.source import ROOT
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -25,21 +26,11 @@ def block_after(mark: str) -> list[str]:
     return found[1].splitlines()
 
 
-def described_files() -> dict[str, str]:
-    """Path and description of every entry of the README's tree."""
-    entries, parents = {}, []
-    for line in block_after("tree"):
-        indent = (len(line) - len(line.lstrip())) // 2
-        name, _, text = line.strip().partition(" ")
-        parents = [*parents[:indent], name]
-        entries["".join(parents)] = text.strip()
-    return entries
-
-
 def shell_lines(page: Path) -> list[list[str]]:
-    """Every line of a page's blocks that calls `infinitevl`, in words; remarks are cut off."""
+    """Every call of `infinitevl` in a page's blocks and in its text, in words; remarks are cut off."""
     blocks = re.findall(r"```(?:bash|sh|)\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line.split("   ")[0] for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`(infinitevl [\w-]+ [^`]*)`", page.read_text())
     return [shlex.split(line) for line in lines if re.match(r"(\.venv/bin/)?infinitevl ", line)]
 
 
@@ -63,18 +54,18 @@ def test_every_command_in_the_pages_exists(page: Path) -> None:
         assert not unknown, f"{page.name}: `infinitevl {name}` has no {unknown}"
 
 
-def test_the_tree_names_every_file_once_and_says_what_it_is() -> None:
-    described = described_files()
-    written = {name for name in described if name.startswith("infinitevl/") and name.endswith(".py")}
-    there = {
-        path.relative_to(ROOT).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if path.parent == PACKAGE or path.name != "__init__.py"
-    }
-    assert written == there, f"missing: {sorted(there - written)}; gone: {sorted(written - there)}"
-    silent = [name for name, text in described.items() if not text]
-    assert not silent, f"no description: {silent}"
-    assert all((ROOT / name).exists() for name in described), described
+def test_the_page_of_the_tree_is_what_the_modules_say() -> None:
+    written, true = tree.PAGE.read_text().splitlines(), tree.page().splitlines()
+    missing = [line for line in true if line not in written]
+    stale = [line for line in written if line not in true]
+    assert written == true, (
+        "docs/tree.md is not what the modules say; write it anew with `python -m tests.project.tree`\n"
+        f"missing: {missing}\nstale: {stale}"
+    )
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 170
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -93,17 +84,23 @@ def test_python_in_the_pages_uses_names_that_exist(page: Path) -> None:
                 assert not missing, f"{page.name} imports {missing}"
 
 
-def test_the_programs_in_the_readme_run_and_read_their_sign(
+def test_the_programs_in_the_readme_run_one_after_the_other_and_read_their_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone, together = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "examples").mkdir()
-    shutil.copy(ROOT / "examples" / "sign.png", tmp_path / "examples")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
-    for program in (alone, together):
-        exec(compile(program, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    for program in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(program, "README.md", "exec"), names)
     assert (tmp_path / "stream.safetensors").is_file()
     assert capsys.readouterr().out.splitlines() == ["HELLO", "HELLO", str(["HELLO"] * 3)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_in_the_pages_exist(page: Path) -> None:
+    pictures = re.findall(r"(?:src|srcset)=\"([^\"]+)\"", page.read_text())
+    missing = [picture for picture in pictures if not (page.parent / picture).is_file()]
+    assert not missing, f"{page.name} shows {missing}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
+from builtin import stages as small
+from builtin.world.packs import small_pack_path
 from infinitevl import StreamSession, load
-from infinitevl.scenes.world import demo_pack_path
 from infinitevl.training.course import teach
 from infinitevl.training.journal import losses
 from infinitevl.training.recipes import read_recipe
@@ -50,11 +51,11 @@ def stage_losses(folder: Path, scenes: bool) -> dict[str, list[float]]:
     world = write_world(folder / "world")
     changes: dict[str, Any] = {"num_steps": STEPS, "log_every": 1, "save_every": 100}
     if scenes:
-        changes["data"] = {"scenes": {"pack": str(demo_pack_path()), "draws": DRAWS}}
+        changes["data"] = {"scenes": {"pack": str(small_pack_path()), "draws": DRAWS}}
     found = {}
     for stage in TEACHING:
-        recipe = read_recipe(write_recipe(world, stage, folder / stage, **changes))
-        teach(recipe)
+        path = write_recipe(world, stage, folder / stage, **changes)
+        small.teach(small.read_stage(path)) if scenes else teach(read_recipe(path))
         found[stage] = [loss for _, loss in losses(folder / stage / LOG)]
     return found
 

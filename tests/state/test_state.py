@@ -1,5 +1,8 @@
 """The state: constant, copied, saved and loaded exactly."""
 
+import copy
+import io
+import pickle
 import subprocess
 import sys
 
@@ -8,11 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from infinitevl import StreamSession
 from infinitevl.errors import InfiniteVLError, StateError
+from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.weights import fingerprint
 from infinitevl.state import StreamState
-from infinitevl.state_file import saved_settings
-from tests.support import tiny_model
+from infinitevl.state_file import checksum, read_file, saved_settings
+from tests.support import tiny_model, tiny_processor
 
 MARK = "mark"
 
@@ -42,9 +47,9 @@ def test_sizes_of_the_published_model_are_those_of_the_paper():
     config = InfiniteVLConfig.from_pretrained(DATA / "published_4b").text_config
     state = StreamState.allocate(config, dtype=torch.bfloat16, device="meta")
     assert round(state.num_bytes / 1e6) == 133
-    memories = [t for name, t in state.tensors().items() if name.endswith("memory")]
-    assert len(memories) == 27 and memories[0].shape == (1, 16, 128, 256)
-    assert all(memory.dtype == torch.float32 for memory in memories)
+    recurrent_states = [t for name, t in state.tensors().items() if name.endswith("recurrent_state")]
+    assert len(recurrent_states) == 27 and recurrent_states[0].shape == (1, 16, 128, 256)
+    assert all(recurrent_state.dtype == torch.float32 for recurrent_state in recurrent_states)
 
 
 def test_a_fork_is_equal_and_independent(model, state):
@@ -83,7 +88,7 @@ def test_another_dtype_rounds_windows_and_tails_and_keeps_memories(model, state,
     loaded = StreamState.load(tmp_path / "s", model.config.text_config, MARK, dtype=torch.bfloat16)
     for name, tensor in loaded.tensors().items():
         wanted = state.tensors()[name]
-        rounded = name.endswith(("keys", "values", "tail"))
+        rounded = name.endswith(("keys", "values", "conv_state"))
         assert tensor.dtype == (torch.bfloat16 if rounded else wanted.dtype), name
         assert torch.equal(tensor, wanted.to(tensor.dtype)), name
 
@@ -99,9 +104,10 @@ def test_a_state_continues_in_a_new_process(model, tmp_path):
     code = f"""
 import torch
 from safetensors.torch import load_file
+from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.weights import fingerprint
 from infinitevl.state import StreamState
-from tests.support import tiny_model
+from tests.support import tiny_model, tiny_processor
 torch.set_num_threads(1)
 model, io = tiny_model(), load_file(r"{tmp_path / "io"}")
 state = StreamState.load(r"{tmp_path / "s"}", model.config.text_config, fingerprint(model, model.config))
@@ -184,6 +190,21 @@ def test_another_format_version_is_refused(model, state, tmp_path):
         StreamState.load(path, model.config.text_config, MARK)
 
 
+def test_a_state_of_format_1_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "s"
+    model = tiny_model()
+    StreamSession(model, tiny_processor()).save(path)
+    names = {"recurrent_state": "memory", "conv_state": "tail"}
+    tensors = {
+        ".".join(names.get(part, part) for part in name.split(".")): tensor
+        for name, tensor in load_file(path).items()
+    }
+    metadata = {**read_file(path)[1], "version": "1"}
+    save_file(tensors, path, metadata={**metadata, "checksum": checksum(tensors, metadata)})
+    with pytest.raises(StateError, match=r"state format 1, .* reads format 2.* watch the stream again"):
+        StreamSession.load(path, model, tiny_processor())
+
+
 def test_a_failed_save_keeps_the_older_file_and_leaves_nothing_behind(state, tmp_path, monkeypatch):
     path = tmp_path / "s"
     state.save(path, MARK)
@@ -207,7 +228,7 @@ def test_a_state_with_more_or_fewer_layers_is_not_copied(state):
     shorter = tiny_model(num_hidden_layers=3).allocate_state(2, frame_size=(28, 56))
     for here, there in ((state, shorter), (shorter, state)):
         before = here.fork()
-        with pytest.raises(StateError, match=r"layers\.3\.memory"):
+        with pytest.raises(StateError, match=r"layers\.3\.recurrent_state"):
             here.copy_(there)
         assert same(here, before)
 
@@ -270,9 +291,64 @@ def test_each_layer_keeps_its_state_on_its_own_device():
     config = tiny_model().config.text_config
     state = StreamState.allocate(config, device=["cpu", "meta", "cpu", "meta"])
     kinds = [
-        layer.memory.device.type if hasattr(layer, "memory") else layer.keys.device.type
+        layer.recurrent_state.device.type if hasattr(layer, "recurrent_state") else layer.keys.device.type
         for layer in state.layers
     ]
     assert kinds == ["cpu", "meta", "cpu", "meta"]
     with pytest.raises(StateError, match="2 devices"):
         StreamState.allocate(config, device=["cpu", "cpu"])
+
+
+def through_pickle(state):
+    return pickle.loads(pickle.dumps(state))
+
+
+def through_torch(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [through_pickle, through_torch, copy.deepcopy])
+def test_a_copy_is_whole_and_independent(model, state, copied):
+    before = state.fork()
+    twin = copied(state)
+    assert same(twin, state)
+    with torch.no_grad():
+        model(input_ids=torch.randint(0, 400, (2, 5)), past_key_values=twin)
+    assert same(state, before) and int(twin.length[0]) == 35
+    assert same(twin.fork(), twin) and int(twin.select(torch.tensor([1])).length) == 35
+    assert int(twin.row(0).length) == 35
+    assert not any(tensor.any() for tensor in twin.reset_().tensors().values())
+
+
+@pytest.mark.parametrize("copied", [through_pickle, through_torch, copy.deepcopy])
+def test_a_copied_row_takes_no_other_stream_along(state, copied):
+    row = copied(state.row(1))
+    assert same(row, state.row(1))
+    assert [b.untyped_storage().nbytes() for b in row.buffers] == [b[:1].nbytes for b in state.buffers]
+
+
+def test_a_cache_of_transformers_is_copied_with_its_state(model):
+    cache = StateCache()
+    with torch.no_grad():
+        model(input_ids=torch.randint(0, 400, (1, 9)), past_key_values=cache)
+    twin = copy.deepcopy(cache)
+    assert same(twin.state, cache.state) and twin.num_seen == 9
+    twin.state.reset_()
+    assert int(cache.state.length) == 9
+
+
+def test_a_state_goes_through_a_process(model, state):
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        twin = pool.apply(_reset_first_row, (state,))
+    assert int(state.length[0]) == 30
+    assert same(twin.row(1), state.row(1)) and not twin.row(0).length.any()
+
+
+def _reset_first_row(state):
+    state = state.fork()
+    state.reset_row_(0)
+    return state

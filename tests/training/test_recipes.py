@@ -20,11 +20,7 @@ from infinitevl.training.recipes import (
 )
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-FILES = (
-    sorted(RECIPES.glob("4b/*_*.yaml"))
-    + sorted(RECIPES.glob("*/sft.yaml"))
-    + sorted(RECIPES.glob("small/*_*.yaml"))
-)
+FILES = sorted(RECIPES.glob("4b/*_*.yaml")) + sorted(RECIPES.glob("4b/sft.yaml"))
 PUBLISHED = {  # learning rate, rows a step, tokens of a row, most pixels of a picture
     "distill_layers": (2e-4, 64, 8192, 512 * 512),
     "distill_logits": (2e-4, 64, 8192, 512 * 512),
@@ -39,7 +35,7 @@ def test_every_recipe_is_read_and_is_of_the_stage_of_its_name(path):
 
 
 def test_there_are_all_recipes():
-    assert len(FILES) == 8
+    assert len(FILES) == 4
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -76,7 +72,7 @@ def test_every_setting_says_what_it_is(model):
 
 
 def changed(tmp_path, change, name="sft"):
-    settings = yaml.safe_load((RECIPES / "small" / f"{name}.yaml").read_text())
+    settings = yaml.safe_load((RECIPES / "4b" / f"{name}.yaml").read_text())
     settings["data"] = {"sources": [{"path": "data.jsonl"}]}
     change(settings)
     path = tmp_path / "recipe.yaml"
@@ -99,6 +95,7 @@ def changed(tmp_path, change, name="sft"):
         (lambda s: s.update(teacher="x"), "unknown setting 'teacher'"),
         (lambda s: s["data"]["sources"][0].update(form="x"), r"data\.sources\.0\.form"),
         (lambda s: s["data"].pop("sources"), "data: give one of sources"),
+        (lambda s: s.pop("data"), "missing setting 'data'"),
         (lambda s: s["data"].update(public="x", mixture="y"), "data: give one of sources"),
     ],
 )

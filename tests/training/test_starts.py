@@ -94,7 +94,7 @@ def test_a_dry_run_of_a_later_stage_names_the_earlier_one(path, tmp_path, monkey
 
 
 def test_the_example_of_the_document_runs_as_written(tmp_path, monkeypatch, no_hub):
-    text = (ROOT / "docs" / "training.md").read_text().split("### Your own data")[1]
+    text = (ROOT / "docs" / "training.md").read_text().split("## Your own data")[1]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "pictures").mkdir(parents=True)
     for name, color in (("boat", "red"), ("house", "blue")):

@@ -8,24 +8,31 @@ from torch import Tensor
 MAX_KEY_WIDTH = 128
 
 
-def supports(dtype: torch.dtype, memory: Tensor, taps: Tensor) -> bool:
-    """Whether these kernels can do it: activations' dtype, memory [N, H, K, V], taps [C, W]."""
+def supports(dtype: torch.dtype, recurrent_state: Tensor, conv_weight: Tensor) -> bool:
+    """Whether these kernels take activations of this dtype, a state [N, H, K, V], conv_weight [C, W]."""
     return (
         dtype in (torch.float32, torch.bfloat16)
-        and memory.dtype == torch.float32
-        and memory.shape[2] <= MAX_KEY_WIDTH
-        and taps.shape[1] >= 2
+        and recurrent_state.dtype == torch.float32
+        and recurrent_state.shape[2] <= MAX_KEY_WIDTH
+        and conv_weight.shape[1] >= 2
     )
 
 
-def check(mixed: Tensor, taps: Tensor, memory: Tensor, tail: Tensor) -> None:
+def check(mixed: Tensor, conv_weight: Tensor, recurrent_state: Tensor, conv_state: Tensor) -> None:
     """Refuse what would be read wrongly: of the state, kernels take the stride of rows alone."""
-    _, heads, key_width, value_width = memory.shape
-    assert supports(mixed.dtype, memory, taps), (mixed.dtype, memory.dtype, memory.shape, taps.shape)
-    assert mixed.shape[2] == heads * (2 * key_width + value_width) == taps.shape[0] == tail.shape[2]
-    assert tail.dtype == mixed.dtype and tail.shape[1] == taps.shape[1] - 1
-    assert mixed.stride(2) == 1 and taps.is_contiguous()
-    assert memory[0].is_contiguous() and tail[0].is_contiguous()
+    _, heads, key_width, value_width = recurrent_state.shape
+    assert supports(mixed.dtype, recurrent_state, conv_weight), (
+        mixed.dtype,
+        recurrent_state.dtype,
+        recurrent_state.shape,
+        conv_weight.shape,
+    )
+    assert (
+        mixed.shape[2] == heads * (2 * key_width + value_width) == conv_weight.shape[0] == conv_state.shape[2]
+    )
+    assert conv_state.dtype == mixed.dtype and conv_state.shape[1] == conv_weight.shape[1] - 1
+    assert mixed.stride(2) == 1 and conv_weight.is_contiguous()
+    assert recurrent_state[0].is_contiguous() and conv_state[0].is_contiguous()
 
 
 @triton.jit
@@ -52,11 +59,11 @@ def log_decay_of(a, A_log, dt_bias):
 
 
 @triton.jit
-def load_taps(taps, channel, keep, W: tl.constexpr, dtype: tl.constexpr):
-    """Float32 [channels, W, to a power of 2] from taps [C, W], rounded as the activations are."""
+def load_taps(conv_weight, channel, keep, W: tl.constexpr, dtype: tl.constexpr):
+    """Float32 [channels, W, to a power of 2] from conv_weight [C, W], rounded as the activations are."""
     w = tl.arange(0, triton.next_power_of_2(W))[None, :]
     mask = keep[:, None] & (w < W)
-    return tl.load(taps + channel[:, None] * W + w, mask=mask, other=0.0).to(dtype).to(tl.float32)
+    return tl.load(conv_weight + channel[:, None] * W + w, mask=mask, other=0.0).to(dtype).to(tl.float32)
 
 
 @triton.jit

@@ -1,10 +1,10 @@
-"""Gated DeltaNet for many tokens, what needs no memory: all chunks of 64 tokens at once.
+"""Gated DeltaNet for many tokens, what needs no recurrent state: all chunks of 64 tokens at once.
 
 A chunk leaves its convolved queries, keys and values, the inverse of its unit lower triangular matrix, and
 what its tokens read of each other, all as the scan of `delta_chunk` multiplies with it.
 
 bfloat16 queries, keys and values stay bfloat16 (norms and decays are applied to products), and whatever is
-float32 (memory, inverse, written values) meets them as the sum of two bfloat16 numbers: 16 bits, at the price
+float32 (state, inverse, written values) meets them as the sum of two bfloat16 numbers: 16 bits, at the price
 of one product in tf32, which has 11.
 """
 
@@ -29,8 +29,8 @@ class ChunkTuning:
     """How the work is cut: value columns of one program, its warps and stages; results agree to rounding.
 
     float32 names the precision of products when activations are float32 (`tl.dot`'s input_precision).
-    convolve_first: in a launch of its own, `channels` a program. brief: memory and written values are rounded
-    to bfloat16 once in the scan's products, not kept as the sum of two.
+    convolve_first: in a launch of its own, `channels` a program. brief: the state and written values are
+    rounded to bfloat16 once in the scan's products, not kept as the sum of two.
     """
 
     prepare_block_v: int = 128
@@ -57,7 +57,7 @@ class Chunks(NamedTuple):
         keys: [B, H, N, 2, SIZE, K], queries then keys, not normalised.
         values: [B, H, N, SIZE, V].
         squares: [B, H, N, 2, P, SIZE, SIZE], inverse and inner products as P = 2 bfloat16 or one float32.
-        scales: float32 [B, H, N, 5, SIZE], per token: of query @ memory, of key @ memory, of what is written,
+        scales: float32 [B, H, N, 5, SIZE], per token: of query @ state, of key @ state, of what is written,
             the decay over the whole chunk, and of the value.
         precision: "split" for bfloat16 activations, else `tl.dot`'s input_precision.
     """
@@ -73,18 +73,18 @@ def prepare(
     mixed: Tensor,
     a: Tensor,
     b: Tensor,
-    taps: Tensor,
+    conv_weight: Tensor,
     A_log: Tensor,
     dt_bias: Tensor,
-    memory: Tensor,
-    tail: Tensor,
+    recurrent_state: Tensor,
+    conv_state: Tensor,
     rows: Tensor | None,
     num_valid: Tensor | None,
     tuning: ChunkTuning,
 ) -> Chunks:
-    """Arguments as `delta_net_chunk_`; memory gives sizes only, and tail is only read."""
+    """Arguments as `delta_net_chunk_`; recurrent_state gives sizes only, conv_state is only read."""
     batch, length = mixed.shape[:2]
-    _, heads, key_width, value_width = memory.shape
+    _, heads, key_width, value_width = recurrent_state.shape
     wide_k, wide_v = (max(16, triton.next_power_of_2(width)) for width in (key_width, value_width))
     num_chunks, block_v = triton.cdiv(length, SIZE), min(tuning.prepare_block_v, wide_v)
     split, early = mixed.dtype == torch.bfloat16, launches_early(mixed)
@@ -93,25 +93,25 @@ def prepare(
         mixed.new_empty(*place, 2, SIZE, wide_k),
         mixed.new_empty(*place, SIZE, wide_v),
         mixed.new_empty(*place, 2, 1 + split, SIZE, SIZE),
-        memory.new_empty(*place, 5, SIZE),
+        recurrent_state.new_empty(*place, 5, SIZE),
         "split" if split else tuning.float32,
     )
-    inputs = mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid
-    strides = *mixed.stride()[:2], *a.stride(), *b.stride(), tail.stride(0)
-    work = memory.new_empty(*place, SIZE, SIZE)
+    inputs = mixed, a, b, conv_weight, A_log, dt_bias, conv_state, rows, num_valid
+    strides = *mixed.stride()[:2], *a.stride(), *b.stride(), conv_state.stride(0)
+    work = recurrent_state.new_empty(*place, SIZE, SIZE)
     sizes = {"H": heads, "K": key_width, "V": value_width, "BK": wide_k, "WIDE_V": wide_v, "SIZE": SIZE}
     common = sizes | {"EARLY": early, "launch_pdl": early}
     kinds = {"PRECISION": chunks.precision}
     if not tuning.convolve_first:
         _prepare[(num_chunks, heads * (1 + triton.cdiv(value_width, block_v)), batch)](
-            *inputs, *chunks[:4], work, length, *strides, **common, **kinds, W=taps.shape[1], BV=block_v,
-            num_warps=tuning.prepare_warps,
+            *inputs, *chunks[:4], work, length, *strides, **common, **kinds, W=conv_weight.shape[1],
+            BV=block_v, num_warps=tuning.prepare_warps,
         )  # fmt: skip
         return chunks
     block_c = min(tuning.channels, wide_k, wide_v)
     _convolve[(num_chunks, heads * (2 * wide_k + wide_v) // block_c, batch)](
-        mixed, taps, tail, rows, chunks.keys, chunks.values, length, *mixed.stride()[:2], tail.stride(0),
-        **common, W=taps.shape[1], BC=block_c, num_warps=4,
+        mixed, conv_weight, conv_state, rows, chunks.keys, chunks.values, length, *mixed.stride()[:2],
+        conv_state.stride(0), **common, W=conv_weight.shape[1], BC=block_c, num_warps=4,
     )  # fmt: skip
     _relate[(num_chunks, 2 * heads, batch)](
         a, b, A_log, dt_bias, num_valid, *chunks[:4], work, length, *a.stride(), *b.stride(),
@@ -122,21 +122,21 @@ def prepare(
 
 @triton.jit(do_not_specialize=["T"])
 def _prepare(
-    mixed, a, b, taps, A_log, dt_bias, tail, rows, num_valid, keys, values, squares, scales, work, T,
-    mixed_row, mixed_token, a_row, a_token, a_head, b_row, b_token, b_head, tail_row,
+    mixed, a, b, conv_weight, A_log, dt_bias, conv_state, rows, num_valid, keys, values, squares, scales,
+    work, T, mixed_row, mixed_token, a_row, a_token, a_head, b_row, b_token, b_head, conv_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
     BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, heads then value blocks of heads, rows): two kinds of programs that share nothing."""
-    if EARLY:  # the scan may fetch the memory as soon as nobody before this kernel still changes it
+    if EARLY:  # the scan may fetch the recurrent state as soon as nobody before this kernel still changes it
         gdc_wait()
         gdc_launch_dependents()
     chunk, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_chunks = tl.num_programs(0)
     first = chunk * SIZE
     mixed += batch.to(tl.int64) * mixed_row + first.to(tl.int64) * mixed_token
-    tail += row_of(rows, batch) * tail_row
+    conv_state += row_of(rows, batch) * conv_row
     C: tl.constexpr = H * (2 * K + V)
     if part < H:
         head = part
@@ -151,8 +151,10 @@ def _prepare(
         q_place = keys + 2 * place * SIZE * BK + inside
         k_place = q_place + SIZE * BK
         channel = head * K + width
-        q = _conv_silu(mixed, tail, taps, channel, width < K, first, T, mixed_token, C, W, SIZE)
-        k = _conv_silu(mixed, tail, taps, channel + H * K, width < K, first, T, mixed_token, C, W, SIZE)
+        q = _conv_silu(mixed, conv_state, conv_weight, channel, width < K, first, T, mixed_token, C, W, SIZE)
+        k = _conv_silu(
+            mixed, conv_state, conv_weight, channel + H * K, width < K, first, T, mixed_token, C, W, SIZE
+        )
         tl.store(q_place, q)
         tl.store(k_place, k)
         # Read again: as operands of products they need another layout, in which all of the above would be
@@ -171,13 +173,15 @@ def _prepare(
         values += ((batch.to(tl.int64) * H + head) * num_chunks + chunk) * SIZE * WIDE_V
         column = block * BV + tl.arange(0, BV)
         v_channel = 2 * H * K + head * V + column
-        v = _conv_silu(mixed, tail, taps, v_channel, column < V, first, T, mixed_token, C, W, SIZE)
+        v = _conv_silu(
+            mixed, conv_state, conv_weight, v_channel, column < V, first, T, mixed_token, C, W, SIZE
+        )
         tl.store(values + tl.arange(0, SIZE)[:, None] * WIDE_V + column[None, :], v)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _convolve(
-    mixed, taps, tail, rows, keys, values, T, mixed_row, mixed_token, tail_row,
+    mixed, conv_weight, conv_state, rows, keys, values, T, mixed_row, mixed_token, conv_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -191,18 +195,18 @@ def _convolve(
     place = (batch.to(tl.int64) * H + head) * tl.num_programs(0) + chunk
     first = chunk * SIZE
     mixed += batch.to(tl.int64) * mixed_row + first.to(tl.int64) * mixed_token
-    tail += row_of(rows, batch) * tail_row
+    conv_state += row_of(rows, batch) * conv_row
     C: tl.constexpr = H * (2 * K + V)
     token = tl.arange(0, SIZE)[:, None]
     if start < 2 * BK:
         kind, column = start // BK, start % BK + tl.arange(0, BC)
         channel = (kind * H + head) * K + column
-        x = _conv_silu(mixed, tail, taps, channel, column < K, first, T, mixed_token, C, W, SIZE)
+        x = _conv_silu(mixed, conv_state, conv_weight, channel, column < K, first, T, mixed_token, C, W, SIZE)
         tl.store(keys + (2 * place + kind) * SIZE * BK + token * BK + column[None, :], x)
     else:
         column = start - 2 * BK + tl.arange(0, BC)
         channel = 2 * H * K + head * V + column
-        x = _conv_silu(mixed, tail, taps, channel, column < V, first, T, mixed_token, C, W, SIZE)
+        x = _conv_silu(mixed, conv_state, conv_weight, channel, column < V, first, T, mixed_token, C, W, SIZE)
         tl.store(values + place * SIZE * WIDE_V + token * WIDE_V + column[None, :], x)
 
 
@@ -214,7 +218,7 @@ def _relate(
     SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, heads' keys then heads' queries, rows)."""
-    if EARLY:  # the scan may fetch the memory as soon as nobody before this kernel still changes it
+    if EARLY:  # the scan may fetch the recurrent state as soon as nobody before this kernel still changes it
         gdc_wait()
         gdc_launch_dependents()
     chunk, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -258,17 +262,20 @@ def _strengths(b, first, valid, stride, SIZE: tl.constexpr):
 
 @triton.jit
 def _conv_silu(
-    mixed, tail, taps, channel, keep, first, T, stride,
+    mixed, conv_state, conv_weight, channel, keep, first, T, stride,
     C: tl.constexpr, W: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """SiLU of the convolution, [SIZE, channels] in mixed's dtype; mixed points to token `first`."""
     dtype = mixed.dtype.element_ty
     total = tl.zeros((SIZE, channel.shape[0]), tl.float32)
-    weights = load_taps(taps, channel, keep, W, dtype)
+    weights = load_taps(conv_weight, channel, keep, W, dtype)
     for w in tl.static_range(W):
         shifted = tl.arange(0, SIZE)[:, None] + (w - W + 1)
         token = first + shifted
-        new, old = mixed + shifted * stride + channel[None, :], tail + (token + W - 1) * C + channel[None, :]
+        new, old = (
+            mixed + shifted * stride + channel[None, :],
+            conv_state + (token + W - 1) * C + channel[None, :],
+        )
         x = tl.load(tl.where(token < 0, old, new), mask=(token < T) & keep[None, :], other=0.0)
         total += x.to(tl.float32) * tap_of(weights, w)[None, :]
     return (total * tl.sigmoid(total)).to(dtype)
@@ -299,7 +306,7 @@ def _decay(sums, SIZE: tl.constexpr):
 def _relate_queries(
     q, k, norm_k, sums, squares, scales, K: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Store how queries [SIZE, K] meet the keys of their chunk and the memory before it."""
+    """Store how queries [SIZE, K] meet the keys of their chunk and the recurrent state before it."""
     token = tl.arange(0, SIZE)
     norm_q = _norm(q) * (K**-0.5)
     zero = tl.zeros((SIZE, SIZE), tl.float32)
@@ -315,7 +322,7 @@ def _relate_keys(
     k, norm_k, sums, log_decay, beta, squares, scales, work,
     SIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Store how keys [SIZE, K] meet each other and the memory before them."""
+    """Store how keys [SIZE, K] meet each other and the recurrent state before them."""
     token = tl.arange(0, SIZE)
     total = tl.sum(log_decay.to(tl.float64), 0)
     start = tl.exp(sums.to(tl.float32))

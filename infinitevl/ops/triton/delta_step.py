@@ -1,4 +1,4 @@
-"""Gated DeltaNet for one token: the memory is read once and written once."""
+"""Gated DeltaNet for one token: the recurrent state is read once and written once."""
 
 from dataclasses import dataclass
 
@@ -33,56 +33,57 @@ def delta_net_step_(
     mixed: Tensor,
     a: Tensor,
     b: Tensor,
-    taps: Tensor,
+    conv_weight: Tensor,
     A_log: Tensor,
     dt_bias: Tensor,
-    memory: Tensor,
-    tail: Tensor,
+    recurrent_state: Tensor,
+    conv_state: Tensor,
     rows: Tensor | None = None,
     tuning: StepTuning | None = None,
 ) -> Tensor:
-    """As `ops.delta_net.delta_net_step_`: out float32 [B, 1, H, V]; memory and tail change in place."""
-    check(mixed, taps, memory, tail)
+    """As `ops.delta_net.delta_net_step_`: out float32 [B, 1, H, V]; both states change in place."""
+    check(mixed, conv_weight, recurrent_state, conv_state)
     assert mixed.shape[1] == 1, "one token at a time"
     batch, rows = mixed.shape[0], dense(rows)
-    _, heads, key_width, value_width = memory.shape
+    _, heads, key_width, value_width = recurrent_state.shape
     tuning = tuning or _tuning(batch)
     block_v = min(tuning.block_v, triton.next_power_of_2(value_width))
     num_blocks = triton.cdiv(value_width, block_v)
-    out = memory.new_empty(batch, 1, heads, value_width)
+    out = recurrent_state.new_empty(batch, 1, heads, value_width)
     early = launches_early(mixed)
     sizes = {
         "H": heads,
         "K": key_width,
         "V": value_width,
-        "W": taps.shape[1],
+        "W": conv_weight.shape[1],
         "EARLY": early,
         "launch_pdl": early,
     }
     _step[(num_blocks, heads, batch)](
-        mixed, a, b, taps, A_log, dt_bias, memory, tail, rows, out,
-        mixed.stride(0), a.stride(0), a.stride(2), b.stride(0), b.stride(2), memory.stride(0), tail.stride(0),
-        **sizes, BK=triton.next_power_of_2(key_width), BV=block_v, num_warps=tuning.warps,
+        mixed, a, b, conv_weight, A_log, dt_bias, recurrent_state, conv_state, rows, out,
+        mixed.stride(0), a.stride(0), a.stride(2), b.stride(0), b.stride(2), recurrent_state.stride(0),
+        conv_state.stride(0), **sizes, BK=triton.next_power_of_2(key_width), BV=block_v,
+        num_warps=tuning.warps,
     )  # fmt: skip
     if num_blocks > 1:
         _shift_keys[(triton.cdiv(2 * heads * key_width, _SHIFTED), batch)](
-            mixed, tail, rows, mixed.stride(0), tail.stride(0), **sizes, BC=_SHIFTED, num_warps=4
+            mixed, conv_state, rows, mixed.stride(0), conv_state.stride(0), **sizes, BC=_SHIFTED, num_warps=4
         )
     return out
 
 
 @triton.jit
 def _step(
-    mixed, a, b, taps, A_log, dt_bias, memory, tail, rows, out, mixed_row, a_row, a_head, b_row, b_head,
-    memory_row, tail_row,
+    mixed, a, b, conv_weight, A_log, dt_bias, recurrent_state, conv_state, rows, out, mixed_row, a_row,
+    a_head, b_row, b_head, recurrent_row, conv_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid (value blocks, heads, rows). Every block of a head convolves the same q and k.
 
-    The tail of v belongs to this program alone; that of q and k only where one block is the whole head. An
-    early launch fetches the memory while the kernel before still runs: what wrote this memory lies further
-    back, behind a kernel that was launched ordinarily or at `_shift_keys`, which waited.
+    The inputs of v belong to this program alone; those of q and k only where one block is the whole head. An
+    early launch fetches recurrent_state while the kernel before still runs: what wrote it lies further back,
+    behind a kernel that was launched ordinarily or at `_shift_keys`, which waited.
     """
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = row_of(rows, batch)
@@ -91,89 +92,89 @@ def _step(
     dtype = mixed.dtype.element_ty
     width, column = tl.arange(0, BK), block * BV + tl.arange(0, BV)
     inside = (width < K)[:, None] & (column < V)[None, :]
-    memory += row * memory_row + head * K * V + width[:, None] * V + column[None, :]
-    state = tl.load(memory, mask=inside, other=0.0)
+    recurrent_state += row * recurrent_row + head * K * V + width[:, None] * V + column[None, :]
+    state = tl.load(recurrent_state, mask=inside, other=0.0)
     q_channel, k_channel, v_channel = (
         head * K + width,
         (H + head) * K + width,
         (2 * H * K + head * V) + column,
     )
-    q_taps = _taps(taps, q_channel, width < K, W, dtype)
-    k_taps = _taps(taps, k_channel, width < K, W, dtype)
-    v_taps = _taps(taps, v_channel, column < V, W, dtype)
+    q_taps = _conv_weight(conv_weight, q_channel, width < K, W, dtype)
+    k_taps = _conv_weight(conv_weight, k_channel, width < K, W, dtype)
+    v_taps = _conv_weight(conv_weight, v_channel, column < V, W, dtype)
     log_A, bias = tl.load(A_log + head).to(tl.float32), tl.load(dt_bias + head).to(tl.float32)
     if EARLY:
         gdc_wait()
     mixed += wide * mixed_row
-    tail += row * tail_row
-    q_seen = _seen(mixed, tail, q_channel, width < K, C, W)
-    k_seen = _seen(mixed, tail, k_channel, width < K, C, W)
-    v_seen = _seen(mixed, tail, v_channel, column < V, C, W)
+    conv_state += row * conv_row
+    q_seen = _seen(mixed, conv_state, q_channel, width < K, C, W)
+    k_seen = _seen(mixed, conv_state, k_channel, width < K, C, W)
+    v_seen = _seen(mixed, conv_state, v_channel, column < V, C, W)
     log_decay = log_decay_of(tl.load(a + wide * a_row + head * a_head).to(tl.float32), log_A, bias)
     beta = tl.sigmoid(tl.load(b + wide * b_row + head * b_head).to(tl.float32))
     q, k, v = _conv_silu(q_seen, q_taps), _conv_silu(k_seen, k_taps), _conv_silu(v_seen, v_taps)
-    tl.debug_barrier()  # every thread has read the tail
+    tl.debug_barrier()  # every thread has read the conv_state
     if EARLY and BV < V:
         gdc_launch_dependents()
     q *= tl.rsqrt(tl.sum(q * q, 0) + 1e-6) * (K**-0.5)
     k *= tl.rsqrt(tl.sum(k * k, 0) + 1e-6)
     decay = tl.exp(log_decay)
     written = beta * (v - decay * tl.sum(state * k[:, None], 0))
-    # No second pass over the new memory: q^T (d S + k u^T) = d q^T S + (q . k) u^T.
+    # No second pass over the new recurrent_state: q^T (d S + k u^T) = d q^T S + (q . k) u^T.
     result = decay * tl.sum(state * q[:, None], 0) + tl.sum(q * k, 0) * written
-    tl.store(memory, decay * state + k[:, None] * written[None, :], mask=inside)
+    tl.store(recurrent_state, decay * state + k[:, None] * written[None, :], mask=inside)
     tl.store(out + (wide * H + head) * V + column, result, mask=column < V)
-    _shift(tail, v_seen, v_channel, column < V, C, W)
+    _shift(conv_state, v_seen, v_channel, column < V, C, W)
     if BV >= V:
-        _shift(tail, q_seen, q_channel, width < K, C, W)
-        _shift(tail, k_seen, k_channel, width < K, C, W)
+        _shift(conv_state, q_seen, q_channel, width < K, C, W)
+        _shift(conv_state, k_seen, k_channel, width < K, C, W)
 
 
 @triton.jit
-def _seen(mixed, tail, channel, keep, C: tl.constexpr, W: tl.constexpr):
-    """The tail and then the one token of mixed, [W, to a power of 2, channels]."""
+def _seen(mixed, conv_state, channel, keep, C: tl.constexpr, W: tl.constexpr):
+    """The conv_state and then the one token of mixed, [W, to a power of 2, channels]."""
     slot = tl.arange(0, triton.next_power_of_2(W))[:, None]
-    old, new = tail + slot * C + channel[None, :], mixed + channel[None, :] + slot * 0
+    old, new = conv_state + slot * C + channel[None, :], mixed + channel[None, :] + slot * 0
     return tl.load(tl.where(slot < W - 1, old, new), mask=keep[None, :] & (slot < W), other=0.0)
 
 
 @triton.jit
-def _taps(taps, channel, keep, W: tl.constexpr, dtype: tl.constexpr):
-    """Float32 [W, to a power of 2, channels] from taps [C, W], rounded as the activations are."""
+def _conv_weight(conv_weight, channel, keep, W: tl.constexpr, dtype: tl.constexpr):
+    """Float32 [W, to a power of 2, channels] from conv_weight [C, W], rounded as the activations are."""
     w = tl.arange(0, triton.next_power_of_2(W))[:, None]
     mask = keep[None, :] & (w < W)
-    return tl.load(taps + channel[None, :] * W + w, mask=mask, other=0.0).to(dtype).to(tl.float32)
+    return tl.load(conv_weight + channel[None, :] * W + w, mask=mask, other=0.0).to(dtype).to(tl.float32)
 
 
 @triton.jit
-def _conv_silu(seen, taps):
+def _conv_silu(seen, conv_weight):
     """SiLU of the convolution, rounded to the activations' dtype: float32 [channels]."""
-    total = tl.sum(seen.to(tl.float32) * taps, 0)
+    total = tl.sum(seen.to(tl.float32) * conv_weight, 0)
     return (total * tl.sigmoid(total)).to(seen.dtype).to(tl.float32)
 
 
 @triton.jit
-def _shift(tail, seen, channel, keep, C: tl.constexpr, W: tl.constexpr):
-    """The tail that the next token meets: all but the oldest input."""
+def _shift(conv_state, seen, channel, keep, C: tl.constexpr, W: tl.constexpr):
+    """The conv_state that the next token meets: all but the oldest input."""
     slot = tl.arange(0, triton.next_power_of_2(W))[:, None]
-    place = tail + (slot - 1) * C + channel[None, :]
+    place = conv_state + (slot - 1) * C + channel[None, :]
     tl.store(place, seen, mask=keep[None, :] & (slot > 0) & (slot < W))
 
 
 @triton.jit
 def _shift_keys(
-    mixed, tail, rows, mixed_row, tail_row,
+    mixed, conv_state, rows, mixed_row, conv_row,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, W: tl.constexpr, BC: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The tail of queries and keys, once no program reads it any more."""
+    """The conv_state of queries and keys, once no program reads it any more."""
     batch = tl.program_id(1)
     channel = tl.program_id(0) * BC + tl.arange(0, BC)
-    tail += row_of(rows, batch) * tail_row
+    conv_state += row_of(rows, batch) * conv_row
     C: tl.constexpr = H * (2 * K + V)
-    seen = _seen(mixed + batch.to(tl.int64) * mixed_row, tail, channel, channel < 2 * H * K, C, W)
-    tl.debug_barrier()  # every thread has read the tail
-    _shift(tail, seen, channel, channel < 2 * H * K, C, W)
+    seen = _seen(mixed + batch.to(tl.int64) * mixed_row, conv_state, channel, channel < 2 * H * K, C, W)
+    tl.debug_barrier()  # every thread has read the conv_state
+    _shift(conv_state, seen, channel, channel < 2 * H * K, C, W)
     if (
         EARLY
-    ):  # `_step` let this kernel start when it had read the tail, but its successor needs `_step` itself
+    ):  # `_step` let this kernel start when it had read conv_state, but its successor needs `_step` itself
         gdc_wait()

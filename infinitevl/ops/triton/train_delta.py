@@ -1,11 +1,11 @@
 """The gated delta rule in training: chunks of 64 tokens, forward.
 
-What stays within a chunk is done for all chunks at once, then one program carries a block of the memory's
+What stays within a chunk is done for all chunks at once, then one program carries a block of the state's
 value columns from chunk to chunk in float32 registers. Products have operands in the activations' dtype and
 sums in float32; decays are applied to sums rather than to operands wherever that is the same.
 
 The letters of the paper (section 3, WY form), for one chunk: M = (1 + A)^-1 the inverse, U = M (beta v),
-Y = M (beta exp(since) k), written = U - Y memory.
+Y = M (beta exp(since) k), written = U - Y recurrent_state.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
     since: float32 [B, H, N, 64], running sum of the logarithms of the decay within a chunk.
     inverse: M [B, H, N, 64, 64]. values: U [B, H, N, 64, V]. erased: Y [B, H, N, 64, K].
-    before: the memory before each chunk [B, H, N, K, V]. written: [B, H, N, 64, V].
+    before: the recurrent state before each chunk [B, H, N, K, V]. written: [B, H, N, 64, V].
     """
 
     since: Tensor
@@ -86,18 +86,18 @@ def forward(
     v: Tensor,
     log_decay: Tensor,
     beta: Tensor,
-    memory: Tensor,
+    recurrent_state: Tensor,
     firsts: Tensor | None,
     place: Tensor | None,
     source: Tensor | None,
 ) -> tuple[Tensor, Tensor, Kept]:
-    """Output [B, T, H, V] in v's dtype, the last memory float32 [B, H, K, V], and what to keep.
+    """Output [B, T, H, V] in v's dtype, the last recurrent state float32 [B, H, K, V], and what to keep.
 
     Args:
-        q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: float32 [B, T, H]. memory: float32
+        q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay, beta: float32 [B, T, H]. recurrent_state: float32
             [B, H, K, V]. All contiguous.
         firsts: int32 [S + 1], the first chunk of each of S sequences, and N; the first of them begins with
-            `memory`, the others with none, and the last memory is the last one's. None: one sequence.
+            `recurrent_state`, the others with none, and the last state is the last one's. None: one sequence.
         place, source: as in `ops.packed`, of arguments that are spread; the output is not.
     """
     batch, length, heads, _ = q.shape
@@ -108,10 +108,10 @@ def forward(
         k, v, log_decay, beta, work, kept.since, kept.inverse, kept.values, kept.erased, length, **sizes,
         BV=narrow, num_warps=8,
     )  # fmt: skip
-    last, few = torch.empty_like(memory), columns_of(v, SCAN_COLUMNS)
+    last, few = torch.empty_like(recurrent_state), columns_of(v, SCAN_COLUMNS)
     _scan[(triton.cdiv(v.shape[3], few), batch * heads, sequences_of(firsts))](
-        k, kept.values, kept.erased, kept.since, memory, firsts, kept.before, kept.written, last, length,
-        chunks, **sizes, BV=few, num_warps=4, num_stages=2,
+        k, kept.values, kept.erased, kept.since, recurrent_state, firsts, kept.before, kept.written, last,
+        length, chunks, **sizes, BV=few, num_warps=4, num_stages=2,
     )  # fmt: skip
     out, wide = empty_out(v, place), columns_of(v, 2 * COLUMNS)
     _read[(chunks, heads * triton.cdiv(v.shape[3], wide), batch)](
@@ -158,7 +158,7 @@ def get(at_and_inside):
 
 @triton.jit
 def put(at_and_inside, x):
-    """Store in the memory's dtype."""
+    """Store in the recurrent state's dtype."""
     tl.store(at_and_inside[0], x.to(at_and_inside[0].dtype.element_ty), mask=at_and_inside[1])
 
 
@@ -178,7 +178,7 @@ def decay_between(since, SIZE: tl.constexpr, STRICT: tl.constexpr):
 
 @triton.jit
 def to_end(since_place, SIZE: tl.constexpr):
-    """Of a chunk: exp(since) of its tokens, decay from each to its end, and of the memory across it."""
+    """Of a chunk: exp(since) of its tokens, decay from each to its end, and of the state across it."""
     since = tl.load(since_place + tl.arange(0, SIZE))
     total = tl.load(since_place + SIZE - 1)
     return tl.exp(since), tl.exp(total - since), tl.exp(total)
@@ -233,7 +233,7 @@ def _prepare(
 
 @triton.jit(do_not_specialize=["T", "num_chunks"])
 def _scan(
-    k, values, erased, since, memory, firsts, before, written, last, T, num_chunks,
+    k, values, erased, since, recurrent_state, firsts, before, written, last, T, num_chunks,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -243,7 +243,7 @@ def _scan(
     token, width = tl.arange(0, SIZE), tl.arange(0, BK)
     column = tl.program_id(0) * BV + tl.arange(0, BV)
     dtype = values.dtype.element_ty
-    state = get(only(tile(memory, row.to(tl.int64), V, K, width, column), sequence == 0))
+    state = get(only(tile(recurrent_state, row.to(tl.int64), V, K, width, column), sequence == 0))
     first, stop = chunks_of(firsts, sequence, num_chunks)
     for chunk in tl.range(first, stop):
         place = row.to(tl.int64) * num_chunks + chunk
@@ -266,7 +266,7 @@ def _read(
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """What the queries of one chunk read from the memory before it and from each other."""
+    """What the queries of one chunk read from the recurrent state before it and from each other."""
     chunk, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks: tl.constexpr = (V + BV - 1) // BV
     head = part // blocks

@@ -1,8 +1,8 @@
 """The gated delta rule in training, backward; names as in `train_delta`.
 
-First a scan from the end, which leaves the gradient of what each chunk writes and of the memory after it;
-then all chunks at once. Sums of products with decays are taken from the gradients of queries and keys: what
-a decay gains by one it loses by the other, exactly, as both come of the same rounded products.
+First a scan from the end, which leaves the gradient of what each chunk writes and of the state after it;
+then all chunks at once. Sums of products with decays are taken from the gradients of queries and keys: what a
+decay gains by one it loses by the other, exactly, as both come of the same rounded products.
 """
 
 import torch
@@ -43,19 +43,19 @@ def backward(
     d_out: Tensor,
     d_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, log_decay, beta and the first memory; all contiguous, d_out not spread."""
+    """Gradients of q, k, v, log_decay, beta and the first state; all contiguous, d_out not spread."""
     batch, length, heads, _ = q.shape
     chunks, sizes = kept.since.shape[2], sizes_of(q, v)
     narrow, few = columns_of(v, COLUMNS), columns_of(v, SCAN_COLUMNS)
     wide, block_k = columns_of(v, 2 * COLUMNS), min(KEY_COLUMNS, int(sizes["BK"]))
     d_written, after = torch.empty_like(kept.written), torch.empty_like(kept.before)
-    d_memory = torch.empty_like(d_last)
+    d_recurrent_state = torch.empty_like(d_last)
     _inner_backward[(chunks, heads * triton.cdiv(v.shape[3], wide), batch)](
         q, k, kept.since, source, d_out, d_written, length, **sizes, BV=wide, num_warps=8
     )
     _scan_backward[(triton.cdiv(v.shape[3], few), batch * heads, sequences_of(firsts))](
-        q, k, kept.erased, kept.since, firsts, source, d_out, d_last, d_written, after, d_memory, length,
-        chunks, **sizes, BV=few, num_warps=4, num_stages=2,
+        q, k, kept.erased, kept.since, firsts, source, d_out, d_last, d_written, after, d_recurrent_state,
+        length, chunks, **sizes, BV=few, num_warps=4, num_stages=2,
     )  # fmt: skip
     key_blocks = triton.cdiv(q.shape[3], block_k)
     d_q, d_erased = torch.empty_like(q), torch.empty_like(kept.erased)
@@ -71,7 +71,7 @@ def backward(
         k, v, beta, kept.since, kept.inverse, kept.values, kept.erased, d_written, d_erased, d_read, d_since,
         d_k, d_v, d_log_decay, d_beta, length, **sizes, BV=narrow, KEY_BLOCKS=key_blocks, num_warps=8,
     )  # fmt: skip
-    return d_q, d_k, d_v, d_log_decay, d_beta, d_memory
+    return d_q, d_k, d_v, d_log_decay, d_beta, d_recurrent_state
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -97,7 +97,7 @@ def _inner_backward(
 
 @triton.jit(do_not_specialize=["T", "num_chunks"])
 def _scan_backward(
-    q, k, erased, since, firsts, source, d_out, d_last, d_written, after, d_memory, T, num_chunks,
+    q, k, erased, since, firsts, source, d_out, d_last, d_written, after, d_recurrent_state, T, num_chunks,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, SIZE: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -125,7 +125,7 @@ def _scan_backward(
         put(tile(d_written, place, V, SIZE, token, column), write)
         state = state * across + dot(tl.trans(queries), (gradient * grown[:, None]).to(dtype))
         state -= dot(tl.trans(erase), write)
-    put(only(tile(d_memory, row.to(tl.int64), V, K, width, column), sequence == 0), state)
+    put(only(tile(d_recurrent_state, row.to(tl.int64), V, K, width, column), sequence == 0), state)
 
 
 @triton.jit(do_not_specialize=["T"])

@@ -15,7 +15,7 @@ def delta_rule(
     v: Tensor,
     log_decay: Tensor,
     beta: Tensor,
-    memory: Tensor,
+    recurrent_state: Tensor,
     firsts: Tensor | None = None,
     place: Tensor | None = None,
     source: Tensor | None = None,
@@ -23,12 +23,13 @@ def delta_rule(
     """As `ops.delta_rule`, in one dtype for q, k, v and the result; repeatable bit for bit.
 
     Args:
-        q, k: [B, T, H, K], K at most 128. v: [B, T, H, V]. log_decay, beta: [B, T, H]. memory: [B, H, K, V].
+        q, k: [B, T, H, K], K at most 128. v: [B, T, H, V]. log_decay, beta: [B, T, H].
+        recurrent_state: [B, H, K, V].
         firsts: int32 [S + 1], the first chunk of each of S sequences that share the row, and the number of
-            chunks: the first begins with `memory`, the others with none. None: one sequence.
+            chunks: the first begins with `recurrent_state`, the others with none. None: one sequence.
         place, source: where arguments are spread, as in `ops.packed`: the output is gathered.
     """
-    wide = (x.float() for x in (log_decay, beta, memory))
+    wide = (x.float() for x in (log_decay, beta, recurrent_state))
     out, last, *_ = _delta_rule(q, k, v, *wide, firsts, place, source)
     return out, last
 
@@ -40,21 +41,23 @@ def _delta_rule(
     v: Tensor,
     log_decay: Tensor,
     beta: Tensor,
-    memory: Tensor,
+    recurrent_state: Tensor,
     firsts: Tensor | None,
     place: Tensor | None,
     source: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output, last memory, and `Kept`."""
+    """Output, last recurrent state, and `Kept`."""
     assert q.shape[3] <= MAX_KEY_WIDTH and q.dtype == k.dtype == v.dtype
-    q, k, v, log_decay, beta, memory = (x.contiguous() for x in (q, k, v, log_decay, beta, memory))
-    out, last, kept = train_delta.forward(q, k, v, log_decay, beta, memory, firsts, place, source)
+    q, k, v, log_decay, beta, recurrent_state = (
+        x.contiguous() for x in (q, k, v, log_decay, beta, recurrent_state)
+    )
+    out, last, kept = train_delta.forward(q, k, v, log_decay, beta, recurrent_state, firsts, place, source)
     return out, last, *kept
 
 
 @_delta_rule.register_fake
-def _(q, k, v, log_decay, beta, memory, firsts, place, source):
-    return empty_out(v, place), _like(memory), *empty_kept(q, v)
+def _(q, k, v, log_decay, beta, recurrent_state, firsts, place, source):
+    return empty_out(v, place), _like(recurrent_state), *empty_kept(q, v)
 
 
 @torch.library.custom_op("infinitevl::train_delta_rule_backward", mutates_args=())

@@ -35,11 +35,11 @@ class Layer:
     mixed: Tensor
     a: Tensor
     b: Tensor
-    taps: Tensor
+    conv_weight: Tensor
     A_log: Tensor
     dt_bias: Tensor
-    memory: Tensor
-    tail: Tensor
+    recurrent_state: Tensor
+    conv_state: Tensor
 
     def everything(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
@@ -78,17 +78,19 @@ def layer(
     product[..., channels : channels + heads] += 200.0 * forgetting
     product = product.to(device, dtype)
     mixed, a, b, _ = product.split([channels, heads, heads, 3], dim=-1)
-    memory = draw(batch + 1, heads, key, value).to(device)
-    tail = draw(batch + 1, width - 1, channels).to(device, dtype)
-    taps = (0.5 * draw(channels, width)).to(device, dtype)
+    recurrent_state = draw(batch + 1, heads, key, value).to(device)
+    conv_state = draw(batch + 1, width - 1, channels).to(device, dtype)
+    conv_weight = (0.5 * draw(channels, width)).to(device, dtype)
     gates = [(x + 0.3 * draw(heads)).to(device, dtype) for x in (log_A, dt_bias)]
-    return Layer(mixed, a, b, taps, *gates, *in_one_row(memory, tail))
+    return Layer(mixed, a, b, conv_weight, *gates, *in_one_row(recurrent_state, conv_state))
 
 
 def by_token(given: Layer, rows: Tensor, num_valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, memory and tail of the batch's rows, in float64."""
-    *inputs, memory, tail = given.copy(torch.float64).everything()
-    return definition.delta_net_chunk(*inputs, memory[rows], tail[rows], num_valid, rule=delta_rule_by_token)
+    """Output, recurrent_state and conv_state of the batch's rows, in float64."""
+    *inputs, recurrent_state, conv_state = given.copy(torch.float64).everything()
+    return definition.delta_net_chunk(
+        *inputs, recurrent_state[rows], conv_state[rows], num_valid, rule=delta_rule_by_token
+    )
 
 
 def rows_of(device: str, batch: int) -> Tensor:
@@ -103,9 +105,11 @@ def assert_equals_the_tokens(given: Layer, num_valid: Tensor | None = None, **tu
     out = delta_net_chunk_(*given.everything(), rows, num_valid, **tuning)
     assert out.isfinite().all()
     assert relative_error(out, wanted[0]) < 1e-5
-    assert relative_error(given.memory[rows], wanted[1]) < 1e-5
-    assert torch.equal(given.tail[rows].double(), wanted[2])
-    assert torch.equal(given.memory[0], before.memory[0]) and torch.equal(given.tail[0], before.tail[0])
+    assert relative_error(given.recurrent_state[rows], wanted[1]) < 1e-5
+    assert torch.equal(given.conv_state[rows].double(), wanted[2])
+    assert torch.equal(given.recurrent_state[0], before.recurrent_state[0]) and torch.equal(
+        given.conv_state[0], before.conv_state[0]
+    )
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -144,7 +148,7 @@ def test_rounding_twice_is_as_exact_as_plain_torch(device, decay):
     ):
         used = given.copy()
         out = run(*used.everything(), rows)
-        errors.append((relative_error(out, wanted[0]), relative_error(used.memory[rows], wanted[1])))
+        errors.append((relative_error(out, wanted[0]), relative_error(used.recurrent_state[rows], wanted[1])))
     assert all(x <= 1.5 * y for x, y in zip(*errors, strict=True)), errors
 
 
@@ -152,7 +156,7 @@ def test_keys_that_are_all_alike_and_written_in_full(device):
     given = layer(device, 130, "near one")
     keys = slice(2 * 8, 4 * 8)
     given.mixed[..., keys] = 1 + 0.01 * given.mixed[..., keys]
-    given.taps[keys] = 0.25
+    given.conv_weight[keys] = 0.25
     given.b.fill_(12.0)
     assert_equals_the_tokens(given)
 
@@ -171,18 +175,20 @@ def test_rows_and_counts_may_lie_apart(device, length):
     far = [torch.stack([x, x + 1], dim=1)[:, 0] for x in numbers]
     run = delta_net_step_ if length == 1 else delta_net_chunk_
     assert torch.equal(run(*given.everything(), *far), run(*again.everything(), *numbers))
-    assert torch.equal(given.memory, again.memory) and torch.equal(given.tail, again.tail)
+    assert torch.equal(given.recurrent_state, again.recurrent_state) and torch.equal(
+        given.conv_state, again.conv_state
+    )
 
 
 def test_without_rows_all_rows_go_in_order(device):
     given = layer(device, 66)
-    given.memory, given.tail = given.memory[:2], given.tail[:2]
+    given.recurrent_state, given.conv_state = given.recurrent_state[:2], given.conv_state[:2]
     again = given.copy()
     out = delta_net_chunk_(*given.everything())
     wanted = definition.delta_net_chunk_(*again.everything())
     assert relative_error(out, wanted) < 1e-5
-    assert relative_error(given.memory, again.memory) < 1e-5
-    assert torch.equal(given.tail, again.tail)
+    assert relative_error(given.recurrent_state, again.recurrent_state) < 1e-5
+    assert torch.equal(given.conv_state, again.conv_state)
 
 
 @pytest.mark.parametrize("decay", ["near one", "ordinary"])
@@ -197,8 +203,8 @@ def test_bfloat16_is_as_exact_as_plain_torch(device, length, decay):
     for run in runs:
         used = given.copy()
         out = run(*used.everything(), rows)
-        assert torch.equal(used.tail[rows].double(), wanted[2])
-        errors.append((relative_error(out, wanted[0]), relative_error(used.memory[rows], wanted[1])))
+        assert torch.equal(used.conv_state[rows].double(), wanted[2])
+        errors.append((relative_error(out, wanted[0]), relative_error(used.recurrent_state[rows], wanted[1])))
     for ours, plain in zip(errors[::2], errors[1::2], strict=True):
         assert all(x <= 1.5 * y for x, y in zip(ours, plain, strict=True)), (ours, plain)
 
@@ -211,18 +217,20 @@ def test_one_token_equals_the_definition(device, decay, block_v):
     wanted = by_token(given, rows)
     out = delta_net_step_(*given.everything(), rows, StepTuning(block_v))
     assert relative_error(out, wanted[0]) < 1e-5
-    assert relative_error(given.memory[rows], wanted[1]) < 1e-5
-    assert torch.equal(given.tail[rows].double(), wanted[2])
-    assert torch.equal(given.memory[0], before.memory[0]) and torch.equal(given.tail[0], before.tail[0])
+    assert relative_error(given.recurrent_state[rows], wanted[1]) < 1e-5
+    assert torch.equal(given.conv_state[rows].double(), wanted[2])
+    assert torch.equal(given.recurrent_state[0], before.recurrent_state[0]) and torch.equal(
+        given.conv_state[0], before.conv_state[0]
+    )
 
 
 def test_one_token_without_rows(device):
     given = layer(device, 1)
-    given.memory, given.tail = given.memory[:2], given.tail[:2]
+    given.recurrent_state, given.conv_state = given.recurrent_state[:2], given.conv_state[:2]
     again = given.copy()
     out, wanted = delta_net_step_(*given.everything()), definition.delta_net_step_(*again.everything())
     assert relative_error(out, wanted) < 1e-5
-    assert torch.equal(given.tail, again.tail)
+    assert torch.equal(given.conv_state, again.conv_state)
 
 
 def test_a_chunk_equals_its_steps(device):
@@ -232,8 +240,8 @@ def test_a_chunk_equals_its_steps(device):
     out = delta_net_chunk_(*given.everything(), rows)
     steps = [delta_net_step_(*stepped.part(slice(t, t + 1)).everything(), rows) for t in range(18)]
     assert relative_error(torch.cat(steps, 1), out) < 1e-5
-    assert relative_error(stepped.memory, given.memory) < 1e-5
-    assert torch.equal(stepped.tail, given.tail)
+    assert relative_error(stepped.recurrent_state, given.recurrent_state) < 1e-5
+    assert torch.equal(stepped.conv_state, given.conv_state)
 
 
 def test_chunks_of_any_length_equal_one(device):
@@ -244,17 +252,19 @@ def test_chunks_of_any_length_equal_one(device):
     parts = [parted.part(slice(*cut)) for cut in itertools.pairwise(cuts)]
     outs = [delta_net_chunk_(*part.everything(), rows_of(device, 2)) for part in parts]
     assert relative_error(torch.cat(outs, 1), out) < 1e-5
-    assert relative_error(parted.memory, given.memory) < 1e-5
-    assert torch.equal(parted.tail, given.tail)
+    assert relative_error(parted.recurrent_state, given.recurrent_state) < 1e-5
+    assert torch.equal(parted.conv_state, given.conv_state)
 
 
 def test_what_cannot_be_computed_is_refused(device):
     given = layer(device, 4)
-    memory, taps = given.memory, given.taps
-    assert supports(torch.float32, memory, taps) and supports(torch.bfloat16, memory, taps)
-    assert not supports(torch.float16, memory, taps)
-    assert not supports(torch.float32, memory.double(), taps)
-    assert not supports(torch.float32, memory.new_zeros(1, 1, 129, 16), taps)
+    recurrent_state, conv_weight = given.recurrent_state, given.conv_weight
+    assert supports(torch.float32, recurrent_state, conv_weight) and supports(
+        torch.bfloat16, recurrent_state, conv_weight
+    )
+    assert not supports(torch.float16, recurrent_state, conv_weight)
+    assert not supports(torch.float32, recurrent_state.double(), conv_weight)
+    assert not supports(torch.float32, recurrent_state.new_zeros(1, 1, 129, 16), conv_weight)
     with pytest.raises(AssertionError):
         delta_net_chunk_(*given.copy(torch.float64).everything())
 
@@ -281,28 +291,31 @@ def test_a_replayed_graph_continues_bit_for_bit(way, dtype, monkeypatch):
             again = run(*replayed.everything(), rows)
         for _ in range(3):
             graph.replay()
-        states += [(out, eager.memory, eager.tail), (again, replayed.memory, replayed.tail)]
+        states += [
+            (out, eager.recurrent_state, eager.conv_state),
+            (again, replayed.recurrent_state, replayed.conv_state),
+        ]
     for other in states[1:]:
         assert all(torch.equal(x, y) for x, y in zip(states[0], other, strict=True))
 
 
 @pytest.mark.parametrize("tuning", [FEW_CHUNKS, MANY_CHUNKS], ids=["few", "many"])
 @pytest.mark.parametrize(("heads", "key", "value", "length"), [(2, 128, 32, 256), (1, 64, 128, 128)])
-def test_alike_keys_and_slow_decay_do_not_let_the_memory_grow(device, heads, key, value, length, tuning):
-    """A stream of similar frames: an inverse that is off by a little would feed the memory with itself."""
+def test_alike_keys_and_slow_decay_do_not_let_the_state_grow(device, heads, key, value, length, tuning):
+    """A stream of similar frames: an inverse that is off by a little would feed the state with itself."""
     torch.manual_seed(0)
     channels = heads * (2 * key + value)
     mixed = (torch.rand(1, 1, channels) * 2 + 0.5 * torch.randn(1, length, channels)).bfloat16()
     a, b = torch.randn(1, length, heads).bfloat16(), torch.randn(1, length, heads).bfloat16()
-    taps = torch.zeros(channels, 4)
-    taps[:, -1] = 1
-    rest = taps.bfloat16(), torch.zeros(heads).bfloat16(), torch.full((heads,), -6.9).bfloat16()
+    conv_weight = torch.zeros(channels, 4)
+    conv_weight[:, -1] = 1
+    rest = conv_weight.bfloat16(), torch.zeros(heads).bfloat16(), torch.full((heads,), -6.9).bfloat16()
     inputs = [x.to(device) for x in (mixed, a, b, *rest)]
     wide = [x.double() for x in inputs]
-    memory = torch.zeros(1, heads, key, value, device=device)
-    tail = torch.zeros(1, 3, channels, dtype=torch.bfloat16, device=device)
-    wanted, wide_tail = memory.double(), tail.double()
+    recurrent_state = torch.zeros(1, heads, key, value, device=device)
+    conv_state = torch.zeros(1, 3, channels, dtype=torch.bfloat16, device=device)
+    wanted, wide_conv_state = recurrent_state.double(), conv_state.double()
     for _ in range(3):
-        delta_net_chunk_(*inputs, memory, tail, tuning=tuning)
-        definition.delta_net_chunk_(*wide, wanted, wide_tail)
-    assert relative_error(memory, wanted) < 0.02
+        delta_net_chunk_(*inputs, recurrent_state, conv_state, tuning=tuning)
+        definition.delta_net_chunk_(*wide, wanted, wide_conv_state)
+    assert relative_error(recurrent_state, wanted) < 0.02

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def inputs(length: int, sizes=(2, 2, 16, 32), ends: tuple[int, ...] = (), slowest: float = -0.2):
-    """q, k, v, log_decay, beta, memory in float64, and which chunks end a sequence."""
+    """q, k, v, log_decay, beta, recurrent_state in float64, and which chunks end a sequence."""
     batch, heads, key, value = sizes
     generator = torch.Generator().manual_seed(length)
 
@@ -23,10 +23,10 @@ def inputs(length: int, sizes=(2, 2, 16, 32), ends: tuple[int, ...] = (), slowes
     q, k = (torch.nn.functional.normalize(draw(batch, length, heads, key), dim=-1) for _ in range(2))
     log_decay = slowest * torch.rand(batch, length, heads, generator=generator, dtype=torch.float64)
     beta = draw(batch, length, heads).sigmoid()
-    memory = draw(batch, heads, key, value)
+    recurrent_state = draw(batch, heads, key, value)
     marks = torch.zeros(length // 64, dtype=torch.bool)
     marks[list(ends)] = True
-    tensors = [q, k, draw(batch, length, heads, value), log_decay, beta, memory]
+    tensors = [q, k, draw(batch, length, heads, value), log_decay, beta, recurrent_state]
     return tensors, marks if ends else None
 
 
@@ -39,7 +39,7 @@ def in_triton(*tensors: Tensor, ends: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def taught(rule, tensors: list[Tensor], ends: Tensor | None, *options) -> tuple[Tensor, ...]:
-    """Output, last memory, and the gradients of all inputs."""
+    """Output, last recurrent state, and the gradients of all inputs."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     out, last = rule(*leaves, *options, ends=ends)
     generator = torch.Generator().manual_seed(1)

@@ -25,8 +25,8 @@ def inputs(length):
 
 def taught(run, tensors, packed):
     leaves = [x.detach().requires_grad_() for x in tensors]
-    memory = leaves[0].new_zeros(1, HEADS, KEY, VALUE)
-    out = run(*leaves, memory, leaves[0].new_zeros(1, 3, CHANNELS), None, packed)[0]
+    recurrent_state = leaves[0].new_zeros(1, HEADS, KEY, VALUE)
+    out = run(*leaves, recurrent_state, leaves[0].new_zeros(1, 3, CHANNELS), None, packed)[0]
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)
 

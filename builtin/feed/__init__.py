@@ -1,0 +1,1 @@
+"""The small world as what a stage learns from."""

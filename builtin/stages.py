@@ -1,0 +1,83 @@
+"""Stages of the built-in model: a recipe of the package whose data is the small world.
+
+The package's loop teaches them; what is drawn goes to it as an argument.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from builtin.feed.scenes import SceneFeed
+from builtin.feed.settings import DrawSettings, SceneSettings, SmallData
+from infinitevl.errors import InputError
+from infinitevl.training import course, preview
+from infinitevl.training.recipes import Recipe, explained, parse_recipe, read_settings
+from infinitevl.training.run import processes
+from infinitevl.training.starts import open_processor
+
+
+@dataclass(frozen=True)
+class SmallStage:
+    """A stage as the package knows it, without data, and what it draws of the small world."""
+
+    recipe: Recipe
+    data: SmallData
+
+    def changed(self, **settings: Any) -> "SmallStage":
+        """The same stage with other settings of its recipe."""
+        return dataclasses.replace(self, recipe=self.recipe.model_copy(update=settings))
+
+
+def read_stage(path: str | Path) -> SmallStage:
+    """A stage from a YAML file whose `data` names the small world.
+
+    Raises:
+        InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
+    """
+    return parse_stage(read_settings(path), str(path))
+
+
+def parse_stage(found: dict[str, Any], where: str = "recipe") -> SmallStage:
+    """The same from plain values."""
+    if "data" not in found:
+        raise InputError(f"{where}: missing setting 'data'")
+    recipe = parse_recipe({name: value for name, value in found.items() if name != "data"}, where)
+    try:
+        return SmallStage(recipe, SmallData.model_validate(found["data"]))
+    except ValidationError as error:
+        models = (SmallData, SceneSettings, DrawSettings)
+        known = {name for model in models for name in model.model_fields}
+        raise explained(error, f"{where}: data", known) from error
+
+
+def open_feed(stage: SmallStage) -> SceneFeed:
+    """What the stage draws, for this process.
+
+    Raises:
+        InfiniteVLError: the student, whose vocabulary is used, or the pack of drawings is not there.
+    """
+    accelerator, recipe = processes(), stage.recipe
+    return SceneFeed(
+        stage.data.scenes,
+        open_processor(recipe.student).tokenizer.backend_tokenizer,
+        recipe.seed,
+        recipe.num_steps,
+        workers=stage.data.workers,
+        device=accelerator.device,
+        dtype=getattr(torch, recipe.precision),
+        rank=accelerator.process_index,
+    )
+
+
+def teach(stage: SmallStage, *, resume: bool = False, stop_after: int | None = None) -> Path | None:
+    """As the package's `teach`, on the small world."""
+    return course.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
+
+
+def show(stage: SmallStage, pictures: Path | None = None) -> str:
+    """As the package's `preview`, on the small world."""
+    return preview.preview(stage.recipe, pictures, open_feed(stage))
