@@ -110,7 +110,7 @@ class LiveSource(Source):
         except InfiniteVLError as known:
             error = known
         except BaseException as unknown:  # SystemExit and its like too: whoever waits for a frame must know
-            reason = str(unknown) or type(unknown).__name__
+            reason = (isinstance(unknown, Exception) and str(unknown)) or repr(unknown)
             error = SourceError(f"{self._name} broke: {reason}.")
             error.__cause__ = unknown
         self._mailbox.close(error)

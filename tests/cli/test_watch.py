@@ -65,8 +65,8 @@ def test_a_stream_is_kept_when_nobody_reads_its_answers_any_more(tiny_folder, cl
     path = tmp_path / "kept"
     command = [
         sys.executable,
-        "-m",
-        "infinitevl",
+        "-c",
+        "from infinitevl.cli import main; main()",
         "watch",
         clip,
         "--model",

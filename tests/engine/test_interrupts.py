@@ -12,7 +12,7 @@ from tests.engine.streams import snapshot, unchanged
 from tests.support import random_frame
 
 PACKAGE = str(Path(infinitevl.__file__).parent)
-MOST = 12  # moments that are tried of each act
+MOST = 24  # moments that are tried of each act
 
 
 class Moments:

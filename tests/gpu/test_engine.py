@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from infinitevl.engine.engine import Engine
+from infinitevl import ChatSession, Engine, Sampling, StreamSession
 from infinitevl.engine.graph_runner import GraphRunner
-from infinitevl.engine.session import StreamSession
+from infinitevl.engine.slots import Facts
 from tests.engine.streams import snapshot, unchanged
 from tests.engine.test_engine import *  # noqa: F403 (the same tests, with the model on the GPU)
 from tests.support import random_frame, relative_error, small_model, tiny_model, tiny_processor
@@ -190,6 +190,88 @@ def test_streams_out_of_order_in_a_batch_keep_their_own_state(model, processor):
         wanted = theirs.state.tensors()
         for name, tensor in ours.state.tensors().items():
             assert relative_error(tensor, wanted[name]) < 1e-5, name
+
+
+IMAGE = {"type": "image", "image": Image.fromarray(random_frame(3).permute(1, 2, 0).numpy())}
+VIDEO = {
+    "type": "video",
+    "video": [Image.fromarray(random_frame(n).permute(1, 2, 0).numpy()) for n in range(4)],
+    "fps": 2.0,
+}
+TURNS = ["hello", [IMAGE, {"type": "text", "text": "what is it"}], [VIDEO, IMAGE], "again " * 600]
+
+
+def test_a_chat_that_replays_equals_one_that_runs_every_step_anew_and_the_cpus(model, processor):
+    engines = [Engine(model, processor, enforce_eager=eager) for eager in (False, True)]
+    replayed, rerun = map(ChatSession.on, engines)
+    there = ChatSession(tiny_chatter("cpu"), processor)
+    for _ in range(2):  # captured, then replayed
+        for turn in TURNS:
+            answer = replayed.say(turn, max_new_tokens=6)
+            assert rerun.say(turn, max_new_tokens=6) == answer == there.say(turn, max_new_tokens=6)
+            assert unchanged(replayed, snapshot(rerun))
+    assert {key[0] for key in engines[0].runner._replays} >= {"read", "read embeds", "token"}
+    wanted = there.state.tensors()
+    for name, tensor in replayed.state.tensors().items():
+        assert relative_error(tensor.cpu().float(), wanted[name].float()) < 1e-4, name
+
+
+def test_chats_and_streams_on_a_gpu_answer_together_are_forked_parked_and_saved(model, processor, tmp_path):
+    engine = Engine(model, processor, num_slots=6, mode="video")
+    chat, stream = ChatSession.on(engine), StreamSession.on(engine)
+    for index in range(3):
+        stream.observe(random_frame(index))
+    chat.say(TURNS[1], max_new_tokens=4)
+    with chat.fork() as twin:
+        wanted = twin.say("and now", max_new_tokens=6), stream.ask("what?", max_new_tokens=6)
+    chat.park()
+    begun = chat.begin("and now", Sampling(6)), stream.begin("what?", Sampling(6))
+    assert (chat.finish(begun[0]), stream.finish(begun[1])) == wanted
+    assert all(each.slot.facts == Facts.of(each.state) for each in (chat, stream))
+    chat.save(tmp_path / "chat")
+    loaded = ChatSession.load(tmp_path / "chat", model, processor)
+    assert loaded.say("more", max_new_tokens=4) == chat.say("more", max_new_tokens=4)
+    assert unchanged(loaded, snapshot(chat))
+
+
+def tiny_chatter(device):
+    model = tiny_model().to(device)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 499
+    return model
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("act", ["open_span", "add_frames", "hold"])
+def test_an_interrupt_on_a_gpu_leaves_a_frame_in_the_stream_or_none_of_it(
+    model, processor, mode, moment, act, monkeypatch
+):
+    session, wanted = (StreamSession(model, processor, mode=mode) for _ in range(2))
+    runner = session.engine.runner
+
+    def interrupt(*args):
+        if moment == "after":
+            getattr(GraphRunner, act)(runner, *args)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    for index in range(8):
+        for one in (session, wanted):
+            if one is session and index in (0, 1, 4, 5):
+                before = snapshot(session)
+                monkeypatch.setattr(runner, act, interrupt)
+                try:
+                    session.observe(random_frame(index), at=index)
+                except KeyboardInterrupt:
+                    assert session.slot.facts == Facts.of(session.state)
+                    if not unchanged(session, before) and session.slot.facts.num_frames > index:
+                        continue
+                    session.observe(random_frame(index), at=index)
+                monkeypatch.undo()
+                continue
+            one.observe(random_frame(index), at=index)
+        if mode == "image" or index % 2:
+            assert unchanged(session, snapshot(wanted)), index
 
 
 @pytest.mark.slow

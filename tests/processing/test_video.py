@@ -238,9 +238,9 @@ def test_counting_packets_counts_the_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_a_source_without_a_name_is_not_the_current_folder(
-    name: str, tmp_path: Path, monkeypatch: Any
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_picture(0).save(tmp_path / "0.png")
+    make_picture(8, 8).save(tmp_path / "0.png")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no name"):
         open_source(name)
