@@ -147,6 +147,10 @@ class Engine:
         Raises:
             InputError: also where a session belongs to another engine, or comes twice.
         """
+        if any(len(frame) not in (2, 3) or not hasattr(frame[0], "expect") for frame in frames):
+            raise InputError(
+                "give engine.observe one (stream session, frame) or (stream session, frame, at) each."
+            )
         sessions = [frame[0] for frame in frames]
         if any(session.engine is not self for session in sessions) or len(set(sessions)) < len(sessions):
             raise InputError("frames that are observed together need one engine, and a session of it each.")
