@@ -149,7 +149,7 @@ class Engine:
         """
         if any(len(frame) not in (2, 3) or not hasattr(frame[0], "expect") for frame in frames):
             raise InputError(
-                "give engine.observe one (stream session, frame) or (stream session, frame, at) each."
+                "engine.observe takes (session, frame) or (session, frame, at) of a stream each."
             )
         sessions = [frame[0] for frame in frames]
         if any(session.engine is not self for session in sessions) or len(set(sessions)) < len(sessions):

@@ -33,7 +33,7 @@ from infinitevl.model.inputs import (
 from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
 from infinitevl.model.pretrained import InfiniteVLPreTrainedModel
 from infinitevl.model.vision import VisionEncoder
-from infinitevl.ops.packed import Packed
+from infinitevl.ops.rows import Packed
 from infinitevl.state import StreamState
 
 
@@ -161,7 +161,11 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         position_ids = axis_positions(position_ids, embeds)
         wants_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states: list[Tensor] | None = [] if wants_hidden else None
-        out = self._decode(embeds, position_ids, state, counts, hidden_states, packed)
+        decode = self._decode
+        if state is not None and torch.compiler.is_compiling():
+            # A compiler's graph cannot change views of one buffer that are of several dtypes.
+            decode = torch.compiler.disable(decode)
+        out = decode(embeds, position_ids, state, counts, hidden_states, packed)
         if cache is not None:
             cache.num_seen += embeds.shape[1]
         return BaseModelOutputWithPast(

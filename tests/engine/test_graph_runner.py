@@ -1,4 +1,4 @@
-"""What CUDA graphs replay, run step by step on a CPU: chunks filled up, batches filled up, two sets of buffers."""
+"""What CUDA graphs replay, run step by step on a CPU: filled up chunks and batches, two sets of buffers."""
 
 import contextlib
 

@@ -253,3 +253,17 @@ def test_other_attention_than_torch_s_own_is_refused(tmp_path):
     with pytest.raises(InputError, match="flex_attention"):
         load(tmp_path).set_attn_implementation("flex_attention")
     assert tiny_config(attn_implementation="flash_attention_2")._attn_implementation is None
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_compiled_model_gives_the_same_with_a_state_and_without(model, ids, use_cache):
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        given, wanted = (each(input_ids=ids, use_cache=use_cache) for each in (compiled, model))
+        assert relative_error(given.logits, wanted.logits) < 1e-5
+        if use_cache:
+            more = [
+                each(input_ids=ids[:, :1], past_key_values=out.past_key_values).logits
+                for each, out in ((compiled, given), (model, wanted))
+            ]
+            assert relative_error(*more) < 1e-5

@@ -12,7 +12,8 @@ ROOMS = {
     "errors": set(),
     "files": set(),
     "interrupt": set(),
-    "config": set(),
+    "config_fields": set(),
+    "config": {"config_fields"},
     "ops": set(),
     "state_file": set(),
     "state": {"config", "state_file"},
@@ -24,6 +25,7 @@ ROOMS = {
     "evaluation": {"engine", "processing"},
 }
 # the package's own __init__, the commands and what the Auto classes are told may import every room
+KERNELS = [f"infinitevl.ops.{name}.triton" for name in ("attention", "delta_net", "linear")]
 EVERYTHING = {"", "cli", "registration"}
 DOORS = {
     "accelerate": {"training"},
