@@ -5,7 +5,7 @@ within minutes from answers alone, so two heads beside the model name what lies 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -160,12 +160,12 @@ def make_trainer(recipe: Pretrain, learner: Learner, feed: SceneFeed) -> Trainer
     """The package's loop over a learner. Pictures and streams count the same, however long their answers."""
     dtype = None if recipe.torch_dtype == torch.float32 else recipe.torch_dtype
     module = LossModule(learner, learner.losses, dtype)
-    task = TrainTask(module, feed, count=lambda batch: 1, lr_scale=_rates(recipe))
+
+    def rate_of(name: str) -> float:
+        return recipe.vision_rate if ".visual." in name else 1.0
+
+    task = TrainTask(module, feed, count=lambda batch: 1, lr_scale=rate_of)
     return Trainer(task, recipe, Path(recipe.out), processes(), identity(recipe))
-
-
-def _rates(recipe: Pretrain) -> Any:
-    return lambda name: recipe.vision_rate if ".visual." in name else 1.0
 
 
 def teach(

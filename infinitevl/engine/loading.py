@@ -108,7 +108,7 @@ def find(name: str | os.PathLike[str] | None) -> str:
         CheckpointError: there can be no model of this name; says what to do.
     """
     told = str(name)
-    if is_builtin(name) or Path(told).exists() or is_path(told):
+    if is_builtin(name) or os.path.exists(told) or is_path(told):
         return place_of(name)
     if "/" not in told:  # names of the hub have an owner
         raise CheckpointError(f"there is no model {told!r}. {_advice(told)}")

@@ -65,17 +65,17 @@ class GatedDeltaNet(Fusable):
         """
         layout = self._fast()
         if layout is None:
-            return self._with_gradients(x, context, state, norm)
+            return self._by_projection(x, context, state, norm)
         together = layout.kernels.norm_linear(x, norm.weight, norm.eps, layout["in"])
         mixed, gate, a, b = together.split(self.widths, dim=-1)
         out = self._recur(layout.kernels, (mixed, a, b, layout["conv"]), context, state)
         own = self.o_norm
         return layout.kernels.gated_norm_linear_add(out, gate, own.weight, own.eps, layout["out"], x)
 
-    def _with_gradients(
+    def _by_projection(
         self, x: Tensor, context: ForwardContext, state: DeltaState | None, norm: RMSNorm
     ) -> Tensor:
-        """The same with the single projections, which receive gradients."""
+        """The same with the single projections, which can receive gradients."""
         normed = norm(x)
         mixed = torch.cat([self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)], dim=-1)
         gate, a, b = self.g_proj(normed), self.a_proj(normed), self.b_proj(normed)

@@ -21,6 +21,7 @@ from infinitevl.model.weights import (
     check_finite,
     check_loading,
     loading_errors,
+    saving_errors,
     write_model_card,
 )
 
@@ -98,12 +99,17 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """Write configuration, weights (newer prefix) and a model card; everything as in transformers."""
+        """Write configuration, weights (newer prefix) and a model card; everything as in transformers.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
         kwargs.setdefault("save_original_format", False)
-        with unfused(self):
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_main_process:
-            write_model_card(save_directory, self.config)
+        with saving_errors(save_directory):
+            with unfused(self):
+                super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            if is_main_process:
+                write_model_card(save_directory, self.config)
 
 
 def _start_mixer(mixer: GatedDeltaNet) -> None:

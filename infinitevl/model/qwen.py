@@ -54,7 +54,7 @@ def _read_qwen(place: str, found: dict[str, Any]) -> InfiniteVLConfig:
 
 
 def from_qwen(found: PreTrainedConfig) -> InfiniteVLConfig:
-    """Qwen2.5-VL's configuration as ours, layer for layer."""
+    """Converts a Qwen2.5-VL configuration to an InfiniteVL one, layer for layer."""
     text, vision = found.text_config.to_dict(), found.vision_config.to_dict()
     rope = text["rope_parameters"]
     fields = {key: text[key] for key in _TEXT if text.get(key) is not None}

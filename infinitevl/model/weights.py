@@ -77,6 +77,23 @@ def loading_errors(name: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def saving_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what is raised over a folder that cannot be written into a CheckpointError."""
+    if Path(folder).is_file():
+        raise CheckpointError(f"could not save into {folder}: it is a file. Give a folder's name.")
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise CheckpointError(
+            f"could not save into {folder}: {reason}. Weights there may be incomplete; free some space or "
+            "choose another folder, and save again."
+        ) from error
+
+
 def _is_about_files(error: Exception) -> bool:
     """Whether other files would help: not where memory ran out or a device failed."""
     device_errors = (torch.OutOfMemoryError, torch.AcceleratorError)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -50,7 +51,9 @@ class AnimatedPicture(Recording):
         super().__init__(os.fspath(path) if isinstance(path, str | os.PathLike) else "The video", fps)
         data = read_file(Path(path)) if isinstance(path, str | os.PathLike) else path.read()
         try:
-            self._image = Image.open(io.BytesIO(data))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
+                self._image = Image.open(io.BytesIO(data))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise SourceError(f"{self._name} cannot be read: {error}.") from error
         width, height = self._image.size

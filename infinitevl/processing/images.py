@@ -152,8 +152,8 @@ def smart_resize(
     """(height, width) as multiples of `factor` with about the same ratio, and an area within the limits.
 
     The rule of qwen-vl-utils 0.0.14; a side that it would round down to nothing keeps one `factor`.
-    Raises InputError for a ratio above 200,
-    a side below 1, too many pixels, or limits that exclude each other.
+    Raises InputError for a ratio above 200, a side below 1, too many pixels, or limits that exclude each
+    other.
     """
     if min(height, width) < 1:
         raise InputError(f"A picture of {width}x{height} has no pixels.")

@@ -199,6 +199,7 @@ def dripping(first: bytes, drop: bytes) -> Answer:
 @pytest.mark.parametrize(
     ("first", "drop"),
     [
+        (b"", b""),
         (b"", b"H"),
         (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
         (b"HTTP/1.1 200 OK\r\nx: ", b"y"),
