@@ -186,8 +186,9 @@ class Engine:
 
         def change() -> None:
             for patch in opening:
-                self.runner.read(patch.slot, [self.model.config.vision_start_token_id])
-                self.runner.open_span(patch.slot, patch.time)
+                with self.runner.main_lane():
+                    self.runner.read(patch.slot, [self.model.config.vision_start_token_id])
+                    self.runner.open_span(patch.slot, patch.time)
             if patches:
                 slots, _, times, facts = zip(*patches, strict=True)
                 self.runner.add_frames(slots, encoded, times, facts)
