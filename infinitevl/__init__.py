@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from infinitevl.engine.sampling import Sampling as Sampling
     from infinitevl.engine.session import StreamSession as StreamSession
     from infinitevl.engine.session import StreamStats as StreamStats
-    from infinitevl.engine.session import observe_together as observe_together
     from infinitevl.errors import CheckpointError as CheckpointError
     from infinitevl.errors import InfiniteVLError as InfiniteVLError
     from infinitevl.errors import InputError as InputError
@@ -60,7 +59,6 @@ _HOMES = {
     "list_models": "infinitevl.engine.loading",
     "load": "infinitevl.engine.loading",
     "merge_adapter_": "infinitevl.model.adapters",
-    "observe_together": "infinitevl.engine.session",
     "open_source": "infinitevl.processing.sources.opening",
     "process_vision_info": "infinitevl.processing.processor.vision_info",
 }

@@ -80,6 +80,7 @@ class StreamState:
     places: "tuple[_Place, ...]"  # where, in the order of `tensors`
 
     @classmethod
+    @torch.inference_mode(False)  # whose tensors could not be changed outside of it
     def allocate(
         cls,
         config: InfiniteVLTextConfig,
@@ -103,12 +104,11 @@ class StreamState:
             StateError: full-attention layers without `max_length`, a list of devices of another length, or no
                 memory for so many streams.
         """
-        devices = _layer_devices(config, device)
+        first, *_ = devices = _layer_devices(config, device)
         layers = [
             _layer_shapes(config, kind, dtype, where, max_length)
             for kind, where in zip(config.layer_types, devices, strict=True)
         ]
-        first = devices[0]
         counts = {name: _Shape((), torch.int64, first) for name in _COUNTS}
         flags = {name: _Shape((), torch.bool, first) for name in _FLAGS}
         waiting = _Shape((3, *frame_size), torch.uint8, first)
@@ -153,14 +153,15 @@ class StreamState:
         """Frobenius norm of each Gated DeltaNet's recurrent state, over the whole batch."""
         return [layer.recurrent_state.norm().item() for layer in self.layers if isinstance(layer, DeltaState)]
 
+    @torch.inference_mode(False)
     def fork(self) -> "StreamState":
         """An independent copy: what happens to one leaves the other as it is."""
         return self._on([buffer.clone() for buffer in self.buffers], self.places)
 
+    @torch.inference_mode(False)
     def select(self, index: Tensor) -> "StreamState":
         """A new state whose row b is row index[b] of this one (int64 [B'])."""
-        picked = [buffer.index_select(0, index.to(buffer.device)) for buffer in self.buffers]
-        return self._on(picked, self.places)
+        return self._on([x.index_select(0, index.to(x.device)) for x in self.buffers], self.places)
 
     def row(self, index: int) -> "StreamState":
         """Row `index` alone, as a view: what changes here changes there."""

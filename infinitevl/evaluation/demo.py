@@ -153,17 +153,9 @@ class _Stopwatch:
         self._session = session
         self.watching_seconds = self.answering_seconds = 0.0
 
-    @property
-    def dropped(self) -> int:
-        return self._session.dropped
-
-    @dropped.setter
-    def dropped(self, count: int) -> None:
-        self._session.dropped = count
-
-    def observe(self, frame: Any, at: float | None = None) -> None:
+    def observe(self, frame: Any) -> None:
         start = time.perf_counter()
-        self._session.observe(frame, at=at)
+        self._session.observe(frame)
         self.watching_seconds += time.perf_counter() - start
 
     def ask(self, question: str, **sampling: Any) -> str:

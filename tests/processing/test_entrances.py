@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from infinitevl.engine.feeding import Feeder
+from infinitevl.engine.preprocess import Preprocessor
 from infinitevl.processing.pictures.patches import frame_patches
 from infinitevl.training.data.messages import Sample, read_messages
 from infinitevl.training.data.tokens import Limits, TokenWriter
@@ -44,7 +44,7 @@ def forms(data: bytes, path: Path) -> list[Any]:
 
 
 def observed(form: Any) -> torch.Tensor:
-    return frame_patches(Feeder(SIZE, torch.device("cpu"))(form)[None])
+    return frame_patches(Preprocessor(SIZE, torch.device("cpu"))(form)[None])
 
 
 def chatted(form: Any) -> torch.Tensor:

@@ -17,11 +17,13 @@ _ROUNDING = 1e-6
 class Frame:
     """A picture with a time.
 
-    image: uint8 [height, width, 3] in RGB. time: seconds, as a rule since the first frame.
+    image: uint8 [height, width, 3] in RGB. time: seconds, as a rule since the first frame. dropped: how many
+    frames a live source dropped between the one before and this one.
     """
 
     image: np.ndarray
     time: float
+    dropped: int = 0
 
 
 class Source(ABC):

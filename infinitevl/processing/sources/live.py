@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from infinitevl.errors import InfiniteVLError, SourceError
@@ -19,7 +20,7 @@ _MAX_DRIFT = 2.0
 
 
 class Mailbox:
-    """A slot for one frame: a newer one replaces it, and the replaced are counted."""
+    """Room for one frame: a newer one replaces it, and counts those that it replaced."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -31,7 +32,9 @@ class Mailbox:
     def put(self, frame: Frame) -> None:
         """Leaves a frame; one that nobody took is dropped."""
         with self._changed:
-            self.dropped += self._frame is not None
+            if self._frame is not None:
+                self.dropped += 1
+                frame = replace(frame, dropped=frame.dropped + self._frame.dropped + 1)
             self._frame = frame
             self._changed.notify_all()
 
@@ -104,8 +107,9 @@ class LiveSource(Source):
             self._read_until_lost_for_good()
         except InfiniteVLError as known:
             error = known
-        except Exception as unknown:
-            error = SourceError(f"{self._name} broke: {unknown}.")
+        except BaseException as unknown:  # SystemExit and its like too: whoever waits for a frame must know
+            reason = (isinstance(unknown, Exception) and str(unknown)) or repr(unknown)
+            error = SourceError(f"{self._name} broke: {reason}.")
             error.__cause__ = unknown
         self._mailbox.close(error)
 

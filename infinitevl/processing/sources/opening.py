@@ -51,6 +51,8 @@ def open_source(
     if not isinstance(source, str | os.PathLike):
         return _open_iterable(source, fps, bool(live))
     address = os.fspath(source)
+    if not address.strip():  # as a path it would be the current folder
+        raise InputError("The source has no name. Give a file, a folder, camera:0 or an address.")
     if _is_camera(address):
         return LiveSource(camera_opener(address), address, fps=fps)
     if re.match(r"(rtsps?|https?|rtmps?|srt|udp|tcp)://", address, re.IGNORECASE):

@@ -1,5 +1,6 @@
 """From a live source the newest frame wins; what is lost comes back; what is closed stays closed."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,27 @@ def test_a_mailbox_keeps_the_newest_frame_and_counts_the_rest() -> None:
     mailbox.close()
     assert mailbox.take().time == 0.4 and mailbox.dropped == 4
     assert mailbox.take() is None and mailbox.take() is None
+
+
+def test_a_frame_says_how_many_were_dropped_before_it() -> None:
+    mailbox, told = Mailbox(), []
+    for count in (1, 4, 2):
+        for number in range(count):
+            mailbox.put(frame(number))
+        told.append(mailbox.take().dropped)
+    assert told == [0, 3, 1] and mailbox.dropped == 4
+
+
+@pytest.mark.parametrize("ended", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError()], ids=repr)
+def test_frames_that_end_in_whatever_exception_leave_nobody_waiting(ended: BaseException) -> None:
+    def frames() -> Iterator[Frame]:
+        yield frame(0)
+        raise ended
+
+    taken = []
+    with pytest.raises(SourceError, match="broke"), open_source(frames(), live=True) as source:
+        taken += source
+    assert source.dropped + len(taken) <= 1
 
 
 def test_an_error_comes_after_the_frame_that_waits() -> None:

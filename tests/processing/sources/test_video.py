@@ -237,3 +237,13 @@ def test_the_times_of_all_frames_are_known_without_decoding(tmp_path: Path, name
         times = file.shown().times
     assert times == pytest.approx([n / 10 for n in range(33)], abs=2e-3)
     assert times == pytest.approx([frame.time for frame in VideoFile(path)])
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_source_without_a_name_is_not_the_current_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_picture(8, 8).save(tmp_path / "0.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no name"):
+        open_source(name)

@@ -1,157 +1,113 @@
-"""How an engine's steps run: one after the other as they are, or captured and replayed.
-
-Both have the same methods and change the same tensors; `Eager` runs everywhere, `Captured` on one GPU.
-"""
+"""Runs an engine's steps as CUDA graphs on one GPU: captured when first needed, replayed from then on."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from infinitevl.engine.answers import Answers
+from infinitevl.engine.answers import AnswerRows
 from infinitevl.engine.graphs import Lanes, Replay, Rerun
-from infinitevl.engine.pool import Pool, Slot
+from infinitevl.engine.preprocess import Preprocessor
+from infinitevl.engine.slots import Facts, Slot, SlotPool, write_facts
 from infinitevl.engine.steps import Steps
 from infinitevl.model.vision import VisionPlan
-from infinitevl.state import StreamState
 
-
-class Runner(Protocol):
-    """What an engine asks of either; see `Eager`."""
-
-    tokens_per_look: int
-
-    def receive(self, frame: Any) -> Any: ...
-    def see(self, clips: Sequence[Tensor]) -> Any: ...
-    def take_in(self, slots: Sequence[Slot], seen: Any, times: Sequence[int]) -> None: ...
-    def read(self, slot: Slot, token_ids: list[int]) -> Tensor: ...
-    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None: ...
-    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None: ...
-    def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]: ...
-    def watching(self) -> AbstractContextManager[Any]: ...
-    def working(self) -> AbstractContextManager[Any]: ...
-    def settle(self) -> None: ...
-
-
-# Captured sizes of a chunk of text. What is longer than the last is read as it is, in pieces of LONG_CHUNK:
-# so much work hides its launches, and a graph of it would hold on to gigabytes.
+# Captured sizes of a chunk of a prompt. What is longer than the last is read as it is, in pieces of
+# LONG_CHUNK: so much work hides its launches, and a graph of it would hold on to gigabytes.
 LONG_CHUNK = 8192
 CHUNK_SIZES = (16, 32, 64, 128, 256, 512)
 
 
-class Eager:
-    """Steps as plain calls; the host looks at answers after every token."""
-
-    tokens_per_look = 1
-
-    def __init__(self, steps: Steps, pool: Pool, answers: Answers):
-        self.steps, self.pool, self.answers = steps, pool, answers
-
-    def receive(self, frame: Any) -> Any:
-        """A caller's frame as it may be read from here on."""
-        return frame
-
-    def see(self, clips: Sequence[Tensor]) -> Tensor:
-        """What the model sees in clips, each uint8 [1 or 2, 3, H, W]."""
-        return self.steps.see(torch.stack(list(clips)))
-
-    def take_in(self, slots: Sequence[Slot], features: Tensor, times: Sequence[int]) -> None:
-        """Read the features [S, tokens, C] of frames at `times` (microseconds)."""
-        state, rows = self._where(slots)
-        self.steps.take_in(state, rows, features, torch.tensor(times, device=state.length.device))
-
-    def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
-        """Read text: the last hidden state [1, C]."""
-        ids = torch.tensor([token_ids], device=slot.state.length.device)
-        return self.steps.read(slot.state, None, ids, None)
-
-    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None:
-        """Pick the first token of an answer."""
-        self.steps.first(self.answers, self._rows([slot]), hidden, is_greedy)
-
-    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None:
-        """One more token for each answer that is not over."""
-        state, rows = self._where(slots)
-        self.steps.token(state, rows, self.answers, self._rows(slots), is_greedy)
-
-    def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]:
-        """How the answers stand now; the result waits for the device when it is called."""
-        report = self.answers.report(self._rows(slots))
-        return report.tolist
-
-    def watching(self) -> AbstractContextManager[Any]:
-        """Around all that prepares the next frame."""
-        return nullcontext()
-
-    def working(self) -> AbstractContextManager[Any]:
-        """Around everything else."""
-        return nullcontext()
-
-    def settle(self) -> None:
-        """Return when everything that was asked for is done."""
-
-    def _rows(self, slots: Sequence[Slot]) -> Tensor:
-        return torch.tensor([slot.index for slot in slots], device=self.answers.token.device)
-
-    def _where(self, slots: Sequence[Slot]) -> tuple[StreamState, Tensor | None]:
-        """One stream is its own state; of several, the pool's rows."""
-        if len(slots) == 1:
-            return slots[0].state, None
-        return self.pool.state, self._rows(slots)
-
-
-class Captured:
+class GraphRunner:
     """Steps as replayed graphs, a graph for every number of streams that was met.
 
     The pool's last row is the scratch row: it fills up batches and is what warm-ups write to.
     """
 
-    tokens_per_look = 4
+    tokens_per_poll = 4
+    polls_late = True
 
-    def __init__(self, steps: Steps, pool: Pool, answers: Answers, clip_length: int, replays: bool):
-        self.steps, self.pool, self.answers, self.clip_length = steps, pool, answers, clip_length
-        self.device = pool.state.length.device
+    def __init__(
+        self,
+        steps: Steps,
+        pool: SlotPool,
+        answers: AnswerRows,
+        preprocess: Preprocessor,
+        clip_length: int,
+        enforce_eager: bool,
+    ):
+        self.steps, self.pool, self.answers, self.preprocess = steps, pool, answers, preprocess
+        self.clip_length, self.device = clip_length, pool.state.length.device
         self.scratch = pool.num_slots
-        self.lanes = Lanes(self.device, replays)
+        self.lanes = Lanes(self.device, replays=not enforce_eager)
+        self.is_atomic = not enforce_eager
         self._replays: dict[tuple[Any, ...], Replay | Rerun] = {}
         self._plans: dict[int, VisionPlan] = {}  # by number of pictures: captured steps read them there
-        self._turn = 0  # which of two sets of buffers the next frame uses
-        self._read: list[torch.cuda.Event | None] = [None, None]  # when each set may be used again
+        self._buffer = 0  # which of two sets of buffers the next frame uses
+        self._reusable: list[torch.cuda.Event | None] = [None, None]  # when each set may be used again
         self._fence: torch.cuda.Event | None = None  # what on the main lane the next frame must wait for
-        self._readers: dict[int, torch.cuda.Stream] = {}  # of callers who were shown the state
+        self._readers: dict[int, torch.cuda.Stream] = {}  # of callers who may be reading the state
 
     # ------ frames
 
-    def receive(self, frame: Any) -> Any:
-        """A caller's frame; a copy of one on the device, which lanes may read after the caller goes on."""
-        return self.lanes.bring("vision", frame) if isinstance(frame, Tensor) and frame.is_cuda else frame
+    def prepare(self, frames: Sequence[Any]) -> list[Tensor]:
+        """Frames as pictures, uint8 [3, H, W]; those on a GPU are copied, so the caller may go on at once."""
+        lanes = self.lanes
+        owned = [lanes.bring("vision", x) if isinstance(x, Tensor) and x.is_cuda else x for x in frames]
+        with self.vision_lane():
+            return [self.preprocess(frame) for frame in owned]
 
-    def see(self, clips: Sequence[Tensor]) -> Replay | Rerun:
-        """What the model will see in clips, each uint8 [1 or 2, 3, H, W], once its lane gets there."""
-        turn = self._turn
-        replay = self._vision(self._size(len(clips)), turn)
-        if (read := self._read[turn]) is not None:
-            read.synchronize()  # never more than two frames ahead of the device
+    def encode(self, clips: Sequence[Tensor]) -> Replay | Rerun:
+        """What the decoder will read of clips, each uint8 [1 or 2, 3, H, W], once their lane gets there."""
+        buffer = self._buffer
+        replay = self._vision(self._size(len(clips)), buffer)
+        if (reusable := self._reusable[buffer]) is not None:
+            reusable.synchronize()  # never more than two frames ahead of the device
         with self.lanes.on("vision"):
             for static, clip in zip(replay.inputs[0], clips, strict=False):
                 static.copy_(clip, non_blocking=True)
             replay()
         return replay
 
-    def take_in(self, slots: Sequence[Slot], seen: Replay | Rerun, times: Sequence[int]) -> None:
-        """Let the decoder read what was seen, as soon as it is there."""
-        turn, size = self._turn, self._size(len(slots))
-        replay = self._decoder(size, turn, seen.outputs)
+    def open_span(self, slot: Slot, time: int) -> None:
+        """Begin a span behind the vision-start token, on the main lane."""
+        self.steps.open_spans(slot.state, None, torch.tensor([time]).to(self.device))
+
+    def add_frames(
+        self, slots: Sequence[Slot], encoded: Replay | Rerun, times: Sequence[int], facts: Sequence[Facts]
+    ) -> None:
+        """Let the decoder read encoded frames, as soon as they are there."""
+        buffer, size = self._buffer, self._size(len(slots))
+        replay = self._decoder(size, buffer, encoded.outputs)
+        filled = [*times, *[0] * (size - len(times))]
         self.lanes.wait("main", self.lanes.mark("vision"))
         with self.lanes.on("main"):
-            filled = [*times, *[0] * (size - len(times))]
-            replay(self._indices(slots, size), torch.tensor(filled))
-        self._read[turn] = self.lanes.mark("main")
-        self._turn = 1 - turn
+            replay(self._indices(slots, size), torch.tensor(filled), _padded_rows(facts, size))
+        self._reusable[buffer] = self.lanes.mark("main")
+        self._buffer = 1 - buffer
 
-    def _vision(self, size: int, turn: int) -> Replay | Rerun:
+    def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None:
+        """Keep pictures until their partners come: the vision lane has them, the main lane counts them."""
+        size = self._size(len(slots))
+
+        def make() -> Replay | Rerun:
+            def step(rows: Tensor, facts: Tensor) -> None:
+                write_facts(self.pool.state.span, rows, facts)
+
+            return self.lanes.capture("main", step, self._scratch(size), self._numbers(size, 4))
+
+        replay = self._replay(("hold", size), make)
+        with self.vision_lane():
+            for slot, picture in zip(slots, pictures, strict=True):
+                slot.state.span.waiting.copy_(picture[None])
+        self.lanes.wait("main", self.lanes.mark("vision"))
+        with self.lanes.on("main"):
+            replay(self._indices(slots, size), _padded_rows(facts, size))
+
+    def _vision(self, size: int, buffer: int) -> Replay | Rerun:
         def make() -> Replay | Rerun:
             height, width = (side * self._side for side in self.steps.grid)
             clips = torch.zeros(
@@ -168,27 +124,28 @@ class Captured:
             )
             plan = self._plans.setdefault(size, self.steps.plan(size, self.device))
 
-            def see(clips: Tensor) -> Tensor:
-                return features.copy_(self.steps.see(clips, plan))
+            def step(clips: Tensor) -> Tensor:
+                return features.copy_(self.steps.encode(clips, plan))
 
-            return self.lanes.capture("vision", see, clips)
+            return self.lanes.capture("vision", step, clips)
 
-        return self._replay(("see", size, turn), make)
+        return self._replay(("encode", size, buffer), make)
 
-    def _decoder(self, size: int, turn: int, features: Tensor) -> Replay | Rerun:
+    def _decoder(self, size: int, buffer: int, features: Tensor) -> Replay | Rerun:
         def make() -> Replay | Rerun:
-            def step(rows: Tensor, times: Tensor) -> None:
-                self.steps.take_in(self.pool.state, rows, features, times)
+            def step(rows: Tensor, times: Tensor, facts: Tensor) -> None:
+                self.steps.add_frames(self.pool.state, rows, features, times, facts)
 
-            return self.lanes.capture("main", step, self._scratch(size), self._numbers(size))
+            inputs = self._scratch(size), self._numbers(size), self._numbers(size, 4)
+            return self.lanes.capture("main", step, *inputs)
 
-        return self._replay(("take in", size, turn), make)
+        return self._replay(("add frames", size, buffer), make)
 
     @property
     def _side(self) -> int:
         return self.steps.model.config.vision_config.merge_factor
 
-    # ------ text
+    # ------ prompts
 
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
         """Read text: the last hidden state [1, C], which stands until the next reading."""
@@ -199,7 +156,7 @@ class Captured:
 
     def _read_piece(self, slot: Slot, token_ids: list[int]) -> Tensor:
         rows, count = self._indices([slot], 1), len(token_ids)
-        size = next((size for size in CHUNK_SIZES if size >= count), None)
+        size = _chunk_size(count)
         if size is None:
             ids = torch.tensor([token_ids]).to(self.device)
             return self.steps.read(self.pool.state, rows.to(self.device), ids, None)
@@ -216,6 +173,36 @@ class Captured:
             )
 
         return self._replay(("read", size), make)
+
+    def read_embeds(self, slot: Slot, embeds: Tensor, offsets: Tensor) -> Tensor:
+        """Read what `Steps.embed` returned: the last hidden state, which stands until the next reading."""
+        positions = offsets.to(self.device) + slot.state.next_position
+        for start in range(0, embeds.shape[1], LONG_CHUNK):
+            piece = slice(start, start + LONG_CHUNK)
+            hidden = self._read_embeds_piece(slot, embeds[:, piece], positions[..., piece])
+        return hidden
+
+    def _read_embeds_piece(self, slot: Slot, embeds: Tensor, positions: Tensor) -> Tensor:
+        rows, count = self._indices([slot], 1), embeds.shape[1]
+        size = _chunk_size(count)
+        if size is None:
+            return self.steps.read_embeds(self.pool.state, rows.to(self.device), embeds, positions, None)
+        missing = size - count
+        padded = pad(embeds, (0, 0, 0, missing)), pad(positions, (0, missing))
+        return self._embeds(size, embeds)(rows, *padded, torch.tensor([count]))
+
+    def _embeds(self, size: int, like: Tensor) -> Replay | Rerun:
+        def make() -> Replay | Rerun:
+            def step(rows: Tensor, embeds: Tensor, positions: Tensor, num_valid: Tensor) -> Tensor:
+                return self.steps.read_embeds(self.pool.state, rows, embeds, positions, num_valid)
+
+            embeds = like.new_zeros(1, size, like.shape[2])
+            inputs = embeds, self._numbers(3, 1, size), self._numbers(1) + 1
+            return self.lanes.capture("main", step, self._scratch(1), *inputs)
+
+        return self._replay(("read embeds", size), make)
+
+    # ------ answers
 
     def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None:
         """Pick the first token of an answer."""
@@ -256,7 +243,7 @@ class Captured:
 
     # ------ lanes
 
-    def watching(self) -> AbstractContextManager[Any]:
+    def vision_lane(self) -> AbstractContextManager[Any]:
         """Around all that prepares the next frame: its own lane, after what was done to the state since."""
         self._let_readers_finish("vision")
         if self._fence is not None:
@@ -264,9 +251,14 @@ class Captured:
             self._fence = None
         return self.lanes.on("vision")
 
-    def working(self) -> AbstractContextManager[Any]:
+    def main_lane(self) -> AbstractContextManager[Any]:
         """Around everything else: the main lane, after the frame that is being prepared."""
-        return _Working(self)
+        return _MainLane(self)
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """Where the decoder runs."""
+        return self.lanes.streams["main"]
 
     def settle(self) -> None:
         """Return when everything that was asked for is done.
@@ -304,10 +296,20 @@ class Captured:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
 
-class _Working(AbstractContextManager):
+def _chunk_size(count: int) -> int | None:
+    """The captured size for a chunk of so many tokens; None for one that is read as it is."""
+    return next((size for size in CHUNK_SIZES if size >= count), None)
+
+
+def _padded_rows(facts: Sequence[Facts], size: int) -> Tensor:
+    """`Facts.row` of each stream and of the scratch row's, int64 [size, 4]."""
+    return torch.tensor([each.row() for each in [*facts, *[Facts()] * (size - len(facts))]])
+
+
+class _MainLane(AbstractContextManager):
     """The main lane, in order with the vision lane on both sides."""
 
-    def __init__(self, runner: Captured):
+    def __init__(self, runner: GraphRunner):
         self._runner = runner
         self._lane = runner.lanes.on("main")
 

@@ -1,4 +1,4 @@
-"""From whatever somebody calls a frame to pixels on the model's device, in the frame size of the stream."""
+"""Turns a frame (path, PIL picture, array, tensor) into pixels of the stream's size on the model's device."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -16,8 +16,8 @@ from infinitevl.processing.pictures.scaling import resize_frame
 _MOST_SIZES = 8
 
 
-class Feeder:
-    """Brings frames of any size to `frame_size` = (height, width) on `device`.
+class Preprocessor:
+    """Resizes frames of any size to `frame_size` = (height, width) on `device`.
 
     Scaling gives the same bytes on a GPU as on a CPU, where PIL does it.
     """
