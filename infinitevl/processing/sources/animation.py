@@ -21,7 +21,7 @@ class AnimatedPicture(Recording):
     """Gives the frames of an animated picture, with the times that it states."""
 
     def __init__(self, path: str | os.PathLike[str] | BinaryIO, fps: float | None = None) -> None:
-        super().__init__(os.fspath(path) if isinstance(path, str | os.PathLike) else "The video", fps)
+        super().__init__(path, fps)
         data = read_file(Path(path)) if isinstance(path, str | os.PathLike) else path.read()
         try:
             self._image = read_header(data)

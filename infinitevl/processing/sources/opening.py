@@ -176,6 +176,7 @@ def open_recording(path: Path | BinaryIO, fps: float | None = None) -> Recording
 
 
 def _head(path: Path | BinaryIO) -> bytes:
+    """Returns the first bytes of a file, or none where it cannot be read twice."""
     try:
         if not isinstance(path, Path):
             return path.read(12) if path.seekable() else b""

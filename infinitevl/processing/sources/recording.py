@@ -1,12 +1,15 @@
 """Defines recorded sources: the times of all frames, and the frames at chosen times."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
 from infinitevl.errors import SourceError
+from infinitevl.processing.fetching.addresses import printable
 from infinitevl.processing.sources.frames import Frame, Sampler, Source
 
 Moment = tuple[float, Callable[[], np.ndarray]]
@@ -28,8 +31,8 @@ class Shown:
 class Recording(Source):
     """A source that ends and loses no frame: gives every frame, or `fps` of them a second."""
 
-    def __init__(self, name: str, fps: float | None) -> None:
-        self._name = name
+    def __init__(self, path: str | os.PathLike[str] | BinaryIO, fps: float | None) -> None:
+        self._name = printable(os.fspath(path)) if isinstance(path, str | os.PathLike) else "The video"
         self._sampler = Sampler(fps)
         self._closed = False
         self.problem: str | None = None

@@ -8,7 +8,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO
 
 from infinitevl.errors import SourceError
-from infinitevl.processing.fetching.addresses import printable
 from infinitevl.processing.sources.container import (
     check_frame_size,
     is_cut,
@@ -43,9 +42,7 @@ class VideoFile(Recording):
     """
 
     def __init__(self, path: str | os.PathLike[str] | BinaryIO, fps: float | None = None) -> None:
-        super().__init__(
-            printable(os.fspath(path)) if isinstance(path, str | os.PathLike) else "The video", fps
-        )
+        super().__init__(path, fps)
         self._path = path
         self._container = open_container(path)
         self._stream = video_stream(self._container, self._name)
