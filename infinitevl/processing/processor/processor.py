@@ -88,10 +88,10 @@ class InfiniteVLProcessor(ProcessorMixin):
         images: one picture, a list, or lists for each text; all that `open_image` takes.
         videos: the same of videos: float [T, C, H, W] of 0 to 255, [T, H, W, C] arrays, lists of frames, or
         files. fps: frames a second of the videos (one number or one for each), 2 if unknown.
-        The other keywords are those of CallOptions; sizes in images_kwargs or videos_kwargs hold for that kind
-        alone. Returns input_ids, attention_mask, mm_token_type_ids, and
-        where there are any pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw and
-        second_per_grid_ts. Raises InputError where media and placeholders do not match.
+        The other keywords are those of CallOptions; sizes in images_kwargs or videos_kwargs hold for that
+        kind alone. Returns input_ids, attention_mask, mm_token_type_ids, and if there are media pixel_values,
+        image_grid_thw, pixel_values_videos, video_grid_thw and second_per_grid_ts. Raises InputError where
+        media and placeholders do not match.
         """
         options = CallOptions.from_kwargs(kwargs)
         ids = None if text is None else self._tokenize(text, options.add_special_tokens)
