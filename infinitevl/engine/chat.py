@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.pool import Slot
 from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.steps import without_gradients
 from infinitevl.errors import InputError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -51,7 +51,7 @@ class ChatSession:
         self.engine.settle()
         return self._slot.state
 
-    @torch.no_grad()
+    @without_gradients
     def say(
         self,
         content: Content,

@@ -18,7 +18,7 @@ from infinitevl.engine.feeding import Feeder, checked_size
 from infinitevl.engine.pool import Parked, Pool, Slot
 from infinitevl.engine.running import Captured, Eager, Runner
 from infinitevl.engine.sampling import Sampling, TextBuilder, stop_ids
-from infinitevl.engine.steps import Steps
+from infinitevl.engine.steps import Steps, without_gradients
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.fused import fuse_, quantization_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -45,6 +45,7 @@ class Engine:
         StateError: full-attention layers without a usable `max_length`.
     """
 
+    @without_gradients
     def __init__(
         self,
         model: InfiniteVLForConditionalGeneration,
@@ -98,7 +99,7 @@ class Engine:
 
     # ------ frames
 
-    @torch.no_grad()
+    @without_gradients
     def watch(self, slots: Sequence[Slot], frames: Sequence[Any], times: Sequence[int]) -> None:
         """One frame for each of several streams, in one step.
 
@@ -167,7 +168,7 @@ class Engine:
         span.num_frames += 1
         slot.know(has_waiting=waiting is not None, last_time=time, num_frames=slot.facts.num_frames + 1)
 
-    @torch.no_grad()
+    @without_gradients
     def close_span(self, slot: Slot) -> None:
         """End the span, with a frame that still waits in it doubled."""
         with self.lock:
@@ -194,7 +195,7 @@ class Engine:
 
     # ------ text
 
-    @torch.no_grad()
+    @without_gradients
     def read_turn(self, slot: Slot, turn_ids: list[int]) -> Tensor:
         """End the span of a slot and read a turn, in one chunk where it can be: last hidden state [1, C]."""
         with self.lock:
@@ -205,7 +206,7 @@ class Engine:
             self._note_end(slot)
             return hidden
 
-    @torch.no_grad()
+    @without_gradients
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
         """Read text after all that a slot holds: the last hidden state [1, C].
 
@@ -216,7 +217,7 @@ class Engine:
             slot.state.check_room(len(token_ids))
             return self.runner.read(slot, token_ids)
 
-    @torch.no_grad()
+    @without_gradients
     def begin(
         self,
         slot: Slot,
@@ -239,7 +240,7 @@ class Engine:
             self._running.append(answer)
         return answer
 
-    @torch.no_grad()
+    @without_gradients
     def step(self) -> None:
         """Let every answer that is being generated grow by a few tokens, all in common steps."""
         with self.lock:
@@ -341,16 +342,19 @@ class Engine:
 
     # ------ slots
 
+    @without_gradients
     def take(self) -> Slot:
         """An empty slot; StateError where all are taken."""
         with self.lock, self.runner.working():
             return self.pool.take()
 
+    @without_gradients
     def fork(self, slot: Slot) -> Slot:
         """Another slot that holds the same; StateError where all are taken."""
         with self.lock, self.runner.working():
             return self.pool.fork(slot)
 
+    @without_gradients
     def replace_(self, slot: Slot, source: Slot) -> None:
         """Let one slot hold what another does."""
         with self.lock, self.runner.working():
@@ -362,11 +366,13 @@ class Engine:
             self._running = [answer for answer in self._running if answer.slot is not slot]
             self.pool.release(slot)
 
+    @without_gradients
     def park(self, slot: Slot) -> Parked:
         """Bring a slot's bytes to host memory and take it back."""
         with self.lock, self.runner.working():
             return self.pool.park(slot)
 
+    @without_gradients
     def unpark(self, parked: Parked) -> Slot:
         """A slot that holds what was parked; StateError where all are taken."""
         with self.lock, self.runner.working():

@@ -1,6 +1,7 @@
 """What an engine does on the device, as functions of tensors: run as they are, or captured and replayed."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,16 @@ from infinitevl.model.positions import frame_positions, text_positions
 from infinitevl.model.vision import VisionPlan, vision_plan
 from infinitevl.processing.images import clip_patches
 from infinitevl.state import StreamState
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def without_gradients(function: F) -> F:
+    """Decorate a function that records no gradients and leaves its caller's inference mode.
+
+    Tensors made in inference mode cannot be changed outside of it, and an engine outlives each call.
+    """
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class Steps:

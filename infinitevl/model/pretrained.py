@@ -61,6 +61,7 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
+    @torch.inference_mode(False)  # weights of inference mode could not be trained
     def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
