@@ -56,6 +56,7 @@ def list_models() -> tuple[ModelEntry, ...]:
     return _MODELS
 
 
+@torch.inference_mode(False)  # its weights may be trained later
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
