@@ -17,10 +17,11 @@ export class ApiError extends Error {
   }
 }
 
-/** Events: "reachable" and "unreachable". */
+/** Events: "reachable" and "unreachable", "key" (there is a new one) and "keyless" (the person gave none). */
 export class Api extends EventTarget {
   #key = sessionStorage.getItem(KEY) || "";
   #keyWanted = null; // the promise of a key while the person is being asked for it
+  #declined = false; // the person gave no key; it is not asked for again until enterKey()
   askForKey = async () => null; // set by the page: resolves to a key, or null if none was given
 
   json = async (method, path, body) => {
@@ -53,9 +54,20 @@ export class Api extends EventTarget {
     return true;
   }
 
+  /** Asks the person for a key, also after they gave none before. */
+  enterKey() {
+    this.#declined = false;
+    return this.#newKey();
+  }
+
   async #newKey() {
-    this.#keyWanted ??= this.askForKey().finally(() => (this.#keyWanted = null));
-    return this.#keyWanted;
+    if (this.#declined) return null;
+    this.#keyWanted ??= this.askForKey();
+    const key = await this.#keyWanted;
+    this.#keyWanted = null;
+    this.#declined = !key;
+    this.dispatchEvent(new Event(key ? "key" : "keyless"));
+    return key;
   }
 
   async #fetch(method, path, { body, headers, signal, patience = PATIENCE }) {
@@ -102,13 +114,4 @@ export async function* serverEvents(response) {
   } finally {
     reader.cancel().catch(() => {}); // the connection may be gone already
   }
-}
-
-/** Waits, or returns earlier where the signal aborts. */
-export function wait(milliseconds, signal) {
-  return new Promise((resolve) => {
-    if (signal?.aborted) return resolve();
-    const timer = setTimeout(resolve, Math.max(0, milliseconds));
-    signal?.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
-  });
 }

@@ -7,8 +7,10 @@ import { count, pace } from "./format.js";
 import { askForKey } from "./key.js";
 import { Numbers } from "./numbers.js";
 import { Picker } from "./picker.js";
+import { openSource } from "./sources.js";
 import { Stream } from "./stream.js";
 import { Tile } from "./tile.js";
+import { wait } from "./waiting.js";
 
 const RATES = [0.2, 0.5, 1, 2, 3, 5, 10]; // frames a second
 const POLL = 1000; // milliseconds between two looks at the numbers
@@ -27,7 +29,7 @@ let listed = []; // the server's streams as it last told
 
 /** Makes a stream on the server; an address is followed by the server itself. */
 async function create(source) {
-  const { id } = await api.json("POST", "v1/streams", source?.address ? { source: source.address } : {});
+  const { id } = await api.json("POST", "v1/streams", { name: source?.name.slice(0, 200), source: source?.address });
   return new Stream(api, id, source?.name ?? "Stream");
 }
 
@@ -87,13 +89,22 @@ function choose(stream) {
 const others = () => listed.filter((one) => ![...tiles.keys()].some((stream) => stream.id === one.id)).slice(0, 50);
 
 function chooseSource(stream) {
-  picker.show({ forStream: stream, choose: (source) => { stream.watch(source); choose(stream); } });
+  picker.show({
+    forStream: stream,
+    choose: async (source) => {
+      if (stream.isLost) stream.renew((await create(source)).id);
+      stream.watch(source);
+      choose(stream);
+      remember();
+    },
+  });
 }
 
 /** Shows a stream that the server already has. */
 async function open(id) {
   const found = await api.json("GET", `v1/streams/${encodeURIComponent(id)}`);
-  const stream = new Stream(api, id, found.source ? String(found.source) : `Stream ${id.slice(-6)}`);
+  const stream = new Stream(api, id, found.name ?? found.source ?? `Stream ${id.slice(-6)}`);
+  if (found.source) stream.source = await openSource("address", found.source);
   stream.measure(found);
   stream.tell(found.source ? null : "It waits where it was. Ask, or choose a source to go on.");
   add(stream);
@@ -113,7 +124,7 @@ async function reopen() {
 
 async function fork() {
   const parent = chosen;
-  const { id } = await api.json("POST", `${parent.path}/fork`, {});
+  const { id } = await api.json("POST", `${parent.path}/fork`);
   const stream = new Stream(api, id, `Fork of ${parent.name}`);
   stream.still = parent.lastFrame ?? parent.still;
   stream.measure(await api.json("GET", stream.path));
@@ -203,13 +214,16 @@ async function poll(failures = 0) {
     listed = (await api.json("GET", "v1/streams")).data;
     for (const stream of tiles.keys()) {
       const found = listed.find((one) => one.id === stream.id);
+      stream.missed = found || stream.isLost ? 0 : stream.missed + 1;
       if (found) stream.measure(found);
+      else if (stream.missed > 1) stream.lose(); // once may be a list from before it was opened
     }
     failures = 0;
   } catch {
     failures += 1; // api tells in the header that the server is away
   }
-  setTimeout(poll, POLL * Math.min(16, 2 ** failures), failures);
+  await wait(POLL * Math.min(16, 2 ** failures));
+  return poll(failures);
 }
 
 async function start() {
@@ -219,20 +233,29 @@ async function start() {
   poll();
 }
 
-async function startAgainUntilItWorks() {
+async function startUntilItWorks() {
   for (let seconds = 1; ; seconds = Math.min(16, seconds * 2)) {
     try {
       return await start();
     } catch (error) {
-      byId("server-trouble").textContent = error.message;
-      await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+      tellTrouble(error.message);
+      const sooner = new AbortController();
+      api.addEventListener("key", () => sooner.abort(), { once: true });
+      await wait(seconds * 1000, sooner.signal);
     }
   }
 }
 
+function tellTrouble(text) {
+  if (byId("server-trouble").textContent !== text) byId("server-trouble").textContent = text;
+}
+
 api.askForKey = () => askForKey(api);
-api.addEventListener("unreachable", () => { byId("server-trouble").textContent = "The server does not answer. Trying again."; });
-api.addEventListener("reachable", () => { byId("server-trouble").textContent = ""; });
+api.addEventListener("unreachable", () => tellTrouble("The server does not answer. Trying again."));
+api.addEventListener("reachable", () => tellTrouble(""));
+api.addEventListener("keyless", () => { byId("enter-key").hidden = false; });
+api.addEventListener("key", () => { byId("enter-key").hidden = true; });
+byId("enter-key").addEventListener("click", () => api.enterKey());
 setInterval(() => tiles.forEach((tile) => tile.draw()), 500); // the clocks
 choose(null);
-startAgainUntilItWorks();
+startUntilItWorks();
