@@ -3,7 +3,7 @@
 import { byId, make, setIcon } from "./dom.js";
 import { clock } from "./format.js";
 
-const FOR_BUILTIN = ["What do you see now?", "What was on the first sign?", "What is the sign on the red picture?", "How many signs so far?"];
+const FOR_BUILTIN = ["What do you see now?", "What was on the first sign?", "Which text was on the latest sign?", "What is the sign on the red picture?"];
 const FOR_OTHERS = ["What do you see now?", "What has happened so far?", "What changed just now?"];
 
 export class Conversation {
@@ -38,7 +38,7 @@ export class Conversation {
     const exchanges = this.#stream?.exchanges ?? [];
     const atEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 60;
     for (const exchange of exchanges) this.#drawExchange(exchange);
-    byId("chips").hidden = !this.#stream || exchanges.length > 0;
+    byId("chips").classList.toggle("one-row", exchanges.length > 0);
     if (atEnd) this.list.scrollTop = this.list.scrollHeight;
     const stop = Boolean(this.#growing);
     setIcon(byId("ask"), stop ? "stop" : "send");

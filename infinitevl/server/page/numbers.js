@@ -41,18 +41,19 @@ export class Numbers {
   #drawChart(points) {
     const mostTokens = Math.max(1, ...points.map((point) => point.tokens));
     const first = points[0]?.state_bytes || 1;
-    const tokens = line(points.map((point) => point.tokens / mostTokens));
+    const tokens = line(points, (point) => point.tokens / mostTokens);
     this.tokens.setAttribute("d", tokens);
     this.area.setAttribute("d", tokens && `${tokens}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z`);
-    this.memory.setAttribute("d", line(points.map((point) => Math.min(1, (FLAT * point.state_bytes) / first))));
+    this.memory.setAttribute("d", line(points, (point) => Math.min(1, (FLAT * point.state_bytes) / first)));
   }
 }
 
-/** A path through values between 0 and 1, from left to right. */
-function line(values) {
-  if (values.length < 2) return "";
-  const place = (value, index) => `${((index / (values.length - 1)) * WIDTH).toFixed(1)} ${(HEIGHT - MARGIN - value * (HEIGHT - 2 * MARGIN)).toFixed(1)}`;
-  return `M${values.map(place).join("L")}`;
+/** A path through heights between 0 and 1, from the first point in time to the last. */
+function line(points, height) {
+  if (points.length < 2) return "";
+  const [begin, end] = [points[0].at, points.at(-1).at];
+  const place = (point) => `${(((point.at - begin) / (end - begin)) * WIDTH).toFixed(1)} ${(HEIGHT - MARGIN - height(point) * (HEIGHT - 2 * MARGIN)).toFixed(1)}`;
+  return `M${points.map(place).join("L")}`;
 }
 
 function sentence(numbers, points) {

@@ -1,41 +1,38 @@
-// Draws the sample: a sign, then flags and digits, then the next sign. Each stays for three seconds.
+// Draws the sample: signs, flags and digits in turn. Each stays for three seconds.
 
 const SECONDS = 3;
 const CARDS = [
-  sign("HELLO", "#2f55d4", "#e8ff7a"), flag(["#d22f3c", "#ffffff"]), digit("7", "#f2f0e9", "#20242c"),
-  sign("K4M", "#c62828", "#fff6e0"), flag(["#0b2f8a", "#ffffff", "#d22f3c"], "columns"), digit("3", "#17352c", "#d7f5e5"),
-  sign("OPEN", "#1f8a4c", "#ffffff"), flag(["#111111", "#cc1f2d", "#f5c518"]), digit("5", "#e9e3f5", "#4a2a82"),
+  sign("HELLO", "#2f55d4", "#e8ff7a"), flag(["#009246", "#ffffff", "#ce2b37"], "columns"), digit("7", "#f2f0e9", "#20242c"),
+  sign("K4M", "#c62828", "#fff6e0"), flag(["#009e60", "#fcd116", "#3a75c4"], "rows"), digit("3", "#17352c", "#d7f5e5"),
+  sign("BUS", "#1f8a4c", "#ffffff"), flag(["#14b53a", "#fcd116", "#ce1126"], "columns"), digit("5", "#e9e3f5", "#4a2a82"),
 ];
 
 export function drawSample(canvas, seconds) {
-  const draw = CARDS[Math.floor(seconds / SECONDS) % CARDS.length];
-  draw(canvas.getContext("2d"), canvas.width);
+  const { ground, draw } = CARDS[Math.floor(seconds / SECONDS) % CARDS.length];
+  const context = canvas.getContext("2d");
+  fill(context, ground, 0, 0, canvas.width, canvas.height);
+  draw(context, canvas.width);
+  canvas.style.background = ground; // beside the square picture
 }
 
 function sign(text, ground, ink) {
-  return (context, size) => {
-    fill(context, ground, 0, 0, size, size);
-    write(context, text, ink, size, size * 0.2);
-  };
+  return { ground, draw: (context, size) => write(context, text, ink, size, size * 0.22) };
 }
 
 function digit(text, ground, ink) {
-  return (context, size) => {
-    fill(context, ground, 0, 0, size, size);
-    write(context, text, ink, size, size * 0.4);
-  };
+  return { ground, draw: (context, size) => write(context, text, ink, size, size * 0.42) };
 }
 
-function flag(colours, direction = "rows") {
-  return (context, size) => {
-    fill(context, "#e9edf0", 0, 0, size, size);
-    const [left, top, width, height] = [size * 0.22, size * 0.31, size * 0.56, size * 0.38];
+function flag(colours, direction) {
+  const draw = (context, size) => {
+    const [left, top, width, height] = [size * 0.1, size * 0.23, size * 0.8, size * 0.54];
     colours.forEach((colour, index) => {
       const part = index / colours.length;
       if (direction === "rows") fill(context, colour, left, top + part * height, width, height / colours.length);
       else fill(context, colour, left + part * width, top, width / colours.length, height);
     });
   };
+  return { ground: "#e9edf0", draw };
 }
 
 function fill(context, colour, ...box) {
