@@ -22,6 +22,7 @@ ROOMS = {
     "training": {"config", "model", "processing", "state"},
     "bench": {"config", "engine", "model", "ops", "processing", "state", "training"},
     "evaluation": {"engine", "processing"},
+    "server": {"config", "engine", "processing", "state"},
 }
 # the package's own __init__, the commands and what the Auto classes are told may import every room
 EVERYTHING = {"", "cli", "registration"}
@@ -29,11 +30,15 @@ DOORS = {
     "accelerate": {"training"},
     "av": {"processing"},
     "datasets": {"training"},
+    "fastapi": {"server"},
     "matplotlib": {"bench", "evaluation", "training"},
     "peft": {"training"},
+    "prometheus_client": {"server"},
     "rich": {"cli"},
     "triton": {"ops"},
+    "starlette": {"server"},
     "typer": {"cli"},
+    "uvicorn": {"server"},
     # these must never be needed
     "causal_conv1d": set(),
     "flash_attn": set(),
