@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from infinitevl import Engine, load
 from infinitevl.server.app import create_app
 from infinitevl.server.settings import ServerSettings
-from tests.support import ROOT
+from tests.project.source import ROOT
 
 CHROMIUM = [
     "--no-sandbox",
@@ -52,6 +52,22 @@ CONTRAST = """() => {
   }
   return poor;
 }"""
+
+
+# Collects every text that an answer shows while it grows.
+WATCH_ANSWERS = """() => {
+  window.seen = new Set();
+  const note = () => document.querySelectorAll(".answer").forEach((one) => window.seen.add(one.textContent));
+  new MutationObserver(note).observe(document.getElementById("history"), { subtree: true, childList: true });
+}"""
+HEIGHTS = """() => {
+  const heights = (name) => document.querySelector(`#chart .${name}`).getAttribute("d").slice(1).split("L")
+    .map((point) => Number(point.split(" ")[1]));
+  return { tokens: heights("tokens"), memory: heights("memory") };
+}"""
+NAMELESS = """() => [...document.querySelectorAll("button, input, select, dialog, section")].filter((one) =>
+  !(one.getAttribute("aria-label") || one.getAttribute("aria-labelledby") || one.labels?.length
+    || one.textContent.trim())).map((one) => one.outerHTML)"""
 
 
 class PageServer:
@@ -105,10 +121,12 @@ def serving(**settings: Any) -> Iterator[PageServer]:
 
 
 def write_camera_file(path: Path) -> Path:
-    """Film for Chromium's fake camera: the sign of the examples, 640 x 480, motion JPEG."""
-    sign = Image.open(ROOT / "examples" / "sign.png").convert("RGB")
-    film = Image.new("RGB", (640, 480), sign.getpixel((0, 0)))
-    film.paste(sign.resize((480, 480)), (80, 0))
+    """Film for Chromium's fake camera: a sign that says K4M, 640 x 480, motion JPEG."""
+    film = Image.new("RGB", (640, 480), "#2f55d4")
+    font = ImageFont.load_default(150)
+    ink = "#e8ff7a"
+    place, middle = (320, 240), "mm"
+    ImageDraw.Draw(film).text(place, "K4M", ink, font, middle, stroke_width=4, stroke_fill=ink)
     with path.open("wb") as file:
         for _ in range(10):
             film.save(file, "JPEG", quality=95)

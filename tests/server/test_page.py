@@ -1,4 +1,4 @@
-"""The page in a real browser against a real server: watch, ask, fork, save, load, and everything that goes wrong."""
+"""The page in a real browser, against a real server: what people do with it, and what goes wrong."""
 
 import re
 import shutil
@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright and chromium")
-pytest.importorskip("fastapi", reason="needs playwright and chromium")
+from tests.project.source import ROOT
+from tests.server import page_server
+from tests.server.page_server import PageServer, serving
 
-from tests.server.page_server import CHROMIUM, CONTRAST, PageServer, serving, write_camera_file
-from tests.support import ROOT
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright and chromium")
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -32,9 +33,9 @@ def server() -> Iterator[PageServer]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    film = write_camera_file(tmp_path_factory.mktemp("camera") / "sign.mjpeg")
+    film = page_server.write_camera_file(tmp_path_factory.mktemp("camera") / "sign.mjpeg")
     with playwright.sync_playwright() as started:
-        arguments = [*CHROMIUM, f"--use-file-for-fake-video-capture={film}"]
+        arguments = [*page_server.CHROMIUM, f"--use-file-for-fake-video-capture={film}"]
         browser = started.chromium.launch(executable_path=BROWSER, args=arguments)
         yield browser
         browser.close()
@@ -73,8 +74,6 @@ def no_streams_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """The shared server begins every test without streams."""
     yield
     if "server" in request.fixturenames:
-        import httpx
-
         address = request.getfixturevalue("server").address
         for stream in httpx.get(f"{address}v1/streams").json()["data"]:
             httpx.delete(f"{address}v1/streams/{stream['id']}")
@@ -101,16 +100,12 @@ def ask(page: Any, question: str) -> str:
 def test_watches_a_camera_and_answers(server: PageServer, open_page: Open) -> None:
     page = open_page(server.address)
     watch(page, "camera")
-    page.evaluate(
-        """() => { window.seen = new Set(); new MutationObserver(() => {
-             for (const answer of document.querySelectorAll(".answer")) window.seen.add(answer.textContent);
-           }).observe(document.getElementById("history"), { subtree: true, childList: true, characterData: true }); }"""
-    )
-    assert ask(page, "What does the sign say?") == "HELLO"
+    page.evaluate(page_server.WATCH_ANSWERS)
+    assert ask(page, "What does the sign say?") == "K4M"
     grown = page.evaluate("[...window.seen].filter(Boolean)")
-    assert len(grown) > 1 and all("HELLO".startswith(text) for text in grown)
-    expect(page.locator("#announcer")).to_have_text("What does the sign say? HELLO")
-    expect(page.locator(".said")).to_have_text("HELLO")
+    assert len(grown) > 1 and all("K4M".startswith(text) for text in grown)
+    expect(page.locator("#announcer")).to_have_text("What does the sign say? K4M")
+    expect(page.locator(".said")).to_have_text("K4M")
     expect(page.locator("#history .when")).to_have_text(re.compile(r"^0:\d\d$"))
 
 
@@ -119,10 +114,7 @@ def test_memory_is_flat_while_tokens_rise(server: PageServer, open_page: Open) -
     watch(page, "sample")
     expect(page.locator("#chart .tokens")).to_have_attribute("d", re.compile("^M0"))
     page.wait_for_function("document.querySelector('#chart .memory').getAttribute('d').split('L').length > 3")
-    heights = page.evaluate(
-        """() => Object.fromEntries(["tokens", "memory"].map((name) => [name, document.querySelector(`#chart .${name}`)
-             .getAttribute("d").slice(1).split("L").map((point) => Number(point.split(" ")[1]))]))"""
-    )
+    heights = page.evaluate(page_server.HEIGHTS)
     assert len(set(heights["memory"])) == 1
     assert heights["tokens"] == sorted(heights["tokens"], reverse=True) and len(set(heights["tokens"])) > 2
     expect(page.locator("#chart")).to_have_attribute(
@@ -164,7 +156,7 @@ def test_forks_side_by_side(server: PageServer, open_page: Open) -> None:
     fork = page.locator(".tile").nth(1)
     expect(fork).to_contain_text("Fork of Camera")
     expect(fork.get_by_role("button", name="Choose Fork of Camera")).to_have_attribute("aria-pressed", "true")
-    assert ask(page, "What does the sign say?") == "HELLO"
+    assert ask(page, "What does the sign say?") == "K4M"
     frames = page.locator("#stat-frames").inner_text()
     watch(page, "sample")
     expect(page.locator(".tile")).to_have_count(3)
@@ -200,7 +192,7 @@ def test_saves_and_loads(server: PageServer, open_page: Open, tmp_path: Path) ->
     page.set_input_files("#state-input", saved)
     expect(page.locator(".tile")).to_have_count(2)
     expect(page.locator(".tile").nth(1)).to_contain_text("It waits where it was saved.")
-    assert ask(page, "What does the sign say?") == "HELLO"
+    assert ask(page, "What does the sign say?") == "K4M"
 
 
 def test_a_reload_keeps_the_streams(server: PageServer, open_page: Open) -> None:
@@ -299,7 +291,7 @@ def test_goes_on_when_the_server_comes_back(open_page: Open, tmp_path: Path) -> 
         expect(page.locator("#server-trouble")).to_be_empty()
         page.wait_for_function(f"Number(document.getElementById('stat-frames').textContent) > {before}")
         page.click("text=Ask again")
-        expect(page.locator("#history li").last.locator(".answer")).to_have_text("HELLO")
+        expect(page.locator("#history li").last.locator(".answer")).to_have_text("K4M")
 
 
 def test_begins_anew_when_the_server_lost_the_stream(server: PageServer, open_page: Open) -> None:
@@ -372,21 +364,15 @@ def test_nothing_is_wider_than_the_window(server: PageServer, open_page: Open, w
 def test_contrast_and_names(server: PageServer, open_page: Open, scheme: str) -> None:
     page = open_page(server.address, color_scheme=scheme)
     expect(page.locator("#model-name")).to_have_text("builtin")
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(page_server.CONTRAST) == []
     watch(page, "sample")
     ask(page, "What do you see now?")
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(page_server.CONTRAST) == []
     page.click("#add")
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(page_server.CONTRAST) == []
     page.keyboard.press("Escape")
     expect(page.locator("#picker")).to_be_hidden()
-    nameless = page.evaluate(
-        """() => [...document.querySelectorAll("button, input, select, dialog, section")]
-             .filter((one) => !(one.getAttribute("aria-label") || one.labels?.length || one.textContent.trim()
-                                || one.getAttribute("aria-labelledby")))
-             .map((one) => one.outerHTML)"""
-    )
-    assert nameless == []
+    assert page.evaluate(page_server.NAMELESS) == []
     assert page.evaluate("new Set([...document.querySelectorAll('[id]')].map((one) => one.id)).size") == len(
         page.locator("[id]").all()
     )
