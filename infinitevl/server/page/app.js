@@ -37,6 +37,7 @@ async function addWithSource(source) {
   const stream = await create(source);
   stream.watch(source);
   add(stream);
+  if (matchMedia("(hover: hover)").matches) byId("question").focus(); // on a phone it would open the keyboard
 }
 
 function add(stream) {
@@ -218,6 +219,7 @@ async function poll(failures = 0) {
       if (found) stream.measure(found);
       else if (stream.missed > 1) stream.lose(); // once may be a list from before it was opened
     }
+    if (!chosen) picker.offer(others());
     failures = 0;
   } catch {
     failures += 1; // api tells in the header that the server is away

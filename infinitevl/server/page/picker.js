@@ -1,8 +1,9 @@
 // Chooses what a stream watches. Without a stream it is part of the page; otherwise it is a dialog.
 
+import { ApiError } from "./api.js";
 import { byId, make } from "./dom.js";
 import { clock, count } from "./format.js";
-import { openSource } from "./sources.js";
+import { openSource, SourceError } from "./sources.js";
 
 export class Picker {
   #choose = null; // what to do with the chosen source
@@ -35,11 +36,20 @@ export class Picker {
     byId("picker-close").hidden = inPage;
     byId("address-form").hidden = Boolean(forStream); // the server follows an address from a stream's beginning
     byId("load").hidden = Boolean(forStream);
-    byId("open-form").hidden = Boolean(forStream) || !others.length;
-    byId("open-stream").replaceChildren(...others.map((one) => make("option", { value: one.id }, `${one.name ?? one.id.slice(-6)}: ${clock(one.seconds)}, ${count(one.frames)} frames`)));
+    this.offer(forStream ? [] : others);
     this.hide();
     if (inPage) this.dialog.open = true; // show() would take the focus
     else this.dialog.showModal();
+  }
+
+  /** Streams that the server has and this page does not show. */
+  offer(others) {
+    byId("open-form").hidden = !others.length;
+    const ids = others.map((one) => one.id).join();
+    if (ids === this.offered) return; // what is chosen stays chosen
+    this.offered = ids;
+    const words = (one) => `${one.name ?? one.id.slice(-6)}: ${clock(one.time)}, ${count(one.frames)} frames`;
+    byId("open-stream").replaceChildren(...others.map((one) => make("option", { value: one.id }, words(one))));
   }
 
   hide() {
@@ -72,8 +82,8 @@ export class Picker {
       this.dialog.querySelectorAll("form.line").forEach((form) => form.reset());
       if (this.dialog.matches(":modal")) this.hide();
     } catch (error) {
+      if (!(error instanceof ApiError || error instanceof SourceError)) throw error;
       this.error.textContent = error.message;
-      if (!error.status && error.constructor === Error) throw error;
     } finally {
       this.dialog.classList.remove("busy");
     }

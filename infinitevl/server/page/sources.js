@@ -3,6 +3,7 @@
 //   element      what shows it: a video, picture or canvas (null where the server follows an address)
 //   time         seconds since it began, without pauses
 //   grab()       the picture of this moment as a JPEG, or null if there is none yet
+//   sent()       is told that the server has read a picture
 //   pause(), resume(), stop()
 // It calls onend(why) when it has no more pictures.
 
@@ -80,6 +81,8 @@ class Source {
     return jpeg(element, element.videoWidth ?? element.naturalWidth ?? element.width, element.videoHeight ?? element.naturalHeight ?? element.height);
   }
 
+  sent() {}
+
   pause() {
     this.watch.stop();
   }
@@ -152,10 +155,8 @@ class PictureSource extends Source {
     return source;
   }
 
-  async grab() {
-    const picture = await super.grab();
-    queueMicrotask(() => this.onend("The picture was shown once. Ask, or choose a source to go on."));
-    return picture;
+  sent() {
+    this.onend("The picture was shown once. Ask, or choose a source to go on.");
   }
 }
 

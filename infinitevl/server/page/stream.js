@@ -118,8 +118,11 @@ export class Stream extends EventTarget {
     if (!frame || signal.aborted) return false;
     this.lastFrame = frame;
     this.#lastTime = seconds;
-    await this.#api.call("POST", `${this.path}/frames?time=${seconds.toFixed(3)}&wait=true`, { body: frame, headers: { "content-type": "image/jpeg" }, signal });
-    if (this.source === source) this.tell(null); // it may have ended with this frame
+    const response = await this.#api.call("POST", `${this.path}/frames?time=${seconds.toFixed(3)}&wait=true`, { body: frame, headers: { "content-type": "image/jpeg" }, signal });
+    await response.json(); // until then it is under way
+    if (this.source !== source) return true;
+    this.tell(null);
+    source.sent();
     return true;
   }
 
