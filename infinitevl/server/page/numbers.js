@@ -52,7 +52,7 @@ export class Numbers {
 function line(points, height) {
   if (points.length < 2) return "";
   const [begin, end] = [points[0].at, points.at(-1).at];
-  const place = (point) => `${(((point.at - begin) / (end - begin)) * WIDTH).toFixed(1)} ${(HEIGHT - MARGIN - height(point) * (HEIGHT - 2 * MARGIN)).toFixed(1)}`;
+  const place = (point) => `${(((point.at - begin) / (end - begin || 1)) * WIDTH).toFixed(1)} ${(HEIGHT - MARGIN - height(point) * (HEIGHT - 2 * MARGIN)).toFixed(1)}`;
   return `M${points.map(place).join("L")}`;
 }
 

@@ -19,7 +19,7 @@ export class Stream extends EventTarget {
   missed = 0; // looks at the server's list without it, one after another
   notice = null; // what to tell at the picture: { text, kind: "info" | "error" }
   numbers = { ...NOTHING };
-  points = []; // { at, tokens, state_bytes }, for the chart
+  points = []; // { at: time in the stream, tokens, state_bytes }, for the chart
   exchanges = []; // { time, question, answer, state, error, isWhole, controller }
   still = null; // a picture to show where there is no source, for example of a fork
   lastFrame = null;
@@ -166,7 +166,7 @@ export class Stream extends EventTarget {
     this.#measureRate(frames);
     this.numbers = { ...this.numbers, frames, tokens, state_bytes, seconds: time ?? 0, dropped: dropped + this.#skipped };
     const last = this.points.at(-1);
-    if (last?.tokens !== tokens || last?.state_bytes !== state_bytes) this.points.push({ at: performance.now(), tokens, state_bytes });
+    if (last?.tokens !== tokens || last?.state_bytes !== state_bytes) this.points.push({ at: time ?? 0, tokens, state_bytes });
     if (this.points.length > KEPT_POINTS) this.points = this.points.filter((_, index) => index % 2 === 0);
     this.#changed("numbers");
   }
