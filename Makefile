@@ -1,7 +1,7 @@
 # Short names for the commands of README.md and CONTRIBUTING.md; nothing here is needed to work without make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: environment check slow test-gpu demo data builtin-train school builtin-evaluate
+.PHONY: environment check slow test-gpu demo data pretrain school builtin-evaluate
 
 environment:  ## make .venv with everything that the tests need
 	python3 -m venv .venv
@@ -22,10 +22,11 @@ demo:  ## a few hundred frames through the built-in model, with questions
 data:  ## fetch the packages and build the data of the built-in model
 	$(PYTHON) -m builtin.build_data
 
-builtin-train:  ## train the built-in model; wants a GPU
-	$(PYTHON) -m builtin.train
-	$(PYTHON) -m builtin.train --export runs/builtin/model
-	$(PYTHON) -m builtin.tune_streams --model runs/builtin/model --export runs/builtin/tuned
+pretrain:  ## the model that the school's teacher starts from; wants a GPU
+	$(PYTHON) -m builtin.start builtin/recipes/hybrid/shape.yaml --out runs/hybrid/start
+	$(PYTHON) -m builtin.teach builtin/recipes/hybrid/dense.yaml
+	$(PYTHON) -m builtin.teach builtin/recipes/hybrid/joint.yaml
+	$(PYTHON) -m builtin.teach builtin/recipes/hybrid/keyed.yaml
 
 school:  ## the built-in model through the published pipeline, scored and packaged; wants a GPU
 	$(PYTHON) -m builtin.school

@@ -33,7 +33,7 @@ STEPS = {
 }
 # Operations, states, the model against the published one, the project's own rules.
 QUICK_TESTS = ["tests/ops", "tests/state", "tests/model/test_reference_vectors.py", "tests/project"]
-STARTS_A_PROCESS = "new_process or imports_no or importing or programs"
+STARTS_A_PROCESS = "new_process or imports_no or importing or programs or without_torch or needs_no_extra"
 QUICK_STEPS = STEPS | {"tests": ["pytest", *QUICK_TESTS, "-k", f"not ({STARTS_A_PROCESS})"]}
 SLOW_STEPS = {
     "kernels": ["pytest", "tests/ops/triton", "tests/ops/test_kernels_are_tested.py", "--timeout=1200"],

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinitevl.ops import trainable
-from infinitevl.ops.delta_rule import delta_rule_chunk
-from infinitevl.ops.packed import Packed, gather, pack, spread
+from infinitevl.ops.delta_net.rule import delta_rule_chunk
 from infinitevl.ops.reference import delta_rule_by_chunk
+from infinitevl.ops.rows import Packed, gather, pack, spread
 
 GAP = 3  # inputs that a convolution of width 4 still sees
 REPEATS = 20
@@ -76,7 +75,7 @@ def definition(case: Case) -> Rule:
 
 def ours(case: Case) -> Rule:
     """Our Triton kernels; inputs are spread before, as convolution and gates leave them in a layer."""
-    from infinitevl.ops.triton.train_rule import delta_rule
+    from infinitevl.ops.delta_net.train.rule import delta_rule
 
     firsts, place, source = case.packed.firsts, case.packed.place, case.packed.source
     return lambda *inputs: delta_rule(*inputs, case.state, firsts, place, source)[0]
@@ -91,23 +90,15 @@ def fla(case: Case) -> Rule:
 
 
 def plain(case: Case) -> Rule:
-    """Autograd through `delta_rule_chunk` of `ops.delta_rule`, in float32."""
+    """Autograd through `delta_rule_chunk` of `ops.delta_net.rule`, in float32."""
     ends = case.packed.ends
     return lambda *inputs: gather(delta_rule_chunk(*inputs, case.state, ends=ends)[0], case.packed)
-
-
-def batched(case: Case) -> Rule:
-    """The torch path of `ops.trainable`: batched products with gradients of their own."""
-    dtype, ends = case.inputs[0].dtype, case.packed.ends
-    rule = trainable.delta_rule_chunk
-    return lambda *inputs: gather(rule(*inputs, case.state, dtype, ends=ends)[0], case.packed)
 
 
 WAYS = {
     "ours, Triton": (ours, True),
     "fla-core": (fla, False),
     "torch autograd": (plain, True),
-    "torch, own gradients": (batched, True),
 }
 
 

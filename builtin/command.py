@@ -2,8 +2,10 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
-from infinitevl.errors import InfiniteVLError
+from builtin.world.splits import SPLITS
+from infinitevl.errors import InfiniteVLError, InputError
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -19,3 +21,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(str(error) or "Stopped.") from error
 
     return told
+
+
+def check_data(folder: Path) -> None:
+    """Raises InputError if `builtin.build_data` has not written all of its files into a folder."""
+    names = [*(f"{split}.pack" for split in SPLITS), "tokenizer.json"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} lacks {', '.join(missing)}. Build the data first, with `python -m "
+            "builtin.build_data`, or say where it is with --data."
+        )

@@ -22,7 +22,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from builtin.feed.batches import FRAME_TOKENS, Writer
+from builtin.command import command
+from builtin.feed.rows import FRAME_TOKENS, Writer
+from builtin.vocabulary import open_tokenizer
 from builtin.world import splits
 from builtin.world.frames import Painter, Style
 from builtin.world.packs import Textures, World, load_world
@@ -245,6 +247,7 @@ def _stream(scene: Scene, task: str, num_frames: int) -> Callable[[Random, int],
 # ------ the command
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the built-in model.")
     parser.add_argument("--model", type=Path, default=Path("infinitevl/assets/builtin"))
@@ -287,7 +290,7 @@ def examine(
 
     samples: per task; by default 1000 on a GPU, 40 on a CPU.
     """
-    examiner = Examiner(model, Tokenizer.from_file(str(data / "tokenizer.json")))
+    examiner = Examiner(model, open_tokenizer(data / "tokenizer.json"))
     is_cuda = model.device.type == "cuda"
     if is_cuda:
         fuse_(model)

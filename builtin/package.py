@@ -13,8 +13,10 @@ import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from builtin.card import records, write_card
+from builtin.command import command
 from builtin.vocabulary import wrap_tokenizer
 from builtin.world.render import FRAME_SIZE
+from infinitevl.errors import InputError
 from infinitevl.model import adapters
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor import InfiniteVLProcessor
@@ -22,6 +24,7 @@ from infinitevl.processing.processor import InfiniteVLProcessor
 MOST_BYTES = 34_000_000  # of weights; the tests' own come on top
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put trained weights into the package.")
     parser.add_argument("--school", type=Path, default=Path("runs/builtin"))
@@ -40,8 +43,10 @@ def package(school: Path, recipes: Path, tokenizer: Path, out: Path) -> None:
     """Write everything that the package holds of the model into `out`.
 
     Raises:
-        ValueError: the weights are too large to be tracked.
+        InputError: the school is not finished. ValueError: the weights are too large to be tracked.
     """
+    if not (school / "long_sft" / "adapter").is_dir():
+        raise InputError(f"{school} holds no finished school. Run `python -m builtin.school` first.")
     model = InfiniteVLForConditionalGeneration.from_pretrained(school / "sft" / "model", dtype=torch.bfloat16)
     model.save_pretrained(out)
     save_processor(tokenizer, out)

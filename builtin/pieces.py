@@ -9,7 +9,9 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from builtin.command import command
 from builtin.sources import unpack
+from infinitevl.errors import InputError
 
 PIECE = 15_000_000  # bytes
 NAME = "school-{:02d}.part"
@@ -35,8 +37,11 @@ def keep(folder: Path, out: Path, models: Sequence[str]) -> list[Path]:
 
 
 def take(pieces: Path, folder: Path) -> None:
-    """Put back into `folder` what `keep` wrote into `pieces`."""
-    whole = b"".join(piece.read_bytes() for piece in sorted(pieces.glob(NAME.format(0).replace("00", "*"))))
+    """Put back into `folder` what `keep` wrote into `pieces`; InputError if nothing is there."""
+    found = sorted(pieces.glob(NAME.format(0).replace("00", "*")))
+    if not found:
+        raise InputError(f"{pieces} holds no pieces; `python -m builtin.school --keep FOLDER` writes them.")
+    whole = b"".join(piece.read_bytes() for piece in found)
     with tarfile.open(fileobj=io.BytesIO(whole), mode="r:gz") as archive:
         unpack(archive, folder)
 
@@ -48,6 +53,7 @@ def _is_small(path: Path, folder: Path) -> bool:
     return is_kind and not {"model", "adapter", "student"} & set(parts) and path.stat().st_size < _SMALL
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put the pieces of a school back into its folder.")
     parser.add_argument("--take", type=Path, required=True, help="folder of the pieces")

@@ -23,9 +23,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from builtin.command import command
 from builtin.evaluate import LONGEST_ANSWER, Examiner, Scene, fold, open_model, scenes
-from builtin.feed.batches import FRAME_TOKENS, GRID, TOKENS_PER_SECOND
+from builtin.feed.rows import FRAME_TOKENS, GRID, TOKENS_PER_SECOND
 from builtin.recall_figure import draw
+from builtin.vocabulary import open_tokenizer
 from builtin.world import splits
 from builtin.world.frames import Frame, Painter
 from builtin.world.render import FRAME_SIZE, PATCH, plan_pictures, render
@@ -235,7 +237,7 @@ def run(
     """Every model at every length, as JSON values."""
     first = next(iter(models.values()))
     scene, _ = scenes(data, split, first.device)
-    tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
+    tokenizer = open_tokenizer(data / "tokenizer.json")
     for model in models.values():
         if model.device.type == "cuda":
             fuse_(model)
@@ -273,6 +275,7 @@ def window_alone(folder: Path, window: int) -> InfiniteVLForConditionalGeneratio
     return model.to(full.device).eval()
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="Recall against the length of a stream.")
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME=FOLDER")

@@ -10,7 +10,6 @@ from its pace, which is measured first and written beside it. school.jsonl says 
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import gc
@@ -25,36 +24,40 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer
 
 from builtin import recall
+from builtin.command import check_data, command
 from builtin.evaluate import examine, open_model
 from builtin.feed.settings import SmallData
-from builtin.log import draw_curves
-from builtin.loop import Options, Trainer
 from builtin.pieces import keep
-from builtin.recipe import Recipe as TeacherRecipe
-from builtin.rehearsal import Sizes, tiny_stage, tiny_teacher
+from builtin.pretrain import HEADS, Pretrain
+from builtin.rehearsal import Sizes, tiny_shape, tiny_stage
 from builtin.stages import SmallStage, read_stage, teach
-from builtin.train import export
+from builtin.start import read_shape, write_start
 from builtin.world import splits
-from builtin.world.packs import load_world
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
-from infinitevl.training.course import ADAPTER, MODEL
+from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.recipes import DistillLayers, DistillLogits
-from infinitevl.training.run import CHECKPOINT, LOG
+from infinitevl.training.stage import ADAPTER, MODEL
 from infinitevl.training.surgery import StudentPlan, make_student, save_student
+from infinitevl.training.training_log import LOG
 
-SECONDS = {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 175.0, "long_sft": 260.0}
+SECONDS = {"teacher_dense": 120.0, "teacher": 360.0}
+SECONDS |= {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 175.0, "long_sft": 260.0}
+START, STUDENT = "start", "student"
 BEFORE = {
-    "distill_layers": "student",
+    "teacher_dense": START,
+    "teacher": "teacher_dense/model",
+    "distill_layers": STUDENT,
     "distill_logits": "distill_layers/model",
     "sft": "distill_logits/model",
 }
 BEFORE["long_sft"] = "sft/model"
+SEED = 40  # of the weights that the teacher does not take over
 WINDOW, INITIALIZER_RANGE = 64, 0.0625  # of the student; hidden_size^-0.5
 RECIPES = Path(__file__).with_name("recipes")
+PRETRAINED = Path("runs/hybrid/keyed/model")
 TRIAL_STEPS = 36  # of which the last third is measured
 OPENING = 25.0  # seconds for loading and measuring before a stage
 SCORES, RECALL, DONE = "scores", "recall", "done"
@@ -77,7 +80,7 @@ class School:
     """A folder in which one step after another is finished.
 
     Args:
-        start: the model whose weights the teacher starts with; None for that of its recipe.
+        start: the model whose weights the teacher starts with.
         stop_after: seconds that this call may take. scale: of the seconds that stages take.
         sizes: of a rehearsal; None for the real thing.
     """
@@ -88,7 +91,7 @@ class School:
         data: Path = Path(".data"),
         recipes: Path = RECIPES,
         *,
-        start: Path | None = None,
+        start: Path = PRETRAINED,
         workers: int = 14,
         stop_after: float = 1e9,
         scale: float = 1.0,
@@ -102,15 +105,15 @@ class School:
 
     def steps(self) -> list[Step]:
         """All steps, in order."""
-        teacher = 60 * self._teacher_recipe().minutes
         stages = [
             Step(name, OPENING + seconds * self.scale, functools.partial(self.stage, name))
             for name, seconds in SECONDS.items()
         ]
         return [
-            Step("teacher", teacher + OPENING, self.teacher),
-            Step("student", 10, self.student),
-            *stages,
+            Step(START, 10, self.start_model),
+            *stages[:2],
+            Step(STUDENT, 10, self.student),
+            *stages[2:],
             *(self._exam(name, splits.TEST) for name in ("teacher", "sft", "long_sft")),
             Step(RECALL, 120, self.recall),
             *(self._exam(name, splits.VALIDATION) for name in ("sft", "long_sft", "teacher")),
@@ -120,8 +123,9 @@ class School:
         """Every step that is not finished, up to `until`; returns whether all of them are.
 
         Raises:
-            InputError: no step has that name.
+            InputError: no step has that name, or there is no data.
         """
+        check_data(self.data)
         steps = self.steps()
         if until is not None and until not in {step.name for step in steps}:
             raise InputError(f"no step {until!r}; there are {', '.join(step.name for step in steps)}.")
@@ -170,39 +174,24 @@ class School:
 
     # ------ the steps
 
-    def teacher(self) -> None:
-        """Full attention in every layer, by the clock of its recipe."""
-        recipe, folder = self._teacher_recipe(), self.folder / "teacher"
-        world, textures = load_world(self.data / "train.pack", device=self.device)
-        tokenizer = self.data / "tokenizer.json"
-        options = Options(
-            folder,
-            self.device,
-            0 if self.sizes else self.workers,
-            num_steps=self.sizes.num_steps if self.sizes else None,
-            stop_after=self.left / 60 - 0.3,
-            log_every=1 if self.sizes else 25,
-        )
-        trainer = Trainer(recipe, world, textures, Tokenizer.from_file(str(tokenizer)), options)
-        if trainer.checkpoint.exists():
-            trainer.resume()
-        if not trainer.run():
-            raise Stopped
-        with contextlib.suppress(ImportError):
-            draw_curves(folder / "log.jsonl", folder / "curves.png")
-        export(trainer, folder / MODEL, tokenizer)
-        trainer.checkpoint.unlink()
+    def start_model(self) -> None:
+        """The teacher before it learned: full attention in every layer, other weights from `start`."""
+        shape, weights = read_shape(self.recipes / "teacher_shape.yaml"), str(self.start)
+        if self.sizes:
+            shape, weights = tiny_shape(shape), None
+        shutil.rmtree(self.folder / START, ignore_errors=True)
+        write_start(shape, self.data / "tokenizer.json", self.folder / START, SEED, weights)
 
     def student(self) -> None:
         """Window attention and new Gated DeltaNets in the teacher's place."""
-        shutil.rmtree(self.folder / "student", ignore_errors=True)
+        shutil.rmtree(self.folder / STUDENT, ignore_errors=True)
         plan = StudentPlan(window=WINDOW, initializer_range=INITIALIZER_RANGE)
         teacher = self.folder / "teacher" / MODEL
-        missing = save_student(make_student(teacher, plan), teacher, self.folder / "student")
+        missing = save_student(make_student(teacher, plan), teacher, self.folder / STUDENT)
         assert missing is None, missing
 
     def stage(self, name: str) -> None:
-        """One of the four stages; if its loss is no number, once more with half the learning rate."""
+        """One of the stages; if its loss is no number, once more with half the learning rate."""
         stage = self._read(name)
         try:
             self._stage(name, stage)
@@ -276,20 +265,15 @@ class School:
         scenes = stage.data.scenes.model_copy(update={"pack": str(self.data / "train.pack")})
         data = SmallData(scenes=scenes, workers=0 if self.sizes else self.workers)
         changes = {"student": str(self.folder / BEFORE[name]), "out": str(self.folder / name)}
+        if isinstance(stage.recipe, Pretrain) and stage.recipe.heads is not None:
+            changes["heads"] = str((self.folder / BEFORE[name]).with_name(HEADS))
         if isinstance(stage.recipe, DistillLayers | DistillLogits):
             changes["teacher"] = str(self.folder / "teacher" / MODEL)
         return dataclasses.replace(stage.changed(**changes), data=data)
 
-    def _teacher_recipe(self) -> TeacherRecipe:
-        recipe = TeacherRecipe.read(self.recipes / "teacher.yaml")
-        if self.sizes:
-            return tiny_teacher(recipe, self.sizes)
-        start = recipe.start_from if self.start is None else str(self.start)
-        return dataclasses.replace(recipe, start_from=start, minutes=recipe.minutes * self.scale)
-
     def _can_pause(self, name: str) -> bool:
         """Whether a step that was begun goes on in the next call, and this one has a minute for it."""
-        return (name == "teacher" or name in SECONDS) and self.left > OPENING + 30
+        return name in SECONDS and self.left > OPENING + 30
 
     def _done(self, name: str) -> Path:
         return self.folder / DONE / f"{name}.json"
@@ -315,12 +299,15 @@ def _write(path: Path, found: dict) -> None:
         part.write_text(json.dumps(found, indent=1))
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description="The built-in model through the published pipeline.")
     parser.add_argument("--folder", type=Path, default=Path("runs/builtin"))
     parser.add_argument("--data", type=Path, default=Path(".data"), help="folder of build_data")
     parser.add_argument("--recipes", type=Path, default=RECIPES)
-    parser.add_argument("--start", type=Path, help="model that the teacher starts from, not the recipe's")
+    parser.add_argument(
+        "--start", type=Path, default=PRETRAINED, help="model whose weights the teacher takes over"
+    )
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--until", help="the last step of this call")
     parser.add_argument("--stop-after", type=float, default=1e7, help="minutes that this call may take")
@@ -349,13 +336,15 @@ def main() -> None:
 def models_of(steps: list[str]) -> list[str]:
     """Folders of the models that these steps made, and that a later call or the package needs."""
     wanted = {
+        "teacher_dense": "teacher_dense",
         "teacher": f"teacher/{MODEL}",
         "distill_logits": f"distill_logits/{MODEL}",
         "sft": f"sft/{MODEL}",
     }
     wanted["long_sft"] = f"long_sft/{ADAPTER}"
-    if "sft" in steps:
-        wanted.pop("distill_logits")
+    for step, earlier in {"teacher": "teacher_dense", "sft": "distill_logits"}.items():
+        if step in steps:
+            wanted.pop(earlier)
     return [folder for step, folder in wanted.items() if step in steps]
 
 

@@ -6,6 +6,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from infinitevl.errors import InputError
+
 NPM_PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",
     "noto-v1": "@iconify-json/noto-v1@1.2.5",
@@ -53,6 +55,8 @@ def fetch_npm(name: str, cache: Path) -> Path:
     folder = cache / "npm" / name
     if (folder / "package").is_dir():
         return folder / "package"
+    if not shutil.which("npm"):
+        raise InputError("the drawings come from npm's packages, but there is no npm here. Install Node.js.")
     folder.mkdir(parents=True, exist_ok=True)
     command = ["npm", "pack", "--silent", NPM_PACKAGES[name], "--pack-destination", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
+from builtin import pretrain
 from builtin.feed.scenes import SceneFeed
 from builtin.feed.settings import DrawSettings, SceneSettings, SmallData
+from builtin.pretrain import Pretrain
 from infinitevl.errors import InputError
-from infinitevl.training import course, preview
+from infinitevl.training import preview
+from infinitevl.training import stage as training_stage
 from infinitevl.training.recipes import Recipe, explained, parse_recipe, read_settings
-from infinitevl.training.run import processes
 from infinitevl.training.starts import open_processor
+from infinitevl.training.trainer import processes
 
 
 @dataclass(frozen=True)
 class SmallStage:
     """A stage as the package knows it, without data, and what it draws of the small world."""
 
-    recipe: Recipe
+    recipe: Recipe | Pretrain
     data: SmallData
 
     def changed(self, **settings: Any) -> "SmallStage":
@@ -45,13 +47,22 @@ def parse_stage(found: dict[str, Any], where: str = "recipe") -> SmallStage:
     """The same from plain values."""
     if "data" not in found:
         raise InputError(f"{where}: missing setting 'data'")
-    recipe = parse_recipe({name: value for name, value in found.items() if name != "data"}, where)
+    recipe = _parse_recipe({name: value for name, value in found.items() if name != "data"}, where)
     try:
         return SmallStage(recipe, SmallData.model_validate(found["data"]))
     except ValidationError as error:
         models = (SmallData, SceneSettings, DrawSettings)
         known = {name for model in models for name in model.model_fields}
         raise explained(error, f"{where}: data", known) from error
+
+
+def _parse_recipe(found: dict[str, Any], where: str) -> Recipe | Pretrain:
+    if found.get("stage") != "pretrain":
+        return parse_recipe(found, where)
+    try:
+        return Pretrain.model_validate(found)
+    except ValidationError as error:
+        raise explained(error, where, Pretrain.model_fields) from error
 
 
 def open_feed(stage: SmallStage) -> SceneFeed:
@@ -68,16 +79,20 @@ def open_feed(stage: SmallStage) -> SceneFeed:
         recipe.num_steps,
         workers=stage.data.workers,
         device=accelerator.device,
-        dtype=getattr(torch, recipe.precision),
+        dtype=recipe.torch_dtype,
         rank=accelerator.process_index,
     )
 
 
 def teach(stage: SmallStage, *, resume: bool = False, stop_after: int | None = None) -> Path | None:
     """As the package's `teach`, on the small world."""
-    return course.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
+    if isinstance(stage.recipe, Pretrain):
+        return pretrain.teach(stage.recipe, open_feed(stage), resume=resume, stop_after=stop_after)
+    return training_stage.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
 
 
 def show(stage: SmallStage, pictures: Path | None = None) -> str:
-    """As the package's `preview`, on the small world."""
+    """As the package's `preview`, on the small world; InputError for pretraining, which has none."""
+    if isinstance(stage.recipe, Pretrain):
+        raise InputError("pretraining has no dry run: it begins in seconds, and Ctrl-C ends it after a step.")
     return preview.preview(stage.recipe, pictures, open_feed(stage))

@@ -15,6 +15,7 @@ from builtin.world.packs import World, read_meta
 from builtin.world.splits import TRAIN, rng_of
 from builtin.world.streams import StreamSize, stream_sample
 from builtin.world.tasks import pair_sample, picture_sample, text_sample
+from infinitevl.errors import InputError
 from infinitevl.processing.prompt import CHAT_TEMPLATE, DEFAULT_SYSTEM, END, SPECIAL_TOKENS
 
 VOCABULARY_SIZE = 2048
@@ -58,6 +59,16 @@ def _spoken(world: World, style: Style, rng: Random) -> Iterator[str]:
     for sample in samples:
         for turn in sample.turns:
             yield from (turn.question, turn.answer)
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The vocabulary of `builtin.build_data`; InputError where it is not there."""
+    if not path.is_file():
+        raise InputError(
+            f"there is no vocabulary {path}. Build the data first, with `python -m builtin.build_data`, or "
+            "say where it is."
+        )
+    return Tokenizer.from_file(str(path))
 
 
 def wrap_tokenizer(path: Path) -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ from infinitevl import InfiniteVLError, StreamSession, load, open_source
 
 
 def main(camera: str, question: str, model_name: str | None = None) -> None:
-    """The newest frame wins: what comes faster than the model can read is dropped and counted."""
+    """Ask every ten seconds; frames that come faster than the model reads them are dropped and counted."""
     model, processor = load(model_name)
     session = StreamSession(model, processor)
     next_question = 0.0

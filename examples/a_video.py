@@ -1,4 +1,4 @@
-"""Watch a video and ask on the way: python examples/a_video.py VIDEO "What is happening?" [MODEL]"""
+"""Watch a video and ask on the way: python examples/a_video.py examples/signs.mp4 "What is it?" [MODEL]"""
 
 import sys
 
@@ -6,7 +6,7 @@ from infinitevl import InfiniteVLError, StreamSession, load, open_source
 
 
 def main(video: str, question: str, model_name: str | None = None) -> None:
-    """Ask the same question every five seconds of the video; memory stays as it is."""
+    """Ask the same question every five seconds of the video; memory does not grow."""
     model, processor = load(model_name)
     session = StreamSession(model, processor)
     next_question = 5.0

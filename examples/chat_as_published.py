@@ -9,7 +9,7 @@ from infinitevl import InfiniteVLError, process_vision_info
 
 
 def main(path: str, picture: str, another: str, video: str) -> list[str]:
-    """Answers about one picture, about two, and about a video file (file:///path/to/video.mp4, say)."""
+    """Ask about one picture, about two, and about a video file (for example file:///path/to/video.mp4)."""
     model = AutoModelForCausalLM.from_pretrained(
         path, torch_dtype=torch.bfloat16, device_map="auto", trust_remote_code=True
     )

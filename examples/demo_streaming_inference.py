@@ -1,8 +1,8 @@
-"""Watch a video frame by frame as if it were live, ask on the way, and tell the speed at the end.
+"""Watch a video frame by frame as if it were live, ask on the way, and print the speed at the end.
 
 python examples/demo_streaming_inference.py --model_path MODEL --video_path VIDEO --fps 2 [--max_new_tokens N]
 
-On CUDA every step is captured once and replayed from then on; anywhere else the same steps run as they are.
+On CUDA every step is captured once as a CUDA graph and then replayed; elsewhere the steps are plain calls.
 """
 
 import argparse
@@ -17,7 +17,7 @@ LATENCY_EVERY = 20  # these frames are waited for, all others follow each other 
 
 
 class Watching:
-    """A session that sees frames, and how long they take: each in itself, and one after the other."""
+    """Times the frames of a session: some are waited for one by one, the others follow each other."""
 
     def __init__(self, session: StreamSession):
         self.session = session
@@ -40,7 +40,7 @@ class Watching:
             self.num_following += 1
 
     def settle(self) -> None:
-        """Let the device finish what was asked of it, and count no time until frames go on."""
+        """Wait for the device, and stop the clock until the next frame."""
         self.session.engine.settle()
         self.seconds += time.perf_counter() - self.since if self.since else 0.0
         self.since = 0.0

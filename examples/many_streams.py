@@ -7,9 +7,9 @@ from infinitevl import Engine, InfiniteVLError, Sampling, StreamSession, load, o
 
 
 def main(question: str, *videos: str, model_name: str | None = None) -> None:
-    """Frames of all videos are taken in by one step, and all answers grow by common steps."""
+    """Read the frames of all videos in common steps, and decode all answers in common steps."""
     model, processor = load(model_name)
-    # A stream takes a slot, and a question another one while it is answered.
+    # Each stream takes a slot, and each question another one while it is answered.
     engine = Engine(model, processor, num_slots=2 * len(videos))
     streams = [StreamSession.on(engine) for _ in videos]
     sources = [open_source(video, fps=2) for video in videos]

@@ -1,4 +1,4 @@
-"""Fork a stream, save it and go on: python examples/save_and_fork.py VIDEO "What was first?" [MODEL]"""
+"""Fork and save a stream: python examples/save_and_fork.py examples/signs.mp4 "What was first?" [MODEL]"""
 
 import sys
 import tempfile
@@ -8,7 +8,7 @@ from infinitevl import InfiniteVLError, StreamSession, load, open_source
 
 
 def main(video: str, question: str, model_name: str | None = None) -> None:
-    """A fork and a saved stream go on exactly as the original would."""
+    """Show that a fork and a saved stream continue exactly as the original would."""
     model, processor = load(model_name)
     session = StreamSession(model, processor)
     with open_source(video, fps=2) as frames:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from infinitevl.errors import InputError as InputError
     from infinitevl.errors import SourceError as SourceError
     from infinitevl.errors import StateError as StateError
+    from infinitevl.model.adapters import merge_adapter_ as merge_adapter_
     from infinitevl.model.hf_cache import StateCache as StateCache
     from infinitevl.model.infinitevl import (
         InfiniteVLForConditionalGeneration as InfiniteVLForConditionalGeneration,
@@ -57,6 +58,7 @@ _HOMES = {
     "StreamStats": "infinitevl.engine.session",
     "list_models": "infinitevl.engine.loading",
     "load": "infinitevl.engine.loading",
+    "merge_adapter_": "infinitevl.model.adapters",
     "open_source": "infinitevl.processing.video",
     "process_vision_info": "infinitevl.processing.vision_info",
 }

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from infinitevl.errors import CheckpointError, InputError
+from infinitevl.config_fields import check, check_ends, check_fields, with_fields
+from infinitevl.errors import InputError
 
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 LAYER_TYPES = (SLIDING, FULL, LINEAR)
@@ -20,6 +21,17 @@ _ROPE_TYPES = ("default", "mrope")
 
 # torch's own attention in any case; "eager" asks for the same numbers without a kernel's name.
 _ATTENTION = (None, "sdpa", "eager")
+_PARTS = ("", "text_config", "vision_config")
+
+# What a caller may give `from_pretrained` of a configuration that is about files, not about fields.
+_PASSED_ON = (
+    "code_revision",
+    "commit_hash",
+    "trust_remote_code",
+    "local_files_only",
+    "token",
+    "use_auth_token",
+)
 
 # What published folders say and what must not take effect: these name code, kernels or habits of the
 # published implementation.
@@ -32,7 +44,7 @@ def hybrid_layer_types(num_layers: int, period: int = 4) -> list[str]:
 
 
 class InfiniteVLVisionConfig(PreTrainedConfig):
-    """Qwen2.5-VL's vision encoder and projector (spec: "Architecture")."""
+    """Qwen2.5-VL's vision encoder and projector (arXiv 2502.13923, section 2.1)."""
 
     model_type = "infinite_vl_vision"
     base_config_key = "vision_config"
@@ -55,9 +67,10 @@ class InfiniteVLVisionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
+        check_fields(self)
         self.fullatt_block_indexes = tuple(self.fullatt_block_indexes)
-        _check(self.hidden_act == "silu", f"vision hidden_act must be 'silu', not {self.hidden_act!r}")
-        _check(
+        check(self.hidden_act == "silu", f"vision hidden_act must be 'silu', not {self.hidden_act!r}")
+        check(
             self.hidden_size % (4 * self.num_heads) == 0,
             f"vision hidden_size {self.hidden_size} is no multiple of 4 x num_heads = {4 * self.num_heads}",
         )
@@ -113,35 +126,52 @@ class InfiniteVLTextConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        self.head_dim = self.head_dim or 0
+        self.layer_types = self.layer_types or ()
+        check_fields(self)
+        check_ends(self.eos_token_id)
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.layer_types = list(self.layer_types or hybrid_layer_types(self.num_hidden_layers))
         self.mrope_section = list(self.mrope_section)
         self.pad_token_id = self.bos_token_id if self.pad_token_id is None else self.pad_token_id
         self._validate()
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers; of a whole model's folder the part that concerns the decoder."""
+        found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if found.get("model_type") == InfiniteVLConfig.model_type:
+            found = InfiniteVLConfig(**found).text_config.to_dict()
+        return found, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; fields among the keywords are checked like those of the dictionary."""
+        config_dict, kwargs = with_fields(config_dict, kwargs, set(cls.__dataclass_fields__))
+        return super().from_dict(config_dict, **kwargs)
+
     def _validate(self) -> None:
         unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))
-        _check(not unknown, f"unknown layer_types {unknown}; valid ones are {list(LAYER_TYPES)}")
-        _check(
+        check(not unknown, f"unknown layer_types {unknown}; valid ones are {list(LAYER_TYPES)}")
+        check(
             len(self.layer_types) == self.num_hidden_layers,
             f"layer_types names {len(self.layer_types)} layers of {self.num_hidden_layers}",
         )
-        _check(
+        check(
             2 * sum(self.mrope_section) == self.head_dim,
             f"mrope_section {self.mrope_section} must sum to half of head_dim ({self.head_dim} / 2)",
         )
-        _check(
+        check(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_attention_heads {self.num_attention_heads} must be a multiple of "
             f"num_key_value_heads {self.num_key_value_heads}",
         )
-        _check(
+        check(
             self.num_linear_heads == self.num_linear_key_value_heads,
             "num_linear_key_value_heads must equal num_linear_heads: key heads are not shared here",
         )
-        _check(self.sliding_window > 0, f"sliding_window must be at least 1, not {self.sliding_window}")
-        _check(self.hidden_act == "silu", f"hidden_act must be 'silu', not {self.hidden_act!r}")
-        _check(
+        check(self.hidden_act == "silu", f"hidden_act must be 'silu', not {self.hidden_act!r}")
+        check(
             self.attention_dropout == 0,
             f"attention_dropout is {self.attention_dropout}; attention drops nothing here, so it must be 0",
         )
@@ -208,6 +238,17 @@ class InfiniteVLConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         text = _pop_text_fields(kwargs)
+        check_fields(self)
+        for part in (self.text_config, self.vision_config):
+            check(
+                part is None or isinstance(part, dict | PreTrainedConfig),
+                f"text_config and vision_config are objects, not {part!r}",
+            )
+        quantized = kwargs.get("quantization_config")
+        check(
+            not isinstance(quantized, int | float | str | list),
+            f"quantization_config is {quantized!r}, which is no object",
+        )
         if not isinstance(self.text_config, InfiniteVLTextConfig):
             text["tie_word_embeddings"] = self.tie_word_embeddings
             self.text_config = InfiniteVLTextConfig(**{**text, **(self.text_config or {})})
@@ -220,7 +261,7 @@ class InfiniteVLConfig(PreTrainedConfig):
         self._validate()
 
     def _validate(self) -> None:
-        _check(
+        check(
             self.vision_config.out_hidden_size == self.text_config.hidden_size,
             f"the projector's out_hidden_size {self.vision_config.out_hidden_size} must equal the decoder's "
             f"hidden_size {self.text_config.hidden_size}",
@@ -232,13 +273,45 @@ class InfiniteVLConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; the attn_implementation of a folder is ignored, that of a caller is checked.
+        """As in transformers; keywords may name every field, also those of the decoder.
+
+        The attn_implementation of a folder is ignored, that of a caller is checked.
 
         Raises:
             InputError: an `attn_implementation` among the keywords that this model does not have.
         """
         check_attention(kwargs.get("attn_implementation"))
-        return super().from_dict(config_dict, **kwargs)
+        names = set(cls.__dataclass_fields__) | set(InfiniteVLTextConfig.__dataclass_fields__)
+        names -= {*PreTrainedConfig.__dataclass_fields__, *cls.sub_configs}
+        config_dict, kwargs = with_fields(config_dict, kwargs, names | {"tie_word_embeddings"})
+        made = super().from_dict(config_dict, **kwargs)
+        (made[0] if isinstance(made, tuple) else made)._validate()
+        return made
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers.
+
+        Raises:
+            InputError: a keyword that is no field, unless an Auto class passes on what its caller gave it.
+        """
+        is_own_call = not kwargs.get("_from_auto") and not kwargs.get("return_unused_kwargs")
+        if not is_own_call:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        made, unused = super().from_pretrained(
+            pretrained_model_name_or_path, **{**kwargs, "return_unused_kwargs": True}
+        )
+        if unknown := sorted(name for name in unused if name not in _PASSED_ON and not name.startswith("_")):
+            raise InputError(
+                f"a configuration has no fields {unknown}. Check their names, or leave them out."
+            )
+        return made
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        found = super()._dict_from_json_file(json_file)
+        check(isinstance(found, dict), f"{json_file} holds {type(found).__name__}, not an object")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The published flat form."""
@@ -269,14 +342,15 @@ def _pop_text_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the decoder's fields of a flat dictionary out of `kwargs`."""
     for key in _IGNORED_KEYS:
         kwargs.pop(key, None)
-    _check(
+    check(
         kwargs.pop("use_sliding_window", True),
         "use_sliding_window: false; name full_attention in layer_types",
     )
-    rope = copy.copy(kwargs.pop("rope_parameters", None) or kwargs.pop("rope_scaling", None) or {})
+    rope: Any = copy.copy(kwargs.pop("rope_parameters", None) or kwargs.pop("rope_scaling", None) or {})
     kwargs.pop("rope_scaling", None)
+    check(isinstance(rope, dict), f"rope_scaling is {rope!r}, which is no object")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    _check(
+    check(
         rope_type in _ROPE_TYPES,
         f"rope_scaling of type {rope_type!r} is not known; valid ones are {list(_ROPE_TYPES)}",
     )
@@ -290,20 +364,20 @@ def _pop_text_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
     return text
 
 
-def check_attention(name: str | None) -> None:
+def check_attention(wanted: object) -> None:
     """See that attention can be computed as the caller of `from_pretrained` wants it.
 
+    Args:
+        wanted: a name, or transformers' dictionary of names for the parts of the model.
+
     Raises:
-        InputError: an implementation that this model does not have.
+        InputError: an implementation that this model does not have, or a part that it does not have.
     """
-    if name not in _ATTENTION:
-        raise InputError(
-            f"attn_implementation={name!r} is not available: this model calls torch's "
-            "scaled_dot_product_attention, which picks the fastest kernel that it has itself. Leave the "
-            "keyword out, or give 'sdpa'."
-        )
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise CheckpointError(f"this configuration does not make a model: {message}.")
+    by_part = wanted if isinstance(wanted, dict) else {"": wanted}
+    for part, name in by_part.items():
+        if part not in _PARTS or not isinstance(name, str | None) or name not in _ATTENTION:
+            raise InputError(
+                f"attn_implementation={wanted!r} is not available: this model calls torch's "
+                "scaled_dot_product_attention, which picks the fastest kernel that it has itself. Leave the "
+                f"keyword out, or give 'sdpa' (or a dictionary of it for the parts {', '.join(_PARTS[1:])})."
+            )

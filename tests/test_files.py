@@ -87,3 +87,71 @@ def test_a_folder_that_is_not_there_is_an_error_that_says_so(tmp_path):
         pass
     with pytest.raises(InfiniteVLError, match="could not write"), atomic_write(tmp_path):
         pass
+
+
+KILLED = """
+import os, sys
+from infinitevl.files import atomic_write
+with atomic_write(sys.argv[1]) as part:
+    part.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    path = tmp_path / "file"
+    subprocess.run([sys.executable, "-c", KILLED, path], timeout=120)
+    assert len(os.listdir(tmp_path)) == 1
+    with atomic_write(tmp_path / "another") as part:
+        part.write_text("x")
+    assert len(os.listdir(tmp_path)) == 2  # of another file, which it does not concern
+    with atomic_write(path) as part:
+        part.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == ["another", "file"] and path.read_text() == "whole"
+
+
+def test_what_a_live_save_is_writing_is_left_alone(tmp_path):
+    with atomic_write(tmp_path / "file") as first:
+        first.write_text("first")
+        with atomic_write(tmp_path / "file") as second:
+            second.write_text("second")
+        assert first.exists()
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "first"
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file").write_text("older")
+    for name, place in (("link", "disk/file"), ("new", "disk/not yet there")):
+        (tmp_path / name).symlink_to(place)
+        with atomic_write(tmp_path / name) as part:
+            assert part.parent == tmp_path / "disk"
+            part.write_text("newer")
+        assert (tmp_path / name).is_symlink() and (tmp_path / place).read_text() == "newer"
+    assert sorted(os.listdir(tmp_path / "disk")) == ["file", "not yet there"]
+
+
+@pytest.mark.parametrize("name", ["/dev/null/x", "z" * 256, "missing/x", "a\0b", "file/x", "", "/dev/null"])
+def test_places_where_nothing_can_be_written_are_told(tmp_path, name):
+    (tmp_path / "file").write_text("older")
+    with pytest.raises(InfiniteVLError, match="could not write"), atomic_write(tmp_path / name) as part:
+        part.write_text("x")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["z" * 255, "\u00e4" * 127])
+def test_the_longest_names_that_a_file_system_has_are_written(tmp_path, name):
+    for text in ("older", "newer"):
+        with atomic_write(tmp_path / name) as part:
+            part.write_text(text)
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "newer"
+
+
+def test_the_reason_is_told_where_not_even_the_temporary_file_can_be_removed(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    with pytest.raises(InfiniteVLError, match="Read-only file system"), atomic_write(tmp_path / "x") as part:
+        part.write_text("x")

@@ -18,6 +18,7 @@ from builtin.world.tasks import Sample, pair_sample, picture_sample, text_sample
 
 MOST_SIGNS = 8  # that a stream for practice of recall has
 _EVERYDAY_RATE = 2.0  # frames a second
+_READING_MIX = {"sign": 45, "thing": 36, "digit": 6, "flag": 3, "group": 10}
 _DIALOGUES = ("group", "group", "thing", "flag", "sign")
 
 
@@ -51,6 +52,7 @@ class Bucket:
 BUCKETS = {
     bucket.name: bucket
     for bucket in (
+        Bucket("reading", 1, 64),
         Bucket("picture", 1, 64),
         Bucket("dialogue", 1, 128, 2),
         Bucket("pair", 2, 128, 2),
@@ -84,44 +86,6 @@ BUCKETS = {
 }
 
 
-def bucket_weights(progress: float) -> dict[str, float]:
-    """Which second batch a step of the supervised loop takes: short streams first, long ones later."""
-    if progress < 0.12:
-        return {"dialogue": 0.2, "pair": 0.2, "text": 0.05, "stream4": 0.55}
-    if progress < 0.3:
-        return {"dialogue": 0.1, "pair": 0.1, "text": 0.05, "stream4": 0.35, "stream8": 0.4}
-    if progress < 0.5:
-        return {
-            "dialogue": 0.1,
-            "pair": 0.06,
-            "text": 0.05,
-            "stream4": 0.14,
-            "stream8": 0.3,
-            "stream16": 0.35,
-        }
-    return {
-        "dialogue": 0.1,
-        "pair": 0.05,
-        "text": 0.05,
-        "stream4": 0.1,
-        "stream8": 0.18,
-        "stream16": 0.28,
-        "stream32": 0.16,
-        "stream64": 0.08,
-    }
-
-
-def keyed_weights(progress: float) -> dict[str, float]:
-    """Which batch of keyed recall a step takes, where it takes one: short streams first."""
-    if progress < 0.25:
-        return {"keyed4": 1.0}
-    if progress < 0.5:
-        return {"keyed4": 0.4, "keyed8": 0.6}
-    if progress < 0.7:
-        return {"keyed4": 0.2, "keyed8": 0.4, "keyed16": 0.4}
-    return {"keyed4": 0.15, "keyed8": 0.3, "keyed16": 0.3, "keyed32": 0.15, "keyed64": 0.1}
-
-
 def draw_pool(bucket: Bucket, world: World, style: Style, rng: Random) -> list[Frame]:
     """What the rows of a batch share; nothing where the bucket has no pool."""
     return paint_pool(world, style, rng, bucket.pool) if bucket.pool else []
@@ -145,6 +109,11 @@ def _picture(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
     sample = picture_sample(world, style, rng)
     rng.shuffle(sample.turns)
     return sample
+
+
+def _reading(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    """Many signs, since reading is what an encoder is slow to learn."""
+    return picture_sample(world, style, rng, rng.choices(list(_READING_MIX), list(_READING_MIX.values()))[0])
 
 
 def _dialogue(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
@@ -184,6 +153,7 @@ def _rate(rng: Random) -> float | None:
 
 _MAKERS: dict[str, Callable[[Bucket, World, Style, Random], Sample]] = {
     "text": _text,
+    "reading": _reading,
     "picture": _picture,
     "dialogue": _dialogue,
     "pair": _pair,

@@ -22,6 +22,8 @@ class DrawSettings(Strict):
         None, description="The same after the last step, with a straight line in between."
     )
 
+    named: bool = Field(False, description="Whether each patch says what is under it, for pretraining.")
+
     @model_validator(mode="after")
     def _knows_its_buckets(self) -> "DrawSettings":
         for weights in (self.buckets, self.buckets_at_end or self.buckets):

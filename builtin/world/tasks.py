@@ -8,6 +8,7 @@ from builtin.world.frames import Frame, Painter, Style
 from builtin.world.packs import World
 from builtin.world.shapes import COLOURS, SHAPES
 from builtin.world.splits import TRAIN, held_out_kind
+from infinitevl.evaluation.questions import tidy
 
 CHAT, STREAM, TEXT = "chat", "stream", "text"
 
@@ -24,11 +25,6 @@ class Turn:
     def accepts(self, text: str) -> bool:
         """Whether `text` answers the question: letter case, outer spaces and a final stop do not matter."""
         return tidy(text) in {tidy(self.answer), *map(tidy, self.also)}
-
-
-def tidy(text: str) -> str:
-    """An answer as it is compared."""
-    return " ".join(text.strip().rstrip(".").lower().split())
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Measuring: speed and memory of our engine, beside a stock Transformer of the same shape."""
+"""Measure speed and memory of the engine, beside a stock Transformer of the same shape."""

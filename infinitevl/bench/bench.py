@@ -1,4 +1,4 @@
-"""One run of measurements: the model, where it runs, and what becomes of the records."""
+"""Run measurements: build the models, keep the records, show and write them."""
 
 import gc
 import os
@@ -20,10 +20,10 @@ PEER_BYTES = 8e9  # 3.75 B weights in 16 bits
 
 @dataclass(frozen=True)
 class Options:
-    """What a user chooses of every benchmark.
+    """What a user chooses for every benchmark.
 
-    peer: whether the stock Transformer is measured too. out: file that gets the lines. commit: of the source,
-    where its history is not beside it. quantization: of the decoder's products, where it is lower than dtype.
+    peer: measure the stock Transformer too. out: file to append the lines to. commit: of the source, if git
+    cannot tell it. quantization: of the decoder's products, where it is lower than dtype.
     """
 
     size: str = "4b"
@@ -37,10 +37,10 @@ class Options:
 
 
 class Bench:
-    """Builds models when they are wanted, and keeps what was measured.
+    """Builds models on demand, and keeps what was measured.
 
     Args:
-        name: of the benchmark. show: gets each record's row.
+        name: of the benchmark. show: called with each record's row.
     """
 
     def __init__(self, name: str, options: Options, show: Callable[[str], None] = print):
@@ -50,25 +50,25 @@ class Bench:
         self._place = Place.here(options.size, self.device, options.commit)
 
     def model(self) -> tuple[Any, Any]:
-        """Our model and its processor."""
+        """Build our model and its processor."""
         return model_of_size(self.options.size, self.device, self.options.dtype)
 
     def peer(self) -> Any:
-        """The stock Transformer.
+        """Build the stock Transformer.
 
         Raises:
-            InputError: none of this size, or no memory for it.
+            InputError: there is none of this size, or not enough memory for it.
         """
         if self.options.size == "4b":
             check_memory(PEER_BYTES, self.device, "the Transformer beside it")
         return build_peer(self.options.size, self.device, self.options.dtype)
 
     def time(self, what: str, timing: Timing, *, who: str = OURS, **settings: Any) -> None:
-        """Keep a time."""
+        """Record a time."""
         self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(settings)))
 
     def count(self, what: str, value: float, unit: str, *, who: str = OURS, **settings: Any) -> None:
-        """Keep a value."""
+        """Record a value."""
         self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(settings)))
 
     def _common(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -81,27 +81,27 @@ class Bench:
             append(record, self.options.out)
 
     def clear(self) -> None:
-        """Give back what nobody holds any more, and forget the peak of memory."""
+        """Free unused memory, and reset the peak of memory."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_bytes(self) -> int:
-        """The allocator's peak since `clear`; without a GPU what the process holds now."""
+        """The allocator's peak since `clear`; without a GPU, what the process holds now."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
         return psutil.Process(os.getpid()).memory_info().rss
 
     def held_bytes(self) -> tuple[int, int]:
-        """Bytes in use and bytes reserved for use, now."""
+        """Bytes in use and bytes reserved, now."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
         return (psutil.Process(os.getpid()).memory_info().rss,) * 2
 
     @contextmanager
     def room(self, who: str, **settings: Any) -> Iterator[None]:
-        """Running out of memory within it is a result, and is kept as one."""
+        """Record running out of memory inside the block as a result."""
         try:
             yield
         except torch.cuda.OutOfMemoryError:
@@ -109,5 +109,5 @@ class Bench:
 
 
 def warm_up(repeats: int) -> int:
-    """Calls before the timed ones: few where few are timed, because those take long."""
+    """How many calls run before the timed ones: few if few are timed, because those take long."""
     return 1 if repeats < 5 else 3

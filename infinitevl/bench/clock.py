@@ -1,4 +1,4 @@
-"""How long a call takes on a device, with its spread."""
+"""Time calls on a device, with their spread."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of repeated calls: the median, and where the middle 90 % of them lie."""
+    """Milliseconds of repeated calls: the median, and the range of the middle 90 %."""
 
     median: float
     low: float  # 5th percentile
@@ -22,7 +22,7 @@ class Timing:
 
     @classmethod
     def of(cls, samples: list[float]) -> "Timing":
-        """Summary of single calls' milliseconds."""
+        """Summarise the milliseconds of single calls."""
         return cls(statistics.median(samples), quantile(samples, 0.05), quantile(samples, 0.95), len(samples))
 
     def per(self, count: int) -> "Timing":
@@ -31,7 +31,7 @@ class Timing:
 
 
 def quantile(samples: list[float], share: float) -> float:
-    """The value below which `share` of the samples lie, between neighbours in proportion."""
+    """The value below which `share` of the samples lie, interpolated between neighbours."""
     ordered = sorted(samples)
     place = share * (len(ordered) - 1)
     below = int(place)
@@ -49,12 +49,12 @@ def measure(
     wall: bool = False,
     stream: "torch.cuda.Stream | None" = None,
 ) -> Timing:
-    """Time single calls, each one waited for.
+    """Time single calls, and wait for the end of each.
 
     Args:
         call: what is timed. prepare: runs before each call and is not timed.
         repeats, warm_up: calls that are timed, and calls before them that are not.
-        wall: the host's clock on a GPU too, for a call that itself waits for its end; else CUDA events.
+        wall: use the host's clock on a GPU too, for a call that waits for its own end; otherwise CUDA events.
         stream: on which the device does the work; default: the current one.
     """
     where = torch.device(device)
@@ -78,10 +78,10 @@ def measure_period(
     group: int = 1,
     stream: "torch.cuda.Stream | None" = None,
 ) -> Timing:
-    """Time calls that follow each other without a wait: from the end of one to the end of the next.
+    """Time calls that follow each other without waiting: from the end of one to the end of the next.
 
     Args:
-        group: calls between two looks at the clock, several where they differ by turns.
+        group: calls between two readings of the clock; several if calls differ in a cycle.
         stream: on which the device does the work; default: the current one.
     """
     where = torch.device(device)
@@ -98,7 +98,7 @@ def measure_period(
 
 
 def synchronize(device: str | torch.device) -> None:
-    """Wait for all that was asked of the device."""
+    """Wait until the device has finished all its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -118,7 +118,7 @@ def _event_time(call: Call, device: torch.device, stream: "torch.cuda.Stream | N
 
 
 def _mark(device: torch.device, stream: "torch.cuda.Stream | None") -> "float | torch.cuda.Event":
-    """Now: on a GPU an event at the end of what was asked of it, on a CPU the seconds."""
+    """Mark this moment: an event at the end of the queued work on a GPU, seconds on a CPU."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -127,7 +127,7 @@ def _mark(device: torch.device, stream: "torch.cuda.Stream | None") -> "float | 
 
 
 def _between(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
-    """Milliseconds."""
+    """Milliseconds between two marks."""
     if isinstance(start, float):
         assert isinstance(end, float)
         return 1e3 * (end - start)

@@ -1,4 +1,4 @@
-"""Milliseconds of a decoded token, by the length of what came before, beside the stock Transformer."""
+"""Measure the time per decoded token, by context length, beside the stock Transformer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ PEER_LIMIT = 409600  # tokens; longer ones do not change the picture
 
 
 def run(bench: Bench, contexts: Sequence[int], answers: Sequence[int]) -> None:
-    """Ours at every context, several answers together at full windows, then the Transformer."""
+    """Measure ours at every context, several answers at once with full windows, then the Transformer."""
     model, processor = bench.model()
     quality = _quantized(bench, model)
     _one_answer(bench, model, processor, contexts, quality)
@@ -61,7 +61,7 @@ def _together(bench: Bench, model: Any, processor: Any, count: int, quality: dic
 
 
 def _step_time(bench: Bench, decoding: Decoding) -> Timing:
-    """One token more for each answer, as answers grow: with stops, text and the host's looks."""
+    """Time one more token for each answer, as in use: with stop tokens, text and the host's polling."""
     timing = measure_period(
         decoding.step, bench.device, repeats=bench.options.repeats, stream=decoding.stream
     )

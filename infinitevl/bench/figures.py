@@ -1,4 +1,4 @@
-"""Two figures from measured lines: time of a token by context, and speed and memory by frames seen."""
+"""Draw two figures from measured lines: time per token by context, speed and memory by frames seen."""
 
 import itertools
 import math
@@ -23,10 +23,10 @@ Points = list[tuple[float, Record]]
 
 
 def draw(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the figures that the lines of a file are enough for, as PNG into `folder`.
+    """Draw the figures for which a file has enough lines, as PNG into `folder`.
 
-    Where a file holds several sizes or devices, those of its last line are drawn; of two lines about the
-    same point the later one counts.
+    If a file holds several sizes or devices, those of its last line are drawn. Of two lines about the same
+    point the later one counts.
 
     Raises:
         InputError: no matplotlib, no such file, or nothing in it to draw.
@@ -50,7 +50,7 @@ def draw(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[P
 
 
 def token_lines(records: Iterable[Record]) -> list[Record]:
-    """The times of single answers' tokens, on one device."""
+    """The times per token of single answers, on one device."""
     return _of_one_place(
         record
         for record in records
@@ -59,7 +59,7 @@ def token_lines(records: Iterable[Record]) -> list[Record]:
 
 
 def frame_lines(records: Iterable[Record]) -> list[Record]:
-    """Times of frames, and memory, of a stream on one device; pictures rather than video where both are."""
+    """Times and memory of a stream on one device; image mode if there is also video mode."""
     found = _of_one_place(
         record for record in records if record.benchmark == "stream" and record.what in ("frame", "memory")
     )
@@ -67,7 +67,7 @@ def frame_lines(records: Iterable[Record]) -> list[Record]:
 
 
 def token_figure(pyplot: Any, records: Sequence[Record]) -> Any:
-    """Milliseconds of a token over the context before it."""
+    """Draw milliseconds per token over the context before it."""
     figure, axes = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
     _lines(axes, records, "context", lambda record: record.value, spread=True)
     axes.set_yscale("log")
@@ -82,7 +82,7 @@ def token_figure(pyplot: Any, records: Sequence[Record]) -> Any:
 
 
 def frame_figure(pyplot: Any, records: Sequence[Record]) -> Any:
-    """Frames a second above, gigabytes below, over the frames seen before."""
+    """Draw frames per second above and gigabytes below, over the frames seen before."""
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
     times = [record for record in records if record.what == "frame"]
     memory = [record for record in records if record.what == "memory"]
@@ -105,7 +105,7 @@ def _lines(
     height: Callable[[Record], float],
     spread: bool = False,
 ) -> None:
-    """One line for each of those measured, and the middle 90 % around it."""
+    """Draw one line for each model, and the middle 90 % around it."""
     for who, style in _STYLES.items():
         points = _points([record for record in records if record.who == who], along)
         if not points:
@@ -118,7 +118,7 @@ def _lines(
 
 
 def _points(records: Sequence[Record], along: str) -> Points:
-    """In order, the latest record for each place."""
+    """The latest record for each place, in order."""
     return sorted({record.settings[along]: record for record in records}.items())
 
 
@@ -150,7 +150,7 @@ def _thousands(count: float) -> str:
 
 
 def _labels(places: Sequence[float]) -> list[str]:
-    """A label for each place; of two that would touch the later one has it."""
+    """A label for each place; of two that would touch, only the later one is shown."""
     spaced = [math.log2(after / place) > _CLOSEST for place, after in itertools.pairwise(places)]
     return [_thousands(place) if show else "" for place, show in zip(places, [*spaced, True], strict=True)]
 

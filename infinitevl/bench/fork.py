@@ -1,4 +1,4 @@
-"""Copying a stream, so that a question or another future leaves it untouched."""
+"""Measure how long it takes to copy a stream's state."""
 
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import measure
@@ -8,7 +8,7 @@ from infinitevl.engine.slots import Slot
 
 
 def run(bench: Bench) -> None:
-    """One fork of a stream, and the speed at which its bytes were read and written."""
+    """Time one fork of a stream, and the speed at which its bytes are read and written."""
     watching = Watching(*bench.model())
     watching.watch(list(random_frames(1, watching.frame_size)))
     copies: list[Slot] = []

@@ -1,4 +1,4 @@
-"""Memory of one stream: it is the same after a million tokens as after twenty thousand."""
+"""Measure the memory of one stream after twenty thousand and after a million tokens."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -13,7 +13,7 @@ TOKENS = (20_000, 1_000_000)
 
 
 def run(bench: Bench, tokens: Sequence[int], mode: Mode) -> None:
-    """Bytes in use, reserved and at the peak when the stream has read so many tokens."""
+    """Record bytes in use, reserved and at the peak after each number of tokens."""
     model, processor = bench.model()
     bench.clear()  # the peak is that of watching, not of making weights
     watching = Watching(model, processor, mode=mode)

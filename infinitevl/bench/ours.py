@@ -1,4 +1,4 @@
-"""Our side of every comparison: what the benchmarks ask of the engine, in one place."""
+"""Drive the engine for all benchmarks: watch streams, decode answers, read prompts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ _ENDLESS = 1 << 30  # tokens of an answer that is to go on
 
 
 class Watching:
-    """Streams that see a frame each at every step.
+    """Streams that each see one frame per step.
 
-    spare: further slots, for questions and forks.
+    spare: additional slots, for questions and forks.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Watching:
         self.num_frames = 0
 
     def watch(self, frames: Sequence[NDArray[Any]]) -> None:
-        """One frame of each stream, uint8 [H, W, 3] in host memory; returns before they were read."""
+        """Observe one frame per stream, uint8 [H, W, 3] in host memory; return before the device is done."""
         at = self.num_frames / 2
         self.engine.observe(
             [(stream, frame, at) for stream, frame in zip(self.sessions, frames, strict=True)]
@@ -49,11 +49,11 @@ class Watching:
         self.num_frames += 1
 
     def settle(self) -> None:
-        """Return when all frames were read."""
+        """Wait until all frames are read."""
         self.engine.settle()
 
     def first_token(self, token_ids: list[int]) -> int:
-        """Ask the first stream a question of these tokens: the answer's first token, on the host."""
+        """Ask the first stream this question; return the answer's first token, on the host."""
         slot = self.engine.fork(self.sessions[0].slot)
         try:
             return _first_token(self.engine, slot, self.engine.read_turn(slot, token_ids))
@@ -61,16 +61,16 @@ class Watching:
             self.engine.release(slot)
 
     def fork(self) -> Slot:
-        """A copy of the first stream, to be released."""
+        """Copy the first stream; the caller releases the copy."""
         return self.engine.fork(self.sessions[0].slot)
 
     def release(self, slot: Slot) -> None:
-        """Give a copy back."""
+        """Release a copy."""
         self.engine.release(slot)
 
     @property
     def stream(self) -> "torch.cuda.Stream | None":
-        """Where the device's clock has to look; None without a GPU."""
+        """The CUDA stream to time; None without a GPU."""
         return main_stream(self.engine)
 
     @property
@@ -80,16 +80,16 @@ class Watching:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that each stream has read, without a look at the device."""
+        """Tokens that each stream has read, counted on the host."""
         return bool(self.num_frames) + self.num_frames // self.patch_frames * self.engine.steps.num_tokens
 
 
 class Decoding:
-    """Answers that grow together, without end."""
+    """Answers that are decoded together and never end."""
 
     def __init__(self, model: InfiniteVLForConditionalGeneration, processor: Any, *, num_answers: int = 1):
         self.engine = Engine(model, processor, num_slots=num_answers)
-        # What random text brings about must not end an answer: no token has this number.
+        # Random text must not end an answer: no token has this number.
         self.engine.answers.stop_ids.fill_(-1)
         self.slots = [self.engine.take()]
         self.num_answers, self.num_tokens = num_answers, 0
@@ -109,7 +109,7 @@ class Decoding:
         self._answers = [self.engine.scheduler.begin(slot, hidden, Sampling(_ENDLESS)) for slot in self.slots]
 
     def step(self) -> None:
-        """`tokens_per_step` tokens more for each answer."""
+        """Decode `tokens_per_step` more tokens for each answer."""
         self.engine.step()
 
     @property
@@ -119,18 +119,18 @@ class Decoding:
 
     @property
     def stream(self) -> "torch.cuda.Stream | None":
-        """Where the device's clock has to look; None without a GPU."""
+        """The CUDA stream to time; None without a GPU."""
         return main_stream(self.engine)
 
 
 class Reading:
-    """Prompts that are read into an empty slot."""
+    """Reads prompts into an empty slot."""
 
     def __init__(self, model: InfiniteVLForConditionalGeneration, processor: Any):
         self.engine = Engine(model, processor, num_slots=1)
 
     def prefill(self, token_ids: list[int]) -> int:
-        """Read a prompt from the start: the first token that comes after it, on the host."""
+        """Read a prompt; return the first token after it, on the host."""
         slot = self.engine.take()
         try:
             return _first_token(self.engine, slot, self.engine.read(slot, token_ids))
@@ -144,7 +144,7 @@ def main_stream(engine: Engine) -> "torch.cuda.Stream | None":
 
 
 def capture(device: str | torch.device) -> Callable[[Callable[[], None]], Callable[[], object]] | None:
-    """How a function is captured and replayed on this device; None where that cannot be."""
+    """A function that captures a call and returns its replay; None if this device cannot."""
     where = torch.device(device)
     if where.type != "cuda":
         return None

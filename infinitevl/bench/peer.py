@@ -1,4 +1,4 @@
-"""The stock Transformer to compare with: transformers' own Qwen2.5-VL of the 3B model's shape.
+"""The stock Transformer to compare with: Qwen2.5-VL in transformers, in the shape of the 3B model.
 
 Its weights are random, its attention is torch's, its cache grows with every token. It runs as users run it
 (`EagerPeer`), and with its decoding captured over a cache of fixed size (`GraphedPeer`).
@@ -74,7 +74,7 @@ PEER_SIZES = tuple(_SHAPES)
 
 
 def check_peer(size: str) -> None:
-    """See that there is a stock model of a size.
+    """Check that there is a stock model of a size.
 
     Raises:
         InputError: there is none.
@@ -86,7 +86,7 @@ def check_peer(size: str) -> None:
 
 
 def build_peer(size: str, device: str | torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
-    """The stock model with random weights, made on the device.
+    """Build the stock model with random weights, on the device.
 
     Raises:
         InputError: no stock model is compared with a model of this size.
@@ -103,7 +103,7 @@ def build_peer(size: str, device: str | torch.device, dtype: torch.dtype, seed: 
 
 
 def cache_bytes(model: Any, num_tokens: int) -> int:
-    """Bytes of the keys and values of so many tokens."""
+    """Bytes of the keys and values of this many tokens."""
     text = model.config.text_config
     per_layer = 2 * text.num_key_value_heads * _head_dim(model) * model.dtype.itemsize
     return num_tokens * text.num_hidden_layers * per_layer
@@ -122,20 +122,20 @@ class EagerPeer:
         self._token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
 
     def rewind(self) -> None:
-        """Forget what came after the context, so that every repeat finds the same."""
+        """Drop everything after the context, so that every repeat starts equal."""
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[:, :, : self.context], layer.values[:, :, : self.context]
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """One token, the likeliest one is next: logits [1, 1, vocabulary]."""
+        """Decode the likeliest token; return its logits [1, 1, vocabulary]."""
         logits = self.read(self._token)
         self._token = logits.argmax(-1)
         return logits
 
     @torch.no_grad()
     def read(self, ids: Tensor, **pixels: Tensor) -> Tensor:
-        """Take in tokens [1, T] and what belongs to them: logits of the last one [1, 1, vocabulary]."""
+        """Read tokens [1, T] and their pixels; return the logits of the last one [1, 1, vocabulary]."""
         length = self.cache.get_seq_length()
         out = self.model(
             input_ids=ids,
@@ -149,7 +149,7 @@ class EagerPeer:
 
 
 class GraphedPeer:
-    """The model's decoding at its best: one token over a full cache of fixed size, captured.
+    """The model decoding as fast as it can: one token over a full cache of fixed size, captured.
 
     The cache has room for the context and one token more, so attention needs no mask and the fastest
     attention of torch can read it. `attention` names the one that was the fastest at this context.
@@ -176,7 +176,7 @@ class GraphedPeer:
         self.token.zero_()  # capturing has run it
 
     def step(self) -> Tensor:
-        """The token after the context: logits [1, 1, vocabulary], the same tensor each time.
+        """Decode the token after the context; return logits [1, 1, vocabulary], the same tensor each time.
 
         The likeliest token is read by the next step, in the same place.
         """
@@ -201,7 +201,7 @@ class GraphedPeer:
 
 @torch.no_grad()
 def prefill(model: Any, ids: Tensor) -> Tensor:
-    """Read a whole prompt [1, T] into an empty cache: logits of its last token [1, 1, vocabulary]."""
+    """Read a whole prompt [1, T] into an empty cache; return the last logits [1, 1, vocabulary]."""
     return model(
         input_ids=ids,
         position_ids=_positions(0, ids.shape[1], ids.device),
@@ -211,7 +211,7 @@ def prefill(model: Any, ids: Tensor) -> Tensor:
 
 
 def frame_inputs(model: Any, frame_size: tuple[int, int]) -> dict[str, Tensor]:
-    """A picture of noise as the model takes it: `ids` [1, T] and the keywords of its pixels."""
+    """A picture of noise as input of the model: `ids` [1, T], and the keywords for its pixels."""
     vision, device = model.config.vision_config, model.device
     rows, columns = (side // vision.patch_size for side in frame_size)
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
@@ -234,7 +234,7 @@ def _head_dim(model: Any) -> int:
 
 
 def _random_past(model: Any, context: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Keys and values [1, H_kv, context, D] of layer after layer."""
+    """Yield random keys and values [1, H_kv, context, D], layer by layer."""
     text, generator = model.config.text_config, torch.Generator(model.device).manual_seed(seed)
     shape = (1, text.num_key_value_heads, context, _head_dim(model))
     for _ in range(text.num_hidden_layers):
@@ -243,14 +243,14 @@ def _random_past(model: Any, context: int, seed: int) -> Iterator[tuple[Tensor, 
 
 
 def _fill(cache: Any, model: Any, context: int, seed: int) -> None:
-    """Put a random past into a growing cache, without the copies that its own update makes."""
+    """Fill a growing cache with random values, without the copies of its own update."""
     for layer, (keys, values) in zip(cache.layers, _random_past(model, context, seed), strict=True):
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
 
 
 def _static_cache(model: Any, context: int, seed: int) -> tuple[Any, Tensor]:
-    """The same in a cache of fixed size, with the fill levels of all its layers: int64 [layers]."""
+    """Fill a cache of fixed size; return it with the fill levels of its layers, int64 [layers]."""
     text = model.config.get_text_config(decoder=True)
     cache: Any = StaticCache(config=text, max_cache_len=context + 1)
     cache.early_initialization(1, text.num_key_value_heads, _head_dim(model), model.dtype, model.device)

@@ -1,4 +1,4 @@
-"""The fastest attention that torch has for one query over a long cache, found by trying."""
+"""Find the fastest attention in torch for one query over a long cache, by timing."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ _PACKED = "sdpa_packed_query_heads"
 
 @dataclass(frozen=True)
 class Attention:
-    """How the query heads meet their shared keys, and the kernel.
+    """The layout of query heads over their shared keys, and the kernel.
 
     layout: "sdpa", transformers' own (torch's enable_gqa), or the query heads of a key head as rows of one
         query, as newer transformers do it, so that each key is read once.
@@ -37,12 +37,12 @@ class Attention:
 
     @property
     def name(self) -> str:
-        """For a record."""
+        """The name for a record."""
         return f"{self.layout}/{self.backend}"
 
     @contextlib.contextmanager
     def chosen(self, model: Any) -> Iterator[None]:
-        """Let the model's decoder use it."""
+        """Make the model's decoder use it."""
         text = model.model.language_model.config
         before = text._attn_implementation
         text._attn_implementation = self.layout
@@ -62,7 +62,7 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """One query [B, H, 1, D] over keys [B, H_kv, S, D]: [B, 1, H, D], with transformers' signature."""
+    """Attend one query [B, H, 1, D] to keys [B, H_kv, S, D]: [B, 1, H, D], called as by transformers."""
     assert attention_mask is None and query.shape[2] == 1, "for one token over a full cache"
     rows = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [B, H_kv, H / H_kv, D]
     out = F.scaled_dot_product_attention(rows, key, value, scale=scaling)
@@ -92,7 +92,7 @@ def choose_attention(model: Any, keys: Tensor, values: Tensor) -> Attention:
 
 
 def _time(call: Callable[[], object], backend: str, device: torch.device) -> float | None:
-    """Milliseconds, or None where this kernel cannot do it."""
+    """Milliseconds, or None if this kernel cannot run it."""
     try:
         with torch.no_grad(), sdpa_kernel(_BACKENDS[backend]), _quiet():
             return measure(call, device, repeats=5, warm_up=2).median
@@ -102,7 +102,7 @@ def _time(call: Callable[[], object], backend: str, device: torch.device) -> flo
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns of each kernel that cannot run, one after the other."""
+    """Silence torch, which warns about every kernel that cannot run."""
     import warnings
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Reading a long text prompt, beside the stock Transformer."""
+"""Measure the time to read a long text prompt, beside the stock Transformer."""
 
 from collections.abc import Sequence
 from typing import Any

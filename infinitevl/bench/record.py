@@ -1,4 +1,4 @@
-"""A measurement as one line of JSON, with all that is needed to repeat it."""
+"""A measurement as one JSON line, with everything needed to repeat it."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Place:
-    """What was measured where: the part of a record that is the same for all of a run."""
+    """Where a run was measured: the part that all its records share."""
 
     size: str
     commit: str
@@ -31,7 +31,7 @@ class Place:
 
     @classmethod
     def here(cls, size: str, device: str | torch.device, commit: str | None = None) -> "Place":
-        """This machine and this source; `commit` where the source lies without its history."""
+        """This machine and this source; give `commit` if git cannot tell it."""
         return cls(size, commit or source_commit(), device_name(device), versions())
 
 
@@ -40,7 +40,7 @@ class Record:
     """One measured value.
 
     benchmark: the command. what: the quantity. spread: 5th and 95th percentile, or None for a single value.
-    settings: who (one of OURS, EAGER, GRAPHED) and what else was chosen, such as the context in tokens.
+    settings: who was measured (OURS, EAGER or GRAPHED) and what was chosen, such as the context in tokens.
     """
 
     benchmark: str
@@ -58,15 +58,15 @@ class Record:
 
     @property
     def who(self) -> str:
-        """Whose value it is."""
+        """Who was measured."""
         return self.settings["who"]
 
     def line(self) -> str:
-        """JSON without a line break."""
+        """JSON on one line."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     def row(self) -> str:
-        """The same for people, on one line of a table."""
+        """The record as one row of a table for people."""
         rest = "  ".join(f"{name}={_short(value)}" for name, value in self.settings.items() if name != "who")
         value = f"{_short(self.value)} {self.unit}"
         spread = "" if self.spread is None else f"[{_short(self.spread[0])} .. {_short(self.spread[1])}]"
@@ -74,7 +74,7 @@ class Record:
 
 
 def timed(place: Place, benchmark: str, what: str, timing: Timing, *, who: str, **settings: Any) -> Record:
-    """The record of a time in milliseconds."""
+    """Make the record of a time in milliseconds."""
     spread = (round(timing.low, 5), round(timing.high, 5))
     return _record(
         place, benchmark, what, round(timing.median, 5), "ms", spread, timing.repeats, who, settings
@@ -84,7 +84,7 @@ def timed(place: Place, benchmark: str, what: str, timing: Timing, *, who: str, 
 def counted(
     place: Place, benchmark: str, what: str, value: float, unit: str, *, who: str, **settings: Any
 ) -> Record:
-    """The record of a value that is the same each time, such as bytes."""
+    """Make the record of a value without spread, such as bytes."""
     return _record(place, benchmark, what, value, unit, None, 1, who, settings)
 
 
@@ -113,7 +113,7 @@ def _record(
 
 
 def append(record: Record, path: str | os.PathLike[str]) -> None:
-    """Add the record to the end of a file, in one write, so that runs side by side keep their lines whole.
+    """Append the record to a file in one write, so that parallel runs keep their lines whole.
 
     Raises:
         InfiniteVLError: the file cannot be written.
@@ -132,7 +132,7 @@ def append(record: Record, path: str | os.PathLike[str]) -> None:
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a file; lines of other kinds (such as scores) are passed over.
+    """Read the records of a file; skip lines of other kinds, such as scores.
 
     Raises:
         InputError: no such file, or a line that is no JSON.
@@ -161,7 +161,7 @@ def _parse(text: str, path: str | os.PathLike[str]) -> Iterator[Record]:
 
 
 def source_commit() -> str:
-    """The commit of this source, with a plus where files were changed; else the version of the package."""
+    """The commit of this source, with a plus if files have changed; without git, the package's version."""
     tracked = _git("ls-files", "--error-unmatch", "errors.py") is not None
     commit = _git("rev-parse", "--short=10", "HEAD") if tracked else None
     if commit is None:
@@ -170,7 +170,7 @@ def source_commit() -> str:
 
 
 def _git(*words: str) -> str | None:
-    """What git prints about the package's folder; None where git does not know it or is not there."""
+    """What git prints about the package's folder; None without git or outside a repository."""
     try:
         finished = subprocess.run(["git", *words], cwd=PACKAGE, capture_output=True, text=True, check=False)
     except OSError:
@@ -179,7 +179,7 @@ def _git(*words: str) -> str | None:
 
 
 def device_name(device: str | torch.device) -> str:
-    """The name of a GPU, or the kind of processor with its threads."""
+    """The name of the GPU, or of the processor with its threads."""
     where = torch.device(device)
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
@@ -187,7 +187,7 @@ def device_name(device: str | torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of all that a measurement depends on; "none" for what is not here."""
+    """Versions of everything a measurement depends on; "none" for what is not installed."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -205,7 +205,7 @@ def _version(package: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """A number for people: four digits that matter, and thousands apart."""
+    """Format a number for people: four significant digits, thousands separated."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Models to measure: the published shape with random weights, the built-in one, and a tiny one for tests."""
+"""Build the models to measure: the 4B shape with random weights, the built-in one, a tiny one for tests."""
 
 import math
 from typing import Any
@@ -57,7 +57,7 @@ _DT_BIAS_START = -6.907255
 def model_of_size(
     size: str, device: str | torch.device, dtype: torch.dtype
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
-    """A model and its processor; "4b" and "tiny" have random weights, made where they will be used.
+    """Build a model and its processor; "4b" and "tiny" have random weights, created on the device.
 
     Raises:
         InputError: an unknown size, or a device without the memory for it.
@@ -76,7 +76,7 @@ def model_of_size(
 
 
 def check_memory(needed: float, device: str | torch.device, what: str) -> None:
-    """See that a device has the memory for what is about to be made there.
+    """Check that a device has enough memory for what is about to be created there.
 
     Raises:
         InputError: it is no GPU, or one with too little free memory.
@@ -98,7 +98,7 @@ def check_memory(needed: float, device: str | torch.device, what: str) -> None:
 def random_model(
     config: InfiniteVLConfig, device: str | torch.device, dtype: torch.dtype
 ) -> InfiniteVLForConditionalGeneration:
-    """A model of this shape on the device, in seconds: its weights are never anywhere else."""
+    """Build a model of this shape directly on the device, which takes seconds."""
     with torch.device("meta"):
         model = InfiniteVLForConditionalGeneration(config)
     model.to(dtype=dtype)  # type: ignore[call-arg]
@@ -113,7 +113,7 @@ def random_model(
 
 @torch.no_grad()
 def fill_weights_(model: nn.Module, seed: int = 0) -> None:
-    """Random weights through which numbers keep their size: no overflow, and no layer without effect."""
+    """Fill in random weights that keep activations in range: no overflow, no layer without effect."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
@@ -124,14 +124,14 @@ def fill_weights_(model: nn.Module, seed: int = 0) -> None:
 
 
 def _vector_start(name: str) -> float:
-    """A norm's scale is one, a bias and the logarithm of A are zero."""
+    """Set a norm's scale to one, a bias and the logarithm of A to zero."""
     if name.endswith("dt_bias"):
         return _DT_BIAS_START
     return 0.0 if name.endswith(("bias", "A_log")) else 1.0
 
 
 def byte_tokenizer(config: InfiniteVLConfig) -> PreTrainedTokenizerFast:
-    """Bytes as tokens, and the special ones where the config has them: all that measuring needs."""
+    """Build a tokenizer with bytes as tokens and the special tokens where the config has them."""
     alphabet = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     special = _special_ids(config)
     backend = Tokenizer(models.BPE({**alphabet, **special}, []))
@@ -162,12 +162,12 @@ def _special_ids(config: InfiniteVLConfig) -> dict[str, int]:
 def random_ids(
     config: InfiniteVLConfig, num_tokens: int, device: str | torch.device, seed: int = 0
 ) -> Tensor:
-    """Ordinary tokens: int64 [1, num_tokens]."""
+    """Random ordinary tokens: int64 [1, num_tokens]."""
     generator = torch.Generator(device).manual_seed(seed)
     end = min(256, config.text_config.vocab_size)
     return torch.randint(0, end, (1, num_tokens), generator=generator, device=device)
 
 
 def random_frames(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Noise in host memory: uint8 [count, height, width, 3]."""
+    """Random frames in host memory: uint8 [count, height, width, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)

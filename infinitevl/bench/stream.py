@@ -1,4 +1,4 @@
-"""Frames of one stream: the time of each and the memory held, by how many came before."""
+"""Measure time and memory per frame of one stream, by how many frames came before."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -15,11 +15,11 @@ from infinitevl.engine.engine import Mode
 FRAMES = (50, 100, 200, 400, 800, 1600)
 QUESTION = 32  # tokens
 PEER_REPEATS = 5  # its frames take up to a second
-TOGETHER = 10  # frames between two looks at the clock: vision runs ahead of the decoder
+TOGETHER = 10  # frames between two readings of the clock: vision runs ahead of the decoder
 
 
 def run(bench: Bench, frames: Sequence[int], mode: Mode) -> None:
-    """Ours, then the Transformer with the same number of tokens a frame."""
+    """Measure ours, then the Transformer with the same number of tokens per frame."""
     model, processor = bench.model()
     bench.clear()
     watching = Watching(model, processor, mode=mode)

@@ -1,4 +1,4 @@
-"""Many live streams on one device: the time of a step in which each of them sees a frame."""
+"""Measure the time of a step in which each of many streams sees a frame."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -11,11 +11,11 @@ from infinitevl.bench.sizes import random_frames
 from infinitevl.engine.engine import Mode
 
 COUNTS = (1, 2, 4, 8, 16)
-TOGETHER = 4  # steps between two looks at the clock, since vision runs ahead of the decoder
+TOGETHER = 4  # steps between two readings of the clock, since vision runs ahead of the decoder
 
 
 def run(bench: Bench, counts: Sequence[int], mode: Mode) -> None:
-    """Each number of streams; windows are full before anything is timed."""
+    """Measure each number of streams; windows are full before anything is timed."""
     model, processor = bench.model()
     for count in sorted(counts):
         bench.clear()

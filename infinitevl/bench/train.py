@@ -1,7 +1,7 @@
-"""A step of a training stage on random weights: its time, memory, and share of the speed of a large product.
+"""Measure a step of a training stage on random weights: time, memory, speed against a large product.
 
-Under torchrun every process takes its rows of the same steps, weights are sharded (FSDP2), and losses can be
-compared with those of one process, line by line of the same file.
+Under torchrun the processes share the rows of each step, weights are sharded (FSDP2), and losses are compared
+with those of one process in the same file.
 """
 
 import os
@@ -20,13 +20,15 @@ from infinitevl.bench.clock import Timing, measure, synchronize
 from infinitevl.bench.record import Record, read_records
 from infinitevl.bench.sizes import FRAME_SIZES, model_of_size, random_model
 from infinitevl.config import FULL, InfiniteVLConfig
-from infinitevl.training.course import Course, checkpoint_layers_, choose_weights_, fast_kernels, set_up
 from infinitevl.training.losses import IGNORED
+from infinitevl.training.model_setup import checkpoint_layers_, fast_kernels
 from infinitevl.training.parts import DISTILL_LAYERS, DISTILL_LOGITS, LONG_SFT, SFT, Part, part_of
 from infinitevl.training.recipes import Recipe, parse_recipe
-from infinitevl.training.run import Lesson, Run, Settings, Teaching, processes
+from infinitevl.training.settings import TrainerSettings
 from infinitevl.training.sharding import FSDP
+from infinitevl.training.stage import Stage, prepare_stage, set_trainable_
 from infinitevl.training.stages.reading import Batch
+from infinitevl.training.trainer import Trainer, processes
 
 TOKENS = {SFT: 8192, LONG_SFT: 32768, DISTILL_LAYERS: 8192, DISTILL_LOGITS: 8192}
 STEPS = {SFT: 20, LONG_SFT: 6, DISTILL_LAYERS: 10, DISTILL_LOGITS: 10}
@@ -38,8 +40,8 @@ _PRODUCT = {"cuda": 8192, "cpu": 512}
 class Plan:
     """What is measured.
 
-    tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that compute their
-    activations again; None finds out how few. sharding: of weights over several processes.
+    tokens: of a packed row. rows: of a step, over all processes. checkpointed: layers that recompute their
+    activations; None tries quarters until a step fits. sharding: of weights over several processes.
     """
 
     stage: str
@@ -51,7 +53,7 @@ class Plan:
 
 
 class RandomRows:
-    """Packed rows that follow from their number: a quarter of the tokens are pictures, half are answers."""
+    """Packed random rows, reproducible by number: a quarter of the tokens are pictures, half answers."""
 
     def __init__(self, config: InfiniteVLConfig, plan: Plan, side: int, device: torch.device, place: Any):
         self.config, self.plan, self.device, self.step = config, plan, device, 0
@@ -65,13 +67,13 @@ class RandomRows:
         self.words = torch.tensor([word for word in range(most) if word not in media])
         self.patches = torch.randn(self.grid[1] * self.grid[2], vision.patch_dim)
 
-    def next(self) -> Sequence[Batch]:
+    def next_batches(self) -> Sequence[Batch]:
         """This process's rows of the next step."""
         first, self.step = self.step * self.plan.rows, self.step + 1
         return [self.row(first + number) for number in range(self.rank, self.plan.rows, self.world_size)]
 
     def row(self, number: int) -> Batch:
-        """One row of four sequences."""
+        """Build one row of four sequences."""
         generator = torch.Generator().manual_seed(number)
         lengths = [self.plan.tokens // part for part in _PARTS]
         ids = self.words[torch.randint(len(self.words), (1, sum(lengths)), generator=generator)]
@@ -91,50 +93,49 @@ class RandomRows:
         return row | (self._pictures(pictures) if pictures else {})
 
     def _pictures(self, count: int) -> dict[str, Tensor]:
-        """The same picture so many times: what it shows does not change how long it takes."""
+        """The same picture several times: its content does not change the time."""
         patches = self.patches.to(self.device)  # as a loader that reads ahead would have it
         return {
             "pixel_values": patches.repeat(count, 1),
             "image_grid_thw": torch.tensor([self.grid] * count),
         }
 
-    def state(self) -> dict[str, int]:
-        """The step."""
+    def state_dict(self) -> dict[str, int]:
+        """The current step."""
         return {"step": self.step}
 
-    def go_on(self, state: dict[str, int]) -> None:
-        """Stand there."""
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at a step."""
         self.step = state["step"]
 
 
 def run(bench: Bench, plan: Plan) -> None:
-    """Teach for `plan.steps` steps and keep what they took; the first process tells for all."""
+    """Train for `plan.steps` steps and record what they took; the first process reports for all."""
     accelerator = processes(on_cpu=bench.device.type == "cpu")
     bench.device = accelerator.device
     product = _product(bench)
     bench.clear()
     recipe = _recipe(plan, bench.options.dtype)
-    course = _course(bench, recipe, plan, accelerator)
-    with tempfile.TemporaryDirectory() as folder, fast_kernels(course):
-        lesson = Lesson(course.student, course.loss, _precision(bench), course.teacher)
-        settings = Settings(
+    stage = _stage(bench, recipe, plan, accelerator)
+    kernels = fast_kernels(stage.student, stage.teacher, bench.options.dtype)
+    with tempfile.TemporaryDirectory() as folder, kernels:
+        settings = TrainerSettings(
             num_steps=plan.steps + 1,
             learning_rate=5e-5,
             warm_up=1.0,  # a real run's first steps: thousands of them belong to its warm-up
             log_every=plan.steps + 1,
-            sharding=plan.sharding,
+            sharding=plan.sharding,  # type: ignore[arg-type]  # checked there
         )
-        teaching = Teaching(lesson, course.feed, course.count, course.flops)
-        learning = Run(teaching, settings, Path(folder), accelerator)
-        learning.lesson.train()
-        checkpointed = _choose_checkpointed(bench, plan, course, learning)
-        found = [_timed(bench, learning) for _ in range(plan.steps)]
+        trainer = Trainer(stage.task(), settings, Path(folder), accelerator)
+        trainer.module.train()
+        checkpointed = _choose_checkpointed(bench, plan, stage, trainer)
+        found = [_timed(bench, trainer) for _ in range(plan.steps)]
     if accelerator.is_main_process:
         _tell(bench, plan, found, product, accelerator.num_processes, checkpointed)
 
 
 def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
-    """The stage with the settings that decide how long it takes."""
+    """The stage with the settings that decide its speed."""
     own = {"teacher": "none"} if plan.stage in (DISTILL_LAYERS, DISTILL_LOGITS) else {}
     settings = {
         "stage": plan.stage,
@@ -143,15 +144,15 @@ def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
         "data": {"sources": [{"path": "none"}], "row_tokens": plan.tokens, "rows_per_step": plan.rows},
         "num_steps": plan.steps,
         "learning_rate": 5e-5,
-        "precision": str(dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "checkpointed_layers": plan.checkpointed,
         **own,
     }
     return parse_recipe(settings)
 
 
-def _course(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Course:
-    """Models of the size on the device; what the student inherits from a teacher is the teacher's."""
+def _stage(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Stage:
+    """Build the models on the device; the student inherits the teacher's weights where it can."""
     student, processor = model_of_size(bench.options.size, bench.device, bench.options.dtype)
     student.train()
     teacher = None
@@ -162,64 +163,60 @@ def _course(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Cours
         for name, weight in student.named_parameters():
             if part_of(name, kinds) != Part.DELTA_NET:
                 weight.data = taught[name].data
-    adapted = choose_weights_(student, recipe)
+    adapted = set_trainable_(student, recipe)
     side = FRAME_SIZES.get(bench.options.size, 112)
     feed = RandomRows(student.config, plan, side, bench.device, accelerator)
-    return set_up(recipe, student, adapted, teacher, processor, feed, bench.device)
+    return prepare_stage(recipe, student, adapted, teacher, processor, feed, bench.device)
 
 
 def _teacher_config(config: InfiniteVLConfig) -> InfiniteVLConfig:
-    """The same with full attention in every layer."""
+    """The same shape with full attention in every layer."""
     plain = config.to_dict()
     plain["layer_types"] = [FULL] * len(config.text_config.layer_types)
     return InfiniteVLConfig.from_dict(plain)
 
 
-def _precision(bench: Bench) -> torch.dtype | None:
-    return None if bench.options.dtype == torch.float32 else bench.options.dtype
-
-
-def _choose_checkpointed(bench: Bench, plan: Plan, course: Course, learning: Run) -> int:
-    """Layers that compute their activations again: as the plan says, or ever a quarter more until it fits.
+def _choose_checkpointed(bench: Bench, plan: Plan, stage: Stage, trainer: Trainer) -> int:
+    """Choose how many layers recompute activations: as planned, or a quarter more until a step fits.
 
     Several processes do not try, and take all layers: one that runs out of memory leaves the others waiting.
     """
-    num_layers = len(course.student.model.language_model.layers)
-    if plan.checkpointed is not None or learning.accelerator.num_processes > 1:
+    num_layers = len(stage.student.model.language_model.layers)
+    if plan.checkpointed is not None or trainer.accelerator.num_processes > 1:
         return num_layers if plan.checkpointed is None else plan.checkpointed
     for quarters in range(5):
         count = -(-num_layers * quarters // 4)
-        checkpoint_layers_(course.student, count)
-        fits = _fits(learning)
-        learning.optimizer.zero_grad()
-        learning.feed.go_on({"step": 0})
+        checkpoint_layers_(stage.student, count)
+        fits = _fits(trainer)
+        trainer.optimizer.zero_grad()
+        trainer.feed.load_state_dict({"step": 0})
         bench.clear()
         if fits:
             break
     return count
 
 
-def _fits(learning: Run) -> bool:
-    """Whether a row can be learned while AdamW's moments and the gradients of another row are there."""
-    batch = learning.placed(learning.feed.next()[0])
+def _fits(trainer: Trainer) -> bool:
+    """Whether a row fits beside AdamW's moments and the gradients of another row."""
+    batch = trainer.to_device(trainer.feed.next_batches()[0])
     try:
-        kept = [torch.empty_like(weight) for weight in learning.trained.values() for _ in range(3)]
-        learning.gradients([batch], 1.0)
+        kept = [torch.empty_like(weight) for weight in trainer.trained.values() for _ in range(3)]
+        trainer.backward([batch], 1.0)
         return bool(kept)
     except torch.cuda.OutOfMemoryError:
         return False
 
 
-def _timed(bench: Bench, learning: Run) -> dict[str, Any]:
+def _timed(bench: Bench, trainer: Trainer) -> dict[str, Any]:
     synchronize(bench.device)
     start = time.perf_counter()
-    facts = learning.learn()
+    facts = trainer.train_step()
     synchronize(bench.device)
     return {**facts, "ms": 1e3 * (time.perf_counter() - start)}
 
 
 def _product(bench: Bench) -> float:
-    """Operations a second of a large square product in the stage's precision, on this very device."""
+    """Operations a second of a large square product in the stage's dtype, on this very device."""
     size = _PRODUCT.get(bench.device.type, 512)
     a = torch.randn(size, size, device=bench.device, dtype=bench.options.dtype)
     return 2 * size**3 / (1e-3 * measure(lambda: a @ a, bench.device, repeats=10).median)
@@ -228,7 +225,7 @@ def _product(bench: Bench) -> float:
 def _tell(
     bench: Bench, plan: Plan, found: list[dict[str, Any]], product: float, world: int, checkpointed: int
 ) -> None:
-    """Lines of the steps behind the warm-up, and of all losses."""
+    """Record the steps after the warm-up, and all losses."""
     warm = min(3, plan.steps // 3)
     timing = Timing.of([step["ms"] for step in found[warm:]])
     seconds, step = 1e-3 * timing.median, found[-1]
@@ -257,7 +254,7 @@ def _tell(
 
 
 def _alone(bench: Bench, chosen: dict[str, Any]) -> dict[str, Record]:
-    """Lines of one process in the same file, by what they say, where several run now."""
+    """The lines of one process in the same file, if several run now."""
     path = bench.options.out
     if chosen["processes"] == 1 or path is None or not os.path.exists(path):
         return {}

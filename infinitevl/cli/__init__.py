@@ -59,7 +59,7 @@ def options(
 
 @command(app)
 def demo(
-    frames: Annotated[int, typer.Option("--frames", min=8, help="Length of the stream.")] = 300,
+    frames: Annotated[int, typer.Option("--frames", min=12, help="Length of the stream; 240 is all.")] = 240,
     json: JsonOption = False,
     report: ReportOption = None,
     model: ModelOption = None,
@@ -67,7 +67,7 @@ def demo(
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
 ) -> None:
-    """Stream composed frames past the window many times, and hold the answers against the truth."""
+    """Watch a stored stream many windows long, and hold the answers against the truth."""
     check_folder(report)
     from infinitevl.cli.demo import run_demo
 

@@ -6,13 +6,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from builtin.exam import Exam, set_exam
 from infinitevl.cli.command import check_folder, load_model
 from infinitevl.cli.output import print_json, write
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import TextDisplay
 from infinitevl.engine.session import StreamSession
-from infinitevl.evaluation.demo import DemoResult, Mark, examine
+from infinitevl.evaluation.demo import Demo, DemoResult, Mark, examine, open_demo
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Answered, Event
 from infinitevl.evaluation.units import show_bytes
@@ -30,12 +29,12 @@ def run_demo(
 ) -> None:
     """Stream, ask, mark, and write the page if one was asked for."""
     check_folder(report)
+    demo = open_demo(num_frames)
     network, processor = load_model(model, device, dtype, quantization)
     config = network.config.text_config
-    exam = set_exam(num_frames)
     recorder = Recorder()
-    show = _JsonMarks() if as_json else _TextMarks(exam, config.sliding_window)
-    result = show.run(StreamSession(network, processor), exam, recorder)
+    show = _JsonMarks() if as_json else _TextMarks(demo, config.sliding_window)
+    result = show.run(StreamSession(network, processor), demo, recorder)
     if report is not None:
         growth = growth_per_token(config, network.dtype)
         names = {"title": "A stream that no model was trained on", "model": model or "the built-in model"}
@@ -45,12 +44,12 @@ def run_demo(
 class _JsonMarks:
     """Every mark as an object, and the summary with right answers and speed as the last."""
 
-    def run(self, session: Any, exam: Exam, recorder: Recorder) -> DemoResult:
+    def run(self, session: Any, demo: Demo, recorder: Recorder) -> DemoResult:
         def mark(event: Answered, mark: Mark) -> None:
             recorder(event, truth=mark.truth, right=mark.right)
             print_json(asdict(mark))
 
-        result = examine(session, exam, recorder, mark)
+        result = examine(session, demo, recorder, mark)
         counts = {"right": result.num_right, "asked": len(result.marks)}
         print_json(result.summary.line() | counts | {"frames_per_second": round(result.frames_per_second, 2)})
         return result
@@ -59,12 +58,12 @@ class _JsonMarks:
 class _TextMarks:
     """Progress, answers as they are generated with the truth beside them, and the line of speed."""
 
-    def __init__(self, exam: Exam, window_size: int) -> None:
-        self._window_size, self._num_frames = window_size, exam.source.num_frames
-        self._display = TextDisplay(exam.source.num_frames)
+    def __init__(self, demo: Demo, window_size: int) -> None:
+        self._window_size, self._num_frames = window_size, demo.source.num_frames
+        self._display = TextDisplay(demo.source.num_frames)
         self._console = Console()
 
-    def run(self, session: Any, exam: Exam, recorder: Recorder) -> DemoResult:
+    def run(self, session: Any, demo: Demo, recorder: Recorder) -> DemoResult:
         def show(event: Event) -> None:
             recorder(event)
             self._display(event)
@@ -77,7 +76,7 @@ class _TextMarks:
         write(f"{self._num_frames} frames that no model was trained on. ")
         write(f"Attention sees the last {self._window_size:,} tokens; the rest is memory.\n\n")
         try:
-            result = examine(session, exam, show, mark)
+            result = examine(session, demo, show, mark)
         finally:
             self._display.pause()
         self._conclude(result, recorder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,17 +20,19 @@ from infinitevl.cli.command import check_device
 from infinitevl.cli.output import print_json
 from infinitevl.cli.sizes import growth_per_token, state_bytes, weight_bytes
 from infinitevl.config import InfiniteVLConfig
+from infinitevl.engine.loading import find
 from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.evaluation.units import show_bytes
-from infinitevl.model.opening import BUILTIN, builtin_folder
-from infinitevl.ops import backend
+from infinitevl.model.opening import is_builtin
+from infinitevl.ops.table import describe
 
 REQUIRED = ("torch", "transformers", "accelerate", "av", "tokenizers", "safetensors", "pillow")
 OPTIONAL = {
-    "matplotlib": "loss curves: pip install 'infinitevl[plot]'",
-    "resvg_py": "drawing the training data: pip install 'infinitevl[train]'",
+    "matplotlib": "loss curves and figures: pip install 'infinitevl[plot]'",
+    "pydantic": "recipes of training: pip install 'infinitevl[train]'",
+    "peft": "LoRA: pip install 'infinitevl[train]'",
+    "datasets": "training data of others: pip install 'infinitevl[train]'",
     "triton": "kernels for CUDA; torch for CUDA brings it along",
-    "fla-core": "to compare delta rules with: pip install 'infinitevl[cuda]'; the model runs without it",
 }
 _STATE = "state of one stream, the same for ever"
 
@@ -55,13 +58,28 @@ def examine(model: str | None, device: str | None, dtype: str) -> Iterator[Findi
 
 
 def show_findings(model: str | None, device: str | None, dtype: str, *, as_json: bool) -> None:
-    """Print the findings as a table, or one JSON object a line."""
+    """Print the findings as a table, or one JSON object a line; exit code 1 if something is wrong."""
     check_device(device)
-    findings = examine(model, device, dtype)
+    wrong: list[Finding] = []
+    findings = _noting(examine(model, device, dtype), wrong)
     if as_json:
         for finding in findings:
             print_json(asdict(finding))
-        return
+    else:
+        _print_tables(findings)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _noting(findings: Iterator[Finding], wrong: list[Finding]) -> Iterator[Finding]:
+    """The same findings; those that something is wrong with are added to `wrong`."""
+    for finding in findings:
+        if finding.ok is False:
+            wrong.append(finding)
+        yield finding
+
+
+def _print_tables(findings: Iterator[Finding]) -> None:
     console = Console(highlight=False)
     for section, rows in itertools.groupby(findings, key=lambda finding: finding.section):
         console.print(Text(section, style="bold"))
@@ -125,8 +143,8 @@ def _version(package: str) -> str | None:
 
 
 def _kernels(device: str | None) -> Iterator[Finding]:
-    for choice in backend.describe(device):
-        yield Finding("kernels", choice.op, choice.kernel, note=choice.why)
+    for choice in describe(device):
+        yield Finding(choice.moment, choice.op, choice.kernel, note=choice.why)
 
 
 def _video() -> Iterator[Finding]:
@@ -170,12 +188,12 @@ def _number_format(
         return getattr(torch, dtype)
     if _place(device).type == "cuda":
         return torch.bfloat16
-    own = None if model in (None, BUILTIN) else config.dtype
+    own = None if is_builtin(model) else config.dtype
     return own if isinstance(own, torch.dtype) else torch.float32
 
 
 def _config_of(model: str | None) -> InfiniteVLConfig:
-    folder = builtin_folder() if model in (None, BUILTIN) else model
+    folder = find(model)
     try:
         return InfiniteVLConfig.from_pretrained(folder)
     except OSError as error:

@@ -150,9 +150,9 @@ def long_sft(
 def export(recipe: RecipeOption) -> None:
     """Write the model of a run's checkpoint as a folder that answers, wherever the run stands."""
     settings = _read(recipe)
-    from infinitevl.training import course
+    from infinitevl.training import stage
 
-    print(f"The model is in {course.export(settings)}.")
+    print(f"The model is in {stage.export(settings)}.")
 
 
 def _read(path: str) -> "Recipe":
@@ -178,7 +178,7 @@ def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: boo
 
         print(preview(recipe, Path(pictures) if pictures else None))
         return
-    from infinitevl.training.course import teach
+    from infinitevl.training.stage import teach
 
     try:
         folder = teach(recipe, resume=resume)
@@ -194,7 +194,7 @@ def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: boo
 def _how_to_go_on(out: str) -> str:
     from pathlib import Path
 
-    from infinitevl.training.run import CHECKPOINT
+    from infinitevl.training.checkpoint import CHECKPOINT
 
     path = Path(out) / CHECKPOINT
     if path.exists():
@@ -215,7 +215,7 @@ def _print_table(rows: "list[Row]") -> None:
     from infinitevl.training.surgery import folded
 
     lines: list[tuple[str, ...]] = [("weight", "how many", "origin", *STAGES)]
-    lines += [(name, str(count), row.origin, *row.fates) for name, row, count in folded(rows)]
+    lines += [(name, str(count), row.origin, *row.roles) for name, row, count in folded(rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -13,13 +13,13 @@ from torch import Tensor
 from infinitevl.engine.answers import Answer
 from infinitevl.engine.engine import Engine, unwrapped
 from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.settings import read_settings
 from infinitevl.engine.slots import Facts, Parked, Slot
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.weights import fingerprint
 from infinitevl.processing.prompt import end_of_turn_ids
 from infinitevl.state import StreamState
-from infinitevl.state_file import saved_settings
 
 
 @dataclass(frozen=True)
@@ -216,17 +216,7 @@ class Session:
         mark, devices = fingerprint(model, model.config), model.model.layer_devices
         config = model.config.text_config
         state = StreamState.load(path, config, mark, dtype=model.dtype, device=devices)
-        try:
-            settings = json.loads(saved_settings(path))
-        except json.JSONDecodeError:
-            settings = None
-        if not isinstance(settings, dict) or settings.keys() != set(cls._settings):
-            raise StateError(
-                f"{path} holds a state but not the settings of a {cls.kind}. Save sessions with "
-                f"session.save(path), and load a stream with StreamSession, a chat with ChatSession; "
-                "StreamState.load reads the state alone."
-            )
-        return state, settings
+        return state, read_settings(path, cls.kind, cls._settings)
 
     def _fill(self, state: StreamState, facts: Facts | None = None) -> None:
         """Take over a state; facts None reads them from it."""

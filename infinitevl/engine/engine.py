@@ -147,6 +147,10 @@ class Engine:
         Raises:
             InputError: also where a session belongs to another engine, or comes twice.
         """
+        if any(len(frame) not in (2, 3) or not hasattr(frame[0], "expect") for frame in frames):
+            raise InputError(
+                "engine.observe takes (session, frame) or (session, frame, at) of a stream each."
+            )
         sessions = [frame[0] for frame in frames]
         if any(session.engine is not self for session in sessions) or len(set(sessions)) < len(sessions):
             raise InputError("frames that are observed together need one engine, and a session of it each.")
@@ -182,8 +186,9 @@ class Engine:
 
         def change() -> None:
             for patch in opening:
-                self.runner.read(patch.slot, [self.model.config.vision_start_token_id])
-                self.runner.open_span(patch.slot, patch.time)
+                with self.runner.main_lane():
+                    self.runner.read(patch.slot, [self.model.config.vision_start_token_id])
+                    self.runner.open_span(patch.slot, patch.time)
             if patches:
                 slots, _, times, facts = zip(*patches, strict=True)
                 self.runner.add_frames(slots, encoded, times, facts)

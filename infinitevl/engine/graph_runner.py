@@ -73,9 +73,8 @@ class GraphRunner:
         return replay
 
     def open_span(self, slot: Slot, time: int) -> None:
-        """Begin a span behind the vision-start token."""
-        with self.main_lane():
-            self.steps.open_spans(slot.state, None, torch.tensor([time]).to(self.device))
+        """Begin a span behind the vision-start token, on the main lane."""
+        self.steps.open_spans(slot.state, None, torch.tensor([time]).to(self.device))
 
     def add_frames(
         self, slots: Sequence[Slot], encoded: Replay | Rerun, times: Sequence[int], facts: Sequence[Facts]

@@ -11,7 +11,7 @@ import torch
 from infinitevl.errors import CheckpointError
 from infinitevl.model.fused import check_quantization, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, open_model, place_of
+from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, is_path, open_model, place_of
 from infinitevl.processing.processor import InfiniteVLProcessor
 
 
@@ -65,6 +65,7 @@ def load(
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """A model and its processor, ready to answer.
 
+    A folder of Qwen2.5-VL runs as it is, with full attention: sessions and states of it need a `max_length`.
     A folder that holds an adapter beside its weights (`adapter/`, as peft writes it) is loaded with the
     adapter merged.
 
@@ -84,12 +85,10 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if quantization is not None:
         check_quantization(quantization)
-    source = place_of(name)
+    source = find(name)
     is_folder = Path(source).exists()
-    if not is_folder and "/" not in source:  # names of the hub have an owner
-        raise CheckpointError(f"there is no model {source!r}. {_advice(source)}")
     try:
-        model = open_model(name, dtype or _dtype(name, device))
+        model = open_model(source if name != BUILTIN_STAGE_2 else name, dtype or _dtype(name, device))
         processor = InfiniteVLProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         if is_folder and isinstance(error, CheckpointError):
@@ -100,6 +99,23 @@ def load(
     else:
         fuse_onto_(model, device, quantization)
     return model.eval(), processor
+
+
+def find(name: str | os.PathLike[str] | None) -> str:
+    """The folder of a name, or the name itself if the hub is to be asked.
+
+    Raises:
+        CheckpointError: there can be no model of this name; says what to do.
+    """
+    told = str(name)
+    if is_builtin(name) or os.path.exists(told) or is_path(told):
+        return place_of(name)
+    if "/" not in told:  # names of the hub have an owner
+        raise CheckpointError(f"there is no model {told!r}. {_advice(told)}")
+    try:
+        return place_of(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {_advice(told)}") from error
 
 
 def _dtype(name: str | os.PathLike[str] | None, device: torch.device) -> Any:

@@ -204,8 +204,8 @@ class StreamSession(Session):
         given, own = [settings["mode"], settings["frame_size"]], [engine.mode, list(engine.frame_size)]
         if given != own:
             raise StateError(
-                f"{path} is a stream of mode and frame size {given}, this engine's are {own}. Build an engine "
-                "with these, or load it alone."
+                f"{path} is a stream of mode and frame size {given}, this engine's are {own}. Build an "
+                "engine with these, or load it alone."
             )
         keeps, system = settings["keep_turns"], settings["system"]
         if not isinstance(keeps, bool) or not isinstance(system, str | None):

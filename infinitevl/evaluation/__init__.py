@@ -1,1 +1,1 @@
-"""Running a session over a stream, and showing what came of it."""
+"""Run a session over a stream, ask it questions, and report the result."""

@@ -1,4 +1,4 @@
-"""The memory line: bytes of a stream's state over the tokens it has read, as inline SVG."""
+"""Draw the bytes of a stream's state over the tokens it has read, as inline SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 16, 30, 40
 
 @dataclass(frozen=True)
 class MemoryPoint:
-    """Bytes of the state when the stream had read so many tokens."""
+    """Bytes of the state after a number of tokens."""
 
     tokens: int
     state_bytes: int
 
 
 def memory_chart(points: Sequence[MemoryPoint], growth_per_token: int = 0) -> str:
-    """SVG of the state's size, beside a cache that grows by `growth_per_token` bytes if that is given."""
+    """Draw the state's size, and a cache that grows by `growth_per_token` bytes per token if given."""
     tokens = max([point.tokens for point in points], default=0) or 1
     held = max([point.state_bytes for point in points], default=0) or 1
     top = 1.15 * max(held, min(growth_per_token * tokens, 4 * held))

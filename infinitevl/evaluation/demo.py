@@ -1,14 +1,88 @@
-"""The demo: a stream that no model was trained on, questions about it, and answers beside the truth."""
+"""The demo: a stream that no model was trained on, questions about it, and answers beside the truth.
 
+The stream and the questions are data of the package; `builtin/demo_stream.py` in the repository made them.
+"""
+
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from builtin.exam import Exam
+import numpy as np
+from PIL import Image
+
 from infinitevl.engine.sampling import Sampling
-from infinitevl.evaluation.questions import TimedQuestion
+from infinitevl.errors import InputError
+from infinitevl.evaluation.questions import TimedQuestion, tidy
 from infinitevl.evaluation.streaming import Answered, Event, Session, Summary, WatchSettings, watch
+from infinitevl.processing.frames import Frame, Source
+
+
+@dataclass(frozen=True)
+class KnownQuestion:
+    """A question asked at second `at` of the stream, its true answer, and others that are as right."""
+
+    at: float
+    question: str
+    answer: str
+    also: tuple[str, ...] = ()
+
+    def accepts(self, text: str) -> bool:
+        """Whether `text` answers it: letter case, spaces and a final stop do not matter."""
+        return tidy(text) in {tidy(self.answer), *map(tidy, self.also)}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A stream and what is known about it."""
+
+    source: Source
+    questions: list[KnownQuestion]
+
+
+class StoredFrames(Source):
+    """The first frames of an animated picture, at the given seconds."""
+
+    def __init__(self, path: Path, times: list[float]) -> None:
+        self.num_frames = len(times)
+        self._path, self._times = path, times
+
+    def __iter__(self) -> Iterator[Frame]:
+        with Image.open(self._path) as picture:
+            for index, time in enumerate(self._times):
+                picture.seek(index)
+                yield Frame(np.asarray(picture.convert("RGB")), time)
+
+    def close(self) -> None:
+        """Nothing is held open between iterations."""
+
+
+def stored_folder() -> Path:
+    """Where the frames and the questions lie in the package."""
+    return Path(str(resources.files("infinitevl"))) / "assets" / "demo"
+
+
+def open_demo(num_frames: int | None = None) -> Demo:
+    """The first `num_frames` frames, all if None, and what is asked during them.
+
+    Raises:
+        InputError: so many frames are not stored.
+    """
+    folder = stored_folder()
+    facts = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    times = facts["times"]
+    if num_frames is not None and not 1 <= num_frames <= len(times):
+        raise InputError(f"the demo has {len(times)} frames, not {num_frames}; ask for 1 to {len(times)}.")
+    kept = times[:num_frames]
+    questions = [
+        KnownQuestion(times[each["after"] - 1], each["question"], each["answer"], tuple(each["also"]))
+        for each in facts["questions"]
+        if each["after"] <= len(kept)
+    ]
+    return Demo(StoredFrames(folder / "frames.webp", kept), questions)
 
 
 @dataclass(frozen=True)
@@ -44,7 +118,7 @@ class DemoResult:
 
 def examine(
     session: Session,
-    exam: Exam,
+    demo: Demo,
     on_event: Callable[[Event], None],
     on_mark: Callable[[Answered, Mark], None],
     *,
@@ -54,7 +128,7 @@ def examine(
 
     An answer goes to `on_mark` with its mark; everything else that happens goes to `on_event`.
     """
-    known = sorted(exam.questions, key=lambda question: question.at)
+    known = sorted(demo.questions, key=lambda question: question.at)
     timed = _Stopwatch(session)
     marks: list[Mark] = []
 
@@ -62,13 +136,13 @@ def examine(
         if not isinstance(event, Answered):
             return on_event(event)
         question = known[len(marks)]
-        right = question.turn.accepts(event.answer)
-        marks.append(Mark(event.at, event.question, event.answer, question.turn.answer, right))
+        right = question.accepts(event.answer)
+        marks.append(Mark(event.at, event.question, event.answer, question.answer, right))
         on_mark(event, marks[-1])
 
     settings = WatchSettings(Sampling(max_new_tokens=max_new_tokens))
-    asked = [TimedQuestion(question.turn.question, question.at) for question in known]
-    summary = watch(timed, exam.source, asked, listen, settings=settings).summary
+    asked = [TimedQuestion(question.question, question.at) for question in known]
+    summary = watch(timed, demo.source, asked, listen, settings=settings).summary
     return DemoResult(summary, marks, timed.watching_seconds, timed.answering_seconds)
 
 

@@ -1,4 +1,4 @@
-"""The frame of the report: style and places, filled in by `report.build_page`."""
+"""The HTML template of the report; `report.build_page` fills it in."""
 
 from string import Template
 

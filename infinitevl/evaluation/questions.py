@@ -44,7 +44,7 @@ def parse_question(line: str) -> TimedQuestion:
     """Read `TIME: question`, `every TIME: question` or a bare question, as in `1m30s: how many dogs so far?`.
 
     Raises:
-        InputError: the question is empty, or the word before its colon looks like a time and is none.
+        InputError: the question is empty, or the word before its colon looks like a time but is not one.
     """
     match = _TIMED.fullmatch(line)
     at, text = (parse_time(match["time"]), match["text"]) if match else (None, line)
@@ -72,9 +72,14 @@ def parse_time(text: str) -> float:
 
 
 def in_order(questions: Iterable[TimedQuestion]) -> list[TimedQuestion]:
-    """By time, those for the end last; equal times keep the order in which they were given."""
+    """Sort by time, those for the end last; equal times keep their order."""
     return sorted(questions, key=lambda question: float("inf") if question.at is None else question.at)
 
 
 def _is_clock(match: re.Match[str]) -> bool:
     return float(match["s"]) < 60 and (match["h"] is None or int(match["m"]) < 60)
+
+
+def tidy(text: str) -> str:
+    """An answer as it is compared: in small letters, without outer spaces and a final stop."""
+    return " ".join(text.strip().rstrip(".").lower().split())

@@ -1,4 +1,4 @@
-"""One self-contained page about a stream: key frames, questions with their answers, and the memory line."""
+"""Write one self-contained HTML page about a stream: key frames, questions with answers, state size."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ THUMBNAIL = (208, 156)
 
 @dataclass(frozen=True)
 class Talk:
-    """A question, its answer, and the true answer where it is known."""
+    """A question, its answer, and the true answer if known."""
 
     question: str
     answer: str
@@ -33,7 +33,7 @@ class Talk:
 
 @dataclass(frozen=True)
 class Moment:
-    """A key frame, small enough to keep, and what was asked when it was the last one seen."""
+    """A key frame as a small JPEG, and the questions asked right after it."""
 
     at: float
     tokens: int
@@ -42,10 +42,10 @@ class Moment:
 
 
 class Recorder:
-    """Collects what the page shows; its size is bounded, however long the stream.
+    """Collects what the page shows. Key frames are bounded, however long the stream is.
 
-    Key frames are evenly spaced: when `max_frames` are held, every second one is let go and from then on only
-    every second one is taken. Questions are all kept.
+    Key frames are evenly spaced: at `max_frames`, every second one is dropped, and from then on only every
+    second one is taken. All questions are kept.
     """
 
     def __init__(self, max_frames: int = 24, max_points: int = 240) -> None:
@@ -54,7 +54,7 @@ class Recorder:
         self.asked: list[Moment] = []
 
     def __call__(self, event: Event, *, truth: str | None = None, right: bool | None = None) -> None:
-        """Take in an event of `watch`; the demo knows the true answer of a question and says so."""
+        """Record an event of `watch`; the demo also gives the true answer of a question."""
         if isinstance(event, Seen):
             self.memory.offer(lambda: MemoryPoint(event.stats.tokens, event.stats.state_bytes))
             self.key_frames.offer(lambda: Moment(event.at, event.stats.tokens, thumbnail(event.image)))
@@ -80,7 +80,7 @@ class Thinned(Generic[T]):
         self._limit, self._stride, self._offered = limit, 1, 0
 
     def offer(self, make: Callable[[], T]) -> None:
-        """Keep `make()` if its turn has come; an item that is not kept is never made."""
+        """Keep the result of `make()` if its turn has come; otherwise `make` is not called."""
         if self._offered % self._stride == 0:
             if len(self.items) == self._limit:
                 del self.items[1::2]
@@ -91,7 +91,7 @@ class Thinned(Generic[T]):
 
 
 def thumbnail(image: Any) -> bytes:
-    """A small JPEG of a PIL picture or an HxWx3 uint8 array."""
+    """Encode a PIL picture or an HxWx3 uint8 array as a small JPEG."""
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image.convert("RGB")
     picture.thumbnail(THUMBNAIL)
     buffer = io.BytesIO()
@@ -108,7 +108,7 @@ def write_report(
     model: str,
     growth_per_token: int = 0,
 ) -> None:
-    """Write the page to `path`, whole or not at all.
+    """Write the page to `path`, completely or not at all.
 
     Args:
         title, model: what was watched, and by which model; shown as plain text.
@@ -125,7 +125,7 @@ def write_report(
 def build_page(
     recorder: Recorder, summary: Summary, *, title: str, model: str, growth_per_token: int = 0
 ) -> str:
-    """The page's HTML; it loads nothing and runs nothing."""
+    """Build the page's HTML, without scripts or external files."""
     return PAGE.substitute(
         title=escape(title),
         model=escape(model),

@@ -1,6 +1,6 @@
-"""Let a session watch a source, and ask it questions at their time, at any time, and at the end.
+"""Let a session watch a source, and ask questions at their time, when typed, and at the end.
 
-`watch` knows neither terminal nor page: it reports what happens as events, and whoever shows them listens.
+`watch` reports what happens as events; the terminal and the report show them.
 """
 
 import time
@@ -44,7 +44,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question is about to be answered; pieces of its text follow."""
+    """A question is about to be answered; pieces of the answer follow."""
 
     at: float
     question: str
@@ -59,7 +59,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, its whole answer, and the last frame that the session had seen."""
+    """A question, its whole answer, and the last frame the session had seen."""
 
     at: float
     question: str
@@ -78,7 +78,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a stream came to: the last line of `watch --json`."""
+    """The totals of a stream: the last line of `watch --json`."""
 
     frames: int
     tokens: int
@@ -93,7 +93,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stream ended: what it came to, and the error with which its source broke, if it did."""
+    """How a stream ended: its totals, and the error of its source if it broke."""
 
     summary: Summary
     broken: InfiniteVLError | None = None
@@ -106,8 +106,8 @@ Event = Seen | Asked | Piece | Answered | Refused
 class WatchSettings:
     """How long to watch, how to answer, and how often to report.
 
-    `starts_at` is the second of the stream at which the source's first frame stands: a resumed stream goes on
-    after its last frame, whatever the new source calls its first second. None keeps the source's own times.
+    `starts_at` is the stream's time of the source's first frame: a resumed stream continues after its last
+    frame, whatever times the new source has. None keeps the source's own times.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -117,7 +117,7 @@ class WatchSettings:
 
 
 def nothing_typed() -> list[str]:
-    """The typed questions of a stream that nobody sits in front of."""
+    """No typed questions: nobody sits at the terminal."""
     return []
 
 
@@ -185,7 +185,7 @@ class _Watcher:
         return None
 
     def answer_the_rest(self) -> None:
-        """Ask what was meant for the end, or for a time that the stream did not reach."""
+        """Ask the questions for the end, and those whose time the stream did not reach."""
         if self.image is None:
             raise InputError("the source holds no frame, so there is nothing to watch or to ask about")
         self._report_frame()
@@ -195,7 +195,7 @@ class _Watcher:
                 self._answer(question.text)
 
     def answer_typed(self, lines: Iterable[str]) -> None:
-        """Answer each line at once; one that cannot be answered is reported and left."""
+        """Answer each line at once; report a line that cannot be answered, and go on."""
         for line in lines:
             try:
                 self._answer(line)

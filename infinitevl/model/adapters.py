@@ -29,7 +29,7 @@ _NOTHING: tuple[Any, ...] = (None, False, {}, [])
 
 
 @torch.no_grad()
-def merge_(model: nn.Module, folder: Path) -> int:
+def merge_adapter_(model: nn.Module, folder: Path) -> int:
     """Add the adapter in `folder` into the weights of `model`, in place: W + alpha / r B A.
 
     Sums are float32, or float64 where the weights are.

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl.config import LINEAR, SLIDING, InfiniteVLTextConfig
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.fused import Fusable
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.model.window_attention import WindowAttention
-from infinitevl.ops.packed import Packed, pack
-from infinitevl.ops.rotary import phase_steps, section_axes
-from infinitevl.ops.rows import read_rows
+from infinitevl.ops.attention.rotary import phase_steps, section_axes
+from infinitevl.ops.rows import Packed, pack, read_rows
 from infinitevl.state import LayerState, StreamState
 
 
@@ -61,21 +61,9 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, quantizable=True)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        state: LayerState | None = None,
-        length: Tensor | None = None,
-        num_valid: Tensor | None = None,
-        one_token: bool = False,
-        rows: Tensor | None = None,
-        packed: Packed | None = None,
-    ) -> Tensor:
-        """[B, T, C] -> [B, T, C]; arguments as in `Decoder.forward`."""
-        given = (cos, sin, state, length, num_valid, one_token, rows, packed)
-        x = self.self_attn(x, *given, norm=self.input_layernorm)
+    def forward(self, x: Tensor, context: ForwardContext, state: LayerState | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; the state takes the tokens in."""
+        x = self.self_attn(x, context, state, norm=self.input_layernorm)
         return self.mlp(x, norm=self.post_attention_layernorm)
 
 
@@ -132,11 +120,11 @@ class Decoder(nn.Module):
                 state.check_room(x.shape[1] if num_valid is None else num_valid)
             length = read_rows(state.length, rows)
         cos, sin = self.rotary(position_ids)
+        context = ForwardContext(cos, sin, length, num_valid, one_token, rows, packed)
         for index, layer in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(kept(x))
-            layer_state = None if state is None else state.layers[index]
-            x = layer(x, cos, sin, layer_state, length, num_valid, one_token, rows, packed)
+            x = layer(x, context, None if state is None else state.layers[index])
         if state is not None:
             _advance(state, x.shape[1], num_valid, position_ids, rows)
         x = self.norm(x)

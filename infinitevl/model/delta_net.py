@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from infinitevl.config import InfiniteVLTextConfig
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.fused import Fusable, stack_
 from infinitevl.model.layers import GatedRMSNorm, RMSNorm
-from infinitevl.ops.packed import Packed
+from infinitevl.ops.table import Kernels
 from infinitevl.state import DeltaState
 
 
@@ -29,7 +30,7 @@ class CausalConv1d(nn.Module):
 
 
 class GatedDeltaNet(Fusable):
-    """One Gated DeltaNet layer of the decoder (spec: "Gated DeltaNet layer"; paper, section 3)."""
+    """One Gated DeltaNet layer of the decoder (arXiv 2512.08829, section 3)."""
 
     quantizable = ("in", "out")
 
@@ -52,81 +53,58 @@ class GatedDeltaNet(Fusable):
         self.dt_bias = nn.Parameter(torch.zeros(heads))
         self.o_norm = GatedRMSNorm(config.linear_value_dim, config.norm_eps)
         self.channels = 2 * config.key_dim + config.value_dim
+        self.widths = [self.channels, config.value_dim, heads, heads]  # of q, k, v; the gate; a; b
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        state: DeltaState | None = None,
-        length: Tensor | None = None,
-        num_valid: Tensor | None = None,
-        one_token: bool = False,
-        rows: Tensor | None = None,
-        packed: Packed | None = None,
-        *,
-        norm: RMSNorm,
+        self, x: Tensor, context: ForwardContext, state: DeltaState | None = None, *, norm: RMSNorm
     ) -> Tensor:
-        """x + mixed norm(x), [B, T, C]; every mixer is called alike, and this one needs no angles, no length.
+        """Mix norm(x) along the sequence and add x: [B, T, C].
 
         Args:
             state: takes the tokens in, in place; None reads a sequence from its start.
-            num_valid: int64 [B], how many of each row's first tokens count; None for all.
-            one_token: T is 1 and every row counts.
-            rows: int64 [B], which rows of the state go on; None for all.
-            packed: without a state, the sequences that share the one row; None for one a row.
         """
-        mixed, gate, a, b = self._project(x, norm)
-        out = self._remember(mixed, a, b, state, num_valid, one_token, rows, packed)
-        return self._output(out, gate, x)
+        layout = self._fast()
+        if layout is None:
+            return self._by_projection(x, context, state, norm)
+        together = layout.kernels.norm_linear(x, norm.weight, norm.eps, layout["in"])
+        mixed, gate, a, b = together.split(self.widths, dim=-1)
+        out = self._recur(layout.kernels, (mixed, a, b, layout["conv"]), context, state)
+        own = self.o_norm
+        return layout.kernels.gated_norm_linear_add(out, gate, own.weight, own.eps, layout["out"], x)
 
-    def _project(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values [B, T, C'], the output's gate [B, T, H V], and a, b [B, T, H]."""
-        heads, fast = self.A_log.shape[0], self._fast()
-        if fast is not None:
-            together = fast.kernels.norm_linear(x, norm.weight, norm.eps, fast["in"])
-            sizes = [self.channels, heads * self.value_width, heads, heads]
-            mixed, gate, a, b = together.split(sizes, dim=-1)
-            return mixed, gate, a, b
-        x = norm(x)
-        mixed = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
-        return mixed, self.g_proj(x), self.a_proj(x), self.b_proj(x)
-
-    def _remember(
-        self,
-        mixed: Tensor,
-        a: Tensor,
-        b: Tensor,
-        state: DeltaState | None,
-        num_valid: Tensor | None,
-        one_token: bool,
-        rows: Tensor | None,
-        packed: Packed | None,
+    def _by_projection(
+        self, x: Tensor, context: ForwardContext, state: DeltaState | None, norm: RMSNorm
     ) -> Tensor:
-        """What the queries read from the recurrent state, [B, T, H, V]."""
-        fast = self._fast()
-        kernels = self.kernels if fast is None else fast.kernels
-        inputs = (mixed, a, b, self._conv_weight(), self.A_log, self.dt_bias)
+        """The same with the single projections, which can receive gradients."""
+        normed = norm(x)
+        mixed = torch.cat([self.q_proj(normed), self.k_proj(normed), self.v_proj(normed)], dim=-1)
+        gate, a, b = self.g_proj(normed), self.a_proj(normed), self.b_proj(normed)
+        conv_weight = torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])[:, 0]
+        out = self._recur(self.kernels, (mixed, a, b, conv_weight), context, state)
+        out = self.o_norm(out, gate.unflatten(-1, (-1, self.value_width)))
+        return x + self.o_proj(out.flatten(2))
+
+    def _recur(
+        self,
+        kernels: Kernels,
+        inputs: tuple[Tensor, ...],
+        context: ForwardContext,
+        state: DeltaState | None,
+    ) -> Tensor:
+        """Convolve, update the state and read from it: [B, T, H, V].
+
+        Args:
+            inputs: queries, keys and values side by side [B, T, C'], a and b [B, T, H], and the weight of
+                their convolution [C', W].
+        """
+        inputs = (*inputs, self.A_log, self.dt_bias)
         if state is None:
-            return kernels.delta_net_chunk(*inputs, *self._empty(mixed), num_valid, packed)[0]
-        if one_token:
-            return kernels.delta_net_step_(*inputs, state.recurrent_state, state.conv_state, rows)
-        return kernels.delta_net_chunk_(*inputs, state.recurrent_state, state.conv_state, rows, num_valid)
-
-    def _conv_weight(self) -> Tensor:
-        """All three convolutions are one over their concatenated channels: [C', W]."""
-        fast = self._fast()
-        if fast is not None:
-            return fast["conv"]
-        return torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])[:, 0]
-
-    def _output(self, out: Tensor, gate: Tensor, x: Tensor) -> Tensor:
-        fast = self._fast()
-        if fast is None:
-            normed = self.o_norm(out, gate.unflatten(-1, (-1, self.value_width)))
-            return x + self.o_proj(normed.flatten(2))
-        norm = self.o_norm
-        return fast.kernels.gated_norm_linear_add(out, gate, norm.weight, norm.eps, fast["out"], x)
+            empty = self._empty(inputs[0])
+            return kernels.delta_net_chunk(*inputs, *empty, context.num_valid, context.packed)[0]
+        states = state.recurrent_state, state.conv_state
+        if context.one_token:
+            return kernels.delta_net_step_(*inputs, *states, context.rows)
+        return kernels.delta_net_chunk_(*inputs, *states, context.rows, context.num_valid)
 
     def _empty(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """Both states at the start of a sequence: zeros, the recurrent state in float32 (or wider)."""

@@ -19,10 +19,8 @@ from torch import Tensor, nn
 
 from infinitevl.errors import InputError
 from infinitevl.model.weights import Hollow
-from infinitevl.ops.backend import choose
-from infinitevl.ops.kernels import TORCH, Kernels
-from infinitevl.ops.quantized import check_quantization, quantize
-from infinitevl.ops.trainable import trainable
+from infinitevl.ops.linear.quantized import check_quantization, quantize
+from infinitevl.ops.table import TORCH, Kernels, choose, trainable
 
 # Inner widths of feed-forwards are filled up to a multiple of this with zeros: 3420 makes products slow.
 _MULTIPLE = 32
@@ -133,7 +131,7 @@ def fuse_(model: nn.Module, kernels: Kernels | None = None, quantization: str | 
 
     Args:
         quantization: hold the large weights of the decoder's layers in "int8", "int4" or "fp8" (see
-            `ops.quantized`), for good; None leaves them in the precision that they have.
+            `ops.linear.quantized`), for good; None leaves them in the precision that they have.
 
     Returns:
         The kernels.

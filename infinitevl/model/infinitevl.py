@@ -23,7 +23,10 @@ from infinitevl.model.inputs import (
     axis_positions,
     check_attentions,
     check_batch,
+    check_labels,
     check_no_gradients,
+    check_tokens,
+    kept_positions,
     new_columns,
     new_kinds,
     packed_lengths,
@@ -33,7 +36,7 @@ from infinitevl.model.inputs import (
 from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
 from infinitevl.model.pretrained import InfiniteVLPreTrainedModel
 from infinitevl.model.vision import VisionEncoder
-from infinitevl.ops.packed import Packed
+from infinitevl.ops.rows import Packed
 from infinitevl.state import StreamState
 
 
@@ -161,7 +164,11 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         position_ids = axis_positions(position_ids, embeds)
         wants_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states: list[Tensor] | None = [] if wants_hidden else None
-        out = self._decode(embeds, position_ids, state, counts, hidden_states, packed)
+        decode = self._decode
+        if state is not None and torch.compiler.is_compiling():
+            # A compiler's graph cannot change views of one buffer that are of several dtypes.
+            decode = torch.compiler.disable(decode)
+        out = decode(embeds, position_ids, state, counts, hidden_states, packed)
         if cache is not None:
             cache.num_seen += embeds.shape[1]
         return BaseModelOutputWithPast(
@@ -171,11 +178,9 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
         )
 
     def _embeds(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if input_ids is not None and inputs_embeds is None:
-            return self.embed(input_ids)
-        if inputs_embeds is not None and input_ids is None:
-            return inputs_embeds
-        raise InputError("pass either input_ids or inputs_embeds, and not both.")
+        text = self.config.text_config
+        check_tokens(input_ids, inputs_embeds, text.vocab_size, text.hidden_size)
+        return self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[arg-type]
 
     def _cache(self, past: object, use_cache: bool | None, embeds: Tensor) -> StateCache | None:
         cache = as_state_cache(past)
@@ -306,10 +311,12 @@ class InfiniteVLForConditionalGeneration(InfiniteVLPreTrainedModel, StateGenerat
             sequence_lengths,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        kept = kept_positions(logits_to_keep, out.last_hidden_state.shape[1])
         logits = self.lm_head(out.last_hidden_state[:, kept])
         loss = None
         if labels is not None or shift_labels is not None:
+            targets: Any = labels if shift_labels is None else shift_labels
+            check_labels(targets, logits)
             if sequence_lengths is not None and labels is not None:
                 labels = without_starts(labels, sequence_lengths)
             loss = self.loss_function(

@@ -12,6 +12,60 @@ from infinitevl.model.positions import PADDING, token_kinds
 from infinitevl.state import StreamState
 
 
+def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None, vocab_size: int, width: int) -> None:
+    """See that there are tokens, as ids or as embeddings.
+
+    Raises:
+        InputError: both or neither were given, another shape or dtype, or (on the CPU, where looking costs
+            nothing) ids that are no rows of the embedding table.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise InputError("pass either input_ids or inputs_embeds, and not both.")
+    given: Any = inputs_embeds if input_ids is None else input_ids
+    name, axes = ("inputs_embeds", 3) if input_ids is None else ("input_ids", 2)
+    if not isinstance(given, Tensor):
+        raise InputError(f"{name} is {type(given).__name__}; give a tensor (return_tensors='pt').")
+    if given.dim() != axes or not given.shape[1] or (axes == 3 and given.shape[2] != width):
+        wanted = "[batch, tokens]" if axes == 2 else f"[batch, tokens, {width}]"
+        raise InputError(f"{name} has shape {tuple(given.shape)}; give {wanted} with at least one token.")
+    if given.is_floating_point() != (axes == 3) or given.dtype == torch.bool:
+        raise InputError(f"{name} is {given.dtype}; ids are whole numbers, embeddings have a point.")
+    if axes == 2 and given.device.type == "cpu" and given.numel() and not torch.compiler.is_compiling():
+        least, most = (int(end) for end in torch.aminmax(given))
+        if least < 0 or most >= vocab_size:
+            raise InputError(
+                f"input_ids are between {least} and {most}; this model knows 0 to {vocab_size - 1}. Use the "
+                "processor that belongs to it."
+            )
+
+
+def kept_positions(logits_to_keep: int | Tensor, num_tokens: int) -> slice | Tensor:
+    """Which positions get logits: the last so many (0: all), or those that a tensor names.
+
+    Raises:
+        InputError: neither a count from 0 on nor positions of these tokens.
+    """
+    if type(logits_to_keep) is int and logits_to_keep >= 0:
+        return slice(-logits_to_keep, None)
+    if isinstance(logits_to_keep, Tensor) and not logits_to_keep.is_floating_point():
+        known = logits_to_keep if logits_to_keep.device.type == "cpu" else logits_to_keep[:0]
+        if logits_to_keep.dim() < 2 and bool(((known < num_tokens) & (known >= -num_tokens)).all()):
+            return logits_to_keep
+    raise InputError(
+        f"logits_to_keep is {logits_to_keep!r}; give how many of the last positions (0: all), or a tensor of "
+        f"positions below {num_tokens}."
+    )
+
+
+def check_labels(labels: Tensor, logits: Tensor, name: str = "labels") -> None:
+    """See that there is a label, a whole number, for each position that got logits [B, T, vocabulary]."""
+    if labels.shape != logits.shape[:2] or labels.is_floating_point():
+        raise InputError(
+            f"{name} are {labels.dtype} of shape {tuple(labels.shape)}, the logits are of shape "
+            f"{tuple(logits.shape)}. Give int64 [batch, tokens], and leave out logits_to_keep beside them."
+        )
+
+
 def new_columns(attention_mask: Tensor | None, embeds: Tensor) -> Tensor | None:
     """Which of the new tokens count, bool [B, T]; None where all do.
 
@@ -20,6 +74,8 @@ def new_columns(attention_mask: Tensor | None, embeds: Tensor) -> Tensor | None:
     """
     if attention_mask is None:
         return None
+    if not isinstance(attention_mask, Tensor):
+        raise InputError(f"attention_mask is {type(attention_mask).__name__}; give a tensor [batch, tokens].")
     if attention_mask.dim() != 2:
         raise InputError(
             f"attention_mask has {attention_mask.dim()} axes; give [batch, tokens] with 0 at padding. "

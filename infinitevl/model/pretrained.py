@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -14,7 +15,15 @@ from infinitevl.model.decoder import RotaryEmbedding
 from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
 from infinitevl.model.fused import fusable, unfused
 from infinitevl.model.layers import RMSNorm
-from infinitevl.model.weights import PREFIX_MAPPING, check_loading, loading_errors, write_model_card
+from infinitevl.model.weights import (
+    PREFIX_MAPPING,
+    check_files,
+    check_finite,
+    check_loading,
+    loading_errors,
+    saving_errors,
+    write_model_card,
+)
 
 # softplus(dt_bias) = 0.001 at the start of a new mixer.
 _DT_BIAS_START = -6.907255
@@ -73,10 +82,13 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
         kwargs.setdefault("key_mapping", PREFIX_MAPPING)
         kwargs.setdefault("ignore_mismatched_sizes", True)  # they are told below, by name
         with loading_errors(name):
+            if Path(name).is_dir():
+                check_files(name)
             loaded: Any = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
         model, info = loaded
         if strict:
             check_loading(name, info)
+            check_finite(name, model)
         return (model, info) if wants_info else model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -87,16 +99,21 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """Write configuration, weights (newer prefix) and a model card; everything as in transformers."""
+        """Write configuration, weights (newer prefix) and a model card; everything as in transformers.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
         kwargs.setdefault("save_original_format", False)
-        with unfused(self):
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_main_process:
-            write_model_card(save_directory, self.config)
+        with saving_errors(save_directory):
+            with unfused(self):
+                super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            if is_main_process:
+                write_model_card(save_directory, self.config)
 
 
 def _start_mixer(mixer: GatedDeltaNet) -> None:
-    """The start of a new mixer (spec: training): hardly any decay, every convolution the identity."""
+    """Start a new mixer: hardly any decay, every convolution the identity."""
     for gate in (mixer.a_proj, mixer.b_proj):
         init.zeros_(gate.weight)
     init.zeros_(mixer.A_log)

@@ -19,7 +19,7 @@ from infinitevl.config import InfiniteVLVisionConfig
 from infinitevl.errors import InputError
 from infinitevl.model.fused import Fusable
 from infinitevl.model.layers import GatedMLP, RMSNorm
-from infinitevl.ops.vision import Segments
+from infinitevl.ops.attention.vision import Segments
 
 Grid = tuple[int, int, int]
 

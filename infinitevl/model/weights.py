@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from infinitevl.config import InfiniteVLConfig
@@ -21,6 +21,8 @@ PREFIX_MAPPING = {
     r"^visual\.": "model.visual.",
     r"^model\.(?=layers\.|embed_tokens\.|norm\.)": "model.language_model.",
 }
+
+_FILE_DTYPES = ("F16", "BF16", "F32", "F64")  # as safetensors names them
 
 # Values of each weight that enter a fingerprint: enough to tell fine-tunings apart, quick for 4 B parameters.
 _SAMPLES = 1024
@@ -75,6 +77,23 @@ def loading_errors(name: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def saving_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what is raised over a folder that cannot be written into a CheckpointError."""
+    if Path(folder).is_file():
+        raise CheckpointError(f"could not save into {folder}: it is a file. Give a folder's name.")
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise CheckpointError(
+            f"could not save into {folder}: {reason}. Weights there may be incomplete; free some space or "
+            "choose another folder, and save again."
+        ) from error
+
+
 def _is_about_files(error: Exception) -> bool:
     """Whether other files would help: not where memory ran out or a device failed."""
     device_errors = (torch.OutOfMemoryError, torch.AcceleratorError)
@@ -103,6 +122,43 @@ def check_loading(name: str | os.PathLike[str], info: dict[str, Any]) -> None:
             f"{name} does not fill this model: {'; '.join(problems)}. Check that every shard is there and "
             "that config.json belongs to the weights, or pass strict=False to load what fits."
         )
+
+
+def check_files(folder: str | os.PathLike[str]) -> None:
+    """Refuse weights that are no numbers with a point, such as those of a quantized checkpoint.
+
+    Raises:
+        CheckpointError: names the file and the weight.
+    """
+    for path in sorted(Path(folder).glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _FILE_DTYPES:
+                    raise CheckpointError(
+                        f"{path} holds {name} as {dtype}; weights are {', '.join(_FILE_DTYPES)}. Give the "
+                        "folder from before it was quantized or converted."
+                    )
+
+
+@torch.no_grad()
+def check_finite(name: str | os.PathLike[str], model: nn.Module) -> None:
+    """Refuse weights among which are NaN or infinities; those that lie elsewhere (meta) are not looked at.
+
+    Raises:
+        CheckpointError: names the weights.
+    """
+    found = [(key, weight) for key, weight in model.named_parameters() if weight.device.type != "meta"]
+    broken = [key for key, weight in found if weight.numel() and not _is_finite(weight)]
+    if broken:
+        raise CheckpointError(
+            f"{name} holds NaN or infinities in {len(broken)} weight(s): {', '.join(broken[:8])}. Its "
+            "training diverged, or the file was damaged or converted to a format with too little range."
+        )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(weight))  # both ends of NaN are NaN
 
 
 def fingerprint(model: nn.Module, config: InfiniteVLConfig) -> str:

@@ -1,13 +1,15 @@
 """Grouped-query attention over the last `window` tokens, or over all of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from infinitevl.config import InfiniteVLTextConfig
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.fused import Fusable, stack_
 from infinitevl.model.layers import RMSNorm
-from infinitevl.ops.packed import Packed
+from infinitevl.ops.table import Kernels
 from infinitevl.state import WindowState
 
 
@@ -32,54 +34,41 @@ class WindowAttention(Fusable):
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        state: WindowState | None = None,
-        length: Tensor | None = None,
-        num_valid: Tensor | None = None,
-        one_token: bool = False,
-        rows: Tensor | None = None,
-        packed: Packed | None = None,
-        *,
-        norm: RMSNorm,
+        self, x: Tensor, context: ForwardContext, state: WindowState | None = None, *, norm: RMSNorm
     ) -> Tensor:
-        """x + attended norm(x), [B, T, C].
+        """Attend from norm(x) and add x: [B, T, C].
 
         Args:
-            cos, sin: float32 [B, T, D]. state: takes the tokens in, in place; None keeps nothing.
-            length: int64 [B], tokens in the state.
-            num_valid: int64 [B], how many of each row's first tokens count; None for all.
-            one_token: T is 1 and every row counts.
-            rows: int64 [B], which rows of the state go on; None for all.
-            packed: without a state, the sequences that share the one row; None for one a row.
+            state: takes the tokens in, in place; None reads a sequence from its start.
         """
-        fast = self._fast()
-        kernels = self.kernels if fast is None else fast.kernels
-        inputs = (*self._project(x, norm), cos, sin)
-        if state is None:
-            out = kernels.window_chunk(*inputs, self.window, packed)
-        elif one_token:
-            out = kernels.window_step_(*inputs, state.keys, state.values, length, rows)
-        else:
-            ring = (state.keys, state.values)
-            out = kernels.window_chunk_(*inputs, *ring, length, self.window, rows, num_valid)
-        if fast is None:
-            return x + self.o_proj(out.flatten(2))
-        return fast.kernels.linear_add(out.flatten(2), fast["out"], x)
-
-    def _project(self, x: Tensor, norm: RMSNorm) -> list[Tensor]:
-        """Queries, keys and values, [B, T, H, D]."""
-        fast = self._fast()
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if fast is None:
+        layout, projections = self._fast(), (self.q_proj, self.k_proj, self.v_proj)
+        if layout is None:
             normed = norm(x)
             parts = [proj(normed) for proj in projections]
-        else:
-            together = fast.kernels.norm_linear(x, norm.weight, norm.eps, fast["in"], fast["in_bias"])
-            parts = together.split([proj.out_features for proj in projections], dim=-1)
-        return [part.unflatten(-1, (-1, self.head_dim)) for part in parts]
+            return x + self.o_proj(self._attend(self.kernels, parts, context, state))
+        together = layout.kernels.norm_linear(x, norm.weight, norm.eps, layout["in"], layout["in_bias"])
+        parts = together.split([proj.out_features for proj in projections], dim=-1)
+        return layout.kernels.linear_add(
+            self._attend(layout.kernels, parts, context, state), layout["out"], x
+        )
+
+    def _attend(
+        self,
+        kernels: Kernels,
+        parts: Sequence[Tensor],
+        context: ForwardContext,
+        state: WindowState | None,
+    ) -> Tensor:
+        """Queries, keys and values, each [B, T, H D] -> [B, T, H D]."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # [B, T, H, D]
+        inputs = q, k, v, context.cos, context.sin
+        if state is None:
+            return kernels.window_chunk(*inputs, self.window, context.packed).flatten(2)
+        ring = state.keys, state.values, context.length
+        if context.one_token:
+            return kernels.window_step_(*inputs, *ring, context.rows).flatten(2)
+        out = kernels.window_chunk_(*inputs, *ring, self.window, context.rows, context.num_valid)
+        return out.flatten(2)
 
     def _lay_out(self) -> dict[str, Any]:
         projections = (self.q_proj, self.k_proj, self.v_proj)

@@ -1,5 +1,6 @@
 """Videos of any form as frames, and frames as the patches that the vision encoder takes."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,10 +19,12 @@ from infinitevl.processing.images import (
     resize_frame,
     smart_resize,
 )
-from infinitevl.processing.pixels import check_range
-from infinitevl.processing.vision_info import fetch_video
+from infinitevl.processing.pixels import check_num_pixels, check_range, to_array, to_uint8
 
-VideoInput: TypeAlias = Tensor | np.ndarray | Sequence[ImageSource] | str
+VideoInput: TypeAlias = Tensor | np.ndarray | Sequence[ImageSource]
+
+
+_PLAIN_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Clip(NamedTuple):
@@ -51,13 +54,13 @@ def _is_video(value: Any) -> bool:
         if len(value) == 2 and isinstance(value[1], dict):
             return True
         return all(_is_frame(each) for each in value)
-    return isinstance(value, str)
+    return isinstance(value, str | os.PathLike)
 
 
 def _is_frame(value: Any) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim in (2, 3)
-    return not isinstance(value, list | tuple | str)
+    return not isinstance(value, list | tuple | str | os.PathLike)
 
 
 def video_clip(
@@ -88,15 +91,12 @@ def _frames(
 ) -> tuple[Tensor, float]:
     """([T, 3, H, W] of 0 to 255 with whole patches, frames a second)."""
     own_fps = DEFAULT_FPS
-    if isinstance(video, str):
-        element = {"video": video, "fps": fps or DEFAULT_FPS}
-        video, own_fps = fetch_video(element, return_video_sample_fps=True)
-    elif isinstance(video, tuple) and len(video) == 2 and isinstance(video[1], dict):
+    if isinstance(video, tuple) and len(video) == 2 and isinstance(video[1], dict):
         video, own_fps = video[0], _sampled_fps(video[1])
     if len(video) == 0:
         raise InputError("The video has no frames. Give at least one.")
     if isinstance(video, Tensor | np.ndarray):
-        return _scale_array(_channels_first(torch.as_tensor(video)), factor, limits), own_fps
+        return _scale_array(_channels_first(video), factor, limits), own_fps
     return _scale_pictures(video, factor, limits), own_fps
 
 
@@ -105,14 +105,27 @@ def _sampled_fps(metadata: dict[str, Any]) -> float:
     return len(metadata["frames_indices"]) / metadata["total_num_frames"] * metadata["fps"]
 
 
-def _channels_first(video: Tensor) -> Tensor:
+def _channels_first(video: Tensor | np.ndarray) -> Tensor:
+    """[T, 3, H, W] of 0 to 255, in bytes or floats; a float tensor stays where it is."""
+    if not isinstance(video, Tensor) or not _is_plain(video):
+        array = to_array(video)
+        array = array if array.dtype.kind == "f" else to_uint8(array)
+        video = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if video.shape[1] != 3 and video.shape[3] == 3:
         video = video.permute(0, 3, 1, 2)
     if video.shape[1] != 3:
         raise InputError(f"A video of shape {list(video.shape)} is not [T, 3, H, W] or [T, H, W, 3].")
+    if 0 in video.shape:
+        raise InputError(f"A video of shape {list(video.shape)} has no pixels.")
+    check_num_pixels("A frame", video.shape[3], video.shape[2])
     if video.dtype != torch.uint8:
         check_range(float(video.min()), float(video.max()), video.is_floating_point())
     return video
+
+
+def _is_plain(video: Tensor) -> bool:
+    """Whether torch can work on a tensor's values where they lie."""
+    return video.dtype in _PLAIN_TYPES and video.layout == torch.strided and not video.is_meta
 
 
 def _scale_array(video: Tensor, factor: int, limits: tuple[int, int] | None) -> Tensor:

@@ -85,7 +85,7 @@ def _follow(
 
 
 def _within(deadline: float, call: Callable[..., T], *arguments: Any) -> T:
-    """The result of a call that has no limit of its own, such as a look-up of a name; TimeoutError if late."""
+    """The result of a call that has no limit of its own, as a look-up of a name; TimeoutError if late."""
     result: Future[T] = Future()
 
     def run() -> None:

@@ -120,6 +120,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_MODES:
         return Image.fromarray(narrow(np.asarray(image))).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
@@ -150,7 +152,8 @@ def smart_resize(
     """(height, width) as multiples of `factor` with about the same ratio, and an area within the limits.
 
     The rule of qwen-vl-utils 0.0.14; a side that it would round down to nothing keeps one `factor`.
-    Raises InputError for a ratio above 200, a side below 1, or limits that exclude each other.
+    Raises InputError for a ratio above 200, a side below 1, too many pixels, or limits that exclude each
+    other.
     """
     if min(height, width) < 1:
         raise InputError(f"A picture of {width}x{height} has no pixels.")
@@ -164,6 +167,7 @@ def smart_resize(
     elif math.prod(rounded) < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         rounded = tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
+    check_num_pixels("The picture, as it should be scaled,", rounded[1], rounded[0])
     return rounded[0], rounded[1]
 
 

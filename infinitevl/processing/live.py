@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from infinitevl.errors import InfiniteVLError, InputError, SourceError
-from infinitevl.processing.decode import READ_TIMEOUT, open_container, to_rgb, video_stream
+from infinitevl.processing.decode import READ_TIMEOUT, open_container, video_stream
 from infinitevl.processing.frames import Frame, Sampler, Source
+from infinitevl.processing.render import pixel_aspect, to_rgb
 
 Opener = Callable[[], Iterable[Frame]]
 Clock = Callable[[], float]
@@ -231,9 +232,11 @@ def _av_opener(address: str, format: str | None, options: dict[str, str], times:
 
         place = times.connection()
         with open_container(address, format, options) as container:
+            stream = video_stream(container, address)
+            aspect = pixel_aspect(stream)
             try:
-                for decoded in container.decode(video_stream(container, address)):
-                    yield Frame(to_rgb(decoded), place(decoded.time))
+                for decoded in container.decode(stream):
+                    yield Frame(to_rgb(decoded, aspect), place(decoded.time))
             except av.error.FFmpegError as error:
                 raise SourceError(f"{address} broke: {error}.") from error
 

@@ -29,6 +29,8 @@ def sized_media(
 
 def _sampling(options: CallOptions) -> dict[str, Any]:
     """How videos are sampled that say nothing themselves; a list of frames was taken at that rate."""
+    if options.num_frames is not None:
+        return {"nframes": options.num_frames}
     return {} if options.fps is None else {"fps": options.fps, "sample_fps": options.fps}
 
 
@@ -38,8 +40,10 @@ def _sized_part(part: dict[str, Any], defaults: dict[str, dict[str, Any]]) -> di
         return part
     rest = {key: value for key, value in part.items() if key not in MEDIA_KEYS}
     settings = dict(defaults[kind])
-    if "nframes" in rest:
+    if "nframes" in rest or "num_frames" in rest:
         settings.pop("fps", None)
+    if {"fps", "nframes", "num_frames"} & set(rest):
+        settings.pop("nframes", None)
     return {**settings, **rest, kind: _source(part)}
 
 

@@ -36,7 +36,7 @@ def _tensor_to_array(values: Tensor) -> np.ndarray:
 
 
 def to_uint8(array: np.ndarray) -> np.ndarray:
-    """Values as bytes: False and True as 0 and 255, uint16 scaled; a picture in 0..1 is refused, not black."""
+    """Values as bytes: False and True as 0 and 255, uint16 scaled; 0..1 is refused, not black."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:

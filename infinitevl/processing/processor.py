@@ -1,5 +1,6 @@
 """InfiniteVLProcessor: text, pictures and videos to the tensors that the model takes, without torchvision."""
 
+import difflib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,15 +20,26 @@ from transformers.utils import PROCESSOR_NAME
 from infinitevl.errors import CheckpointError, InfiniteVLError, InputError
 from infinitevl.processing import prompt
 from infinitevl.processing.batch import expand_pads, pad_batch, truncate
-from infinitevl.processing.clips import split_videos, video_clip
+from infinitevl.processing.clips import Clip, split_videos, video_clip
+from infinitevl.processing.image_settings import (
+    CHANGEABLE,
+    FIXED,
+    check_image_settings,
+    load_image_processor,
+)
 from infinitevl.processing.images import check_ratio, open_image
 from infinitevl.processing.media import sized_media
-from infinitevl.processing.options import NESTED_KEYWORDS, CallOptions
-from infinitevl.processing.vision_info import process_vision_info
+from infinitevl.processing.options import NESTED_KEYWORDS, OTHER_NAMES, CallOptions
+from infinitevl.processing.vision_info import fetch_video, process_vision_info
 
 PUBLISHED_FRAME_SIZE = 448
-PUBLISHED_SIZE = {"shortest_edge": 3136, "longest_edge": 12_845_056}  # fewest and most pixels of a picture
-_CLASS_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
+_TEMPLATE_KEYWORDS = ("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask")
+_HUB_KEYS = (
+    *("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"),
+    *("code_revision", "_commit_hash", "_from_auto", "user_agent"),
+)
+_TOKENIZER_KEYS = ("padding_side", "truncation_side", "model_max_length")
+_OWN_KEYS = ("frame_size", "chat_template")
 
 
 class InfiniteVLProcessor(ProcessorMixin):
@@ -77,6 +89,8 @@ class InfiniteVLProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
             raise InputError("text must be one or several strings. Render messages with apply_chat_template.")
+        for index, each in enumerate(texts):
+            prompt.check_text(each, f"text[{index}]" if texts is text else "text")
         return self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
 
     def turn_inputs(
@@ -115,22 +129,29 @@ class InfiniteVLProcessor(ProcessorMixin):
         that say nothing themselves), all others (such as add_generation_prompt and add_vision_id) to the
         template. Returns the ids alone without `return_dict`.
         """
-        if not conversation:
+        if not isinstance(conversation, list | tuple) or not conversation:
             raise InputError("There is no message. Give a list of messages with role and content.")
         if kwargs.get("return_assistant_tokens_mask"):
             raise InputError("return_assistant_tokens_mask is not offered: find the turns by their tokens.")
         is_batch = not isinstance(conversation[0], dict)
         batch = list(conversation) if is_batch else [conversation]
-        mark = prompt.unused_mark(batch) if tokenize else prompt.WORD_JOINER
+        beside = {key: kwargs.pop(key, None) for key in ("tools", "documents")}
+        mark = prompt.unused_mark([batch, beside]) if tokenize else prompt.WORD_JOINER
         kwargs.pop("sanitize_control_tokens", None)  # always so
+        template = self._template_text(chat_template)
         specials = prompt.special_strings(self.tokenizer)
         paths = [f"conversation[{index}]" for index in range(len(batch))] if is_batch else ["messages"]
         protected = [
-            prompt.protect_messages(messages, specials, mark, path)
+            prompt.protect_messages(messages, specials, mark, path, template)
             for messages, path in zip(batch, paths, strict=True)
         ]
-        known = {*CallOptions.names(), *NESTED_KEYWORDS}
+        known = {*CallOptions.names(), *OTHER_NAMES, *NESTED_KEYWORDS}
         call = {key: kwargs.pop(key) for key in known & set(kwargs)} | (processor_kwargs or {})
+        kwargs |= {key: prompt.protect(value, specials, mark) for key, value in beside.items() if value}
+        _check_mentioned(kwargs, template)
+        options = CallOptions.from_kwargs(
+            {"return_tensors": return_tensors, "padding": is_batch, **call, "do_sample_frames": False}
+        )
         texts: Any = super().apply_chat_template(protected, chat_template, tokenize=False, **kwargs)
         if not tokenize:
             return texts if is_batch else texts[0]
@@ -138,10 +159,16 @@ class InfiniteVLProcessor(ProcessorMixin):
             for index, message in enumerate(messages):
                 prompt.check_shown(message["content"], f"{path}[{index}].content")
         ids = [prompt.encode_chat(self.tokenizer, text, mark) for text in texts]
-        call = {"return_tensors": return_tensors, "padding": is_batch, **call, "do_sample_frames": False}
         messages = [message for messages in batch for message in messages]
-        inputs = self.assemble_chat(ids, messages, CallOptions.from_kwargs(call))
+        inputs = self.assemble_chat(ids, messages, options)
         return inputs if return_dict else inputs["input_ids"]
+
+    def _template_text(self, chat_template: str | None) -> str:
+        """The template that a call means: its own, or one of the processor's by name."""
+        named = (
+            self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        )
+        return str(named.get(chat_template or "default", chat_template or ""))
 
     def assemble_chat(
         self, ids: list[list[int]], messages: Sequence[dict[str, Any]], options: CallOptions
@@ -153,7 +180,9 @@ class InfiniteVLProcessor(ProcessorMixin):
             {"content": sized_media(message["content"], options, look.size, factor)} for message in messages
         ]
         images, videos, kwargs = process_vision_info(sized, True, image_patch_size=look.patch_size)
-        return self._assemble(ids, images, videos, replace(options, fps=kwargs["fps"], do_resize=False))
+        return self._assemble(
+            ids, images, videos, replace(options, fps=kwargs["fps"], num_frames=None, do_resize=False)
+        )
 
     def _assemble(
         self, ids: list[list[int]] | None, images: Any, videos: Any, options: CallOptions
@@ -189,9 +218,13 @@ class InfiniteVLProcessor(ProcessorMixin):
         if not flat:
             return {}, []
         rates = self._rates(options.fps, len(flat))
+        if options.num_frames is not None and not all(isinstance(each, str | os.PathLike) for each in flat):
+            raise InputError("num_frames chooses frames of files. Of frames in a list, give those you mean.")
         limits = options.limits(self.image_processor.size) if options.do_resize else None
         clips = [
-            video_clip(video, fps, self.image_processor, limits)
+            self._file_clip(video, replace(options, fps=fps))
+            if isinstance(video, str | os.PathLike)
+            else video_clip(video, fps, self.image_processor, limits)
             for video, fps in zip(flat, rates, strict=True)
         ]
         grids = torch.tensor([clip.grid for clip in clips])
@@ -201,6 +234,14 @@ class InfiniteVLProcessor(ProcessorMixin):
             "second_per_grid_ts": torch.tensor([clip.seconds for clip in clips]),
         }
         return features, self._num_tokens(grids)
+
+    def _file_clip(self, path: str | os.PathLike[str], options: CallOptions) -> Clip:
+        """A video file as in a chat; it states the rate at which its frames could be taken."""
+        look = self.image_processor
+        factor = look.patch_size * look.merge_size
+        (element,) = sized_media([{"type": "video", "video": path}], options, look.size, factor)
+        frames, fps = fetch_video(element, look.patch_size, return_video_sample_fps=True)
+        return video_clip(frames, fps, look, None)
 
     def _num_tokens(self, grids: Tensor) -> list[int]:
         return (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
@@ -257,25 +298,46 @@ class InfiniteVLProcessor(ProcessorMixin):
     ) -> "InfiniteVLProcessor":
         """The processor of a folder or hub name, also where its files name Qwen's own classes.
 
-        No code of the folder runs, whatever `trust_remote_code` says. min_pixels, max_pixels and frame_size
-        replace what the folder says; the other keywords are the hub's (revision, cache_dir, token, ...).
-        Raises CheckpointError if the folder lacks a tokenizer or an image processor's settings.
+        No code of the folder runs, whatever `trust_remote_code` says. frame_size, chat_template and those
+        settings of the image processor that can be changed (size, min_pixels, max_pixels, image_mean,
+        image_std, patch_size, ...) replace what the folder says. Texts are padded on the left, as generation
+        needs it; padding_side="right" changes that. The other keywords are the tokenizer's and the hub's
+        (model_max_length, revision, cache_dir, token, ...). Raises CheckpointError if the folder lacks a
+        tokenizer or an image processor's settings, and InputError for keywords that nobody knows.
         """
-        kwargs.pop("trust_remote_code", None)
-        changes: dict[str, Any] = {
-            key: kwargs.pop(key) for key in ("min_pixels", "max_pixels") if key in kwargs
-        }
-        frame_size = kwargs.pop("frame_size", None)
+        changes, own, hub, words = _sort_keywords(kwargs)
+        check_image_settings(changes | {key: kwargs[key] for key in FIXED if key in kwargs})
         name = os.fspath(pretrained_model_name_or_path)
         try:
-            settings, _ = cls.get_processor_dict(name, **kwargs)
-            image_processor = _load_image_processor(name, changes, kwargs)
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
-            template = settings.get("chat_template") or tokenizer.chat_template
-            frame_size = frame_size or settings.get("frame_size", PUBLISHED_FRAME_SIZE)
+            settings, _ = cls.get_processor_dict(name, **hub)
+            image_processor = load_image_processor(name, changes, hub)
+            words = {"padding_side": "left", **words}
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **words, **hub)
+            template = own.get("chat_template") or settings.get("chat_template") or tokenizer.chat_template
+            frame_size = own.get("frame_size") or settings.get("frame_size", PUBLISHED_FRAME_SIZE)
             return cls(image_processor, tokenizer, template, frame_size)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{name} holds no processor that can be used: {error}") from error
+
+
+def _sort_keywords(kwargs: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Keywords of from_pretrained for the image processor, the processor, the hub and the tokenizer."""
+    groups = (CHANGEABLE, _OWN_KEYS, _HUB_KEYS, _TOKENIZER_KEYS)
+    known = {name for group in groups for name in group} | {*FIXED, "trust_remote_code", "use_fast"}
+    if unknown := sorted(set(kwargs) - known):
+        valid = sorted(name for name in known if name[0] != "_")
+        raise InputError(f"A processor cannot be loaded with {unknown}; valid keywords are {valid}.")
+    return tuple({name: kwargs[name] for name in group if name in kwargs} for group in groups)
+
+
+def _check_mentioned(keywords: dict[str, Any], template: str) -> None:
+    """InputError for keywords that the chat template has no place for, and that nobody else would hear."""
+    for name in sorted(set(keywords) - set(_TEMPLATE_KEYWORDS)):
+        if not prompt.mentions(template, name):
+            known = sorted({*CallOptions.names(), *OTHER_NAMES, *_TEMPLATE_KEYWORDS})
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"valid are {known} and what the template names."
+            raise InputError(f"{name} is known neither to the processor nor to its chat template; {hint}")
 
 
 def _move_files(source: Path, target: Path) -> None:
@@ -294,16 +356,3 @@ def _flatten(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return [image for each in images for image in _flatten(each)]
     return [images]
-
-
-def _load_image_processor(
-    name: str, changes: dict[str, Any], hub: dict[str, Any]
-) -> Qwen2VLImageProcessorPil:
-    """Qwen's image processor in its PIL form, whichever form the folder names."""
-    settings, _ = Qwen2VLImageProcessorPil.get_image_processor_dict(name, **hub)
-    settings = {key: value for key, value in settings.items() if key not in _CLASS_NAMES} | changes
-    asked = dict(settings.pop("size", None) or {})
-    size = dict(PUBLISHED_SIZE)  # the class of transformers has a default too, but calls may change it
-    for edge, limit in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
-        size[edge] = settings.pop(limit, None) or asked.get(edge) or asked.get(limit) or size[edge]
-    return Qwen2VLImageProcessorPil.from_dict({**settings, "size": size})

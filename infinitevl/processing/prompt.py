@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from infinitevl.errors import InputError
+from infinitevl.processing.settings import check_settings
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 START, END = "<|im_start|>", "<|im_end|>"
@@ -69,6 +70,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
     Needs a fast tokenizer; its settings are not touched, so threads may share it.
     """
+    check_text(text, "The text")
     backend = tokenizer.backend_tokenizer
     text = backend.normalizer.normalize_str(text) if backend.normalizer else text
     pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, None)]
@@ -95,6 +97,7 @@ def turn_ids(
     """
     message = {"role": "user", "content": content}
     check_content(content, "content")
+    check_text(system or "", "The system turn")
     mark = unused_mark([message, system])
     messages = protect_messages([message], special_strings(tokenizer), mark)
     if system is not None:
@@ -171,27 +174,59 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> lis
 
 
 def protect_messages(
-    messages: Sequence[dict[str, Any]], specials: Sequence[str], mark: str, path: str = "messages"
+    messages: Sequence[dict[str, Any]],
+    specials: Sequence[str],
+    mark: str,
+    path: str = "messages",
+    template: str = CHAT_TEMPLATE,
 ) -> list[dict]:
     """Messages in which no text holds a special string, not even in parts that the template would join.
 
     Raises InputError for a message that is not a dict with a role and, as content, text or a list of parts,
-    each of them text, a picture or a video. `path` is what stands before a message's number in the error.
+    each of them text, a picture or a video, and for calls of tools that the template would leave out. `path`
+    is what stands before a message's number in the error.
     """
-    for index, message in enumerate(messages):
-        _check_message(message, f"{path}[{index}]")
-    return [_protect(message, specials, mark) for message in messages]
+    if not isinstance(messages, list | tuple) or not messages:
+        raise InputError(f"field {path}: holds no message; {_VALID_MESSAGE}.")
+    messages = [_checked_message(each, f"{path}[{i}]", template) for i, each in enumerate(messages)]
+    return [protect(message, specials, mark) for message in messages]
 
 
+_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content")
 _VALID_MESSAGE = (
     "give {'role': 'user', 'content': text or a list of {'type': 'text' or 'image' or 'video', ...}}"
 )
 
 
-def _check_message(message: Any, path: str) -> None:
+def _checked_message(message: Any, path: str, template: str) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise InputError(f"field {path}: a message needs a role; {_VALID_MESSAGE}.")
+    check_text(message["role"], f"field {path}.role")
+    for key in (key for key in _BESIDE_CONTENT if message.get(key)):
+        if not mentions(template, key):
+            raise InputError(
+                f"field {path}.{key}: the chat template has no place for it; put it into content."
+            )
+        if message.get("content") is None:
+            message = {**message, "content": ""}
     check_content(message.get("content"), f"{path}.content")
+    return message
+
+
+def mentions(template: str, name: str) -> bool:
+    """Whether a chat template uses a variable or key of this name."""
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
+
+
+def check_text(text: str, place: str) -> None:
+    """InputError, which begins with `place`, for text with half of a character, which no file can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place}: character {error.start} is half of one ({text[error.start]!r}, a lone surrogate); "
+            "read the text as UTF-8, or leave it out."
+        ) from error
 
 
 def check_content(content: Any, path: str) -> None:
@@ -200,7 +235,7 @@ def check_content(content: Any, path: str) -> None:
     Raises InputError, which begins with the place of what it is about; `path` is the place of the content.
     """
     if isinstance(content, str):
-        return
+        return check_text(content, f"field {path}")
     if not isinstance(content, list | tuple) or not all(isinstance(part, dict) for part in content):
         raise InputError(f"field {path}: is {type(content).__name__}; {_VALID_MESSAGE}.")
     for index, part in enumerate(content):
@@ -210,11 +245,12 @@ def check_content(content: Any, path: str) -> None:
 def _check_part(part: dict[str, Any], path: str) -> None:
     check_type(part, path)
     if vision_kind(part):
-        return
+        return check_settings(part, path)
     if "text" not in part:
         raise InputError(f"field {path}: {sorted(part)} holds no text; give {{'type': 'text', 'text': ...}}.")
     if not isinstance(part["text"], str):
         raise InputError(f"field {path}.text: is {type(part['text']).__name__}; give a string.")
+    check_text(part["text"], f"field {path}.text")
 
 
 def check_type(part: dict[str, Any], path: str) -> None:
@@ -245,14 +281,15 @@ def check_shown(content: Any, path: str) -> None:
             raise InputError(f"field {path}[{index}].{kind}: is missing; {valid}.")
 
 
-def _protect(value: Any, specials: Sequence[str], mark: str) -> Any:
+def protect(value: Any, specials: Sequence[str], mark: str) -> Any:
+    """A value in whose texts, however deep, no special string is left; what names media stays as it is."""
     if isinstance(value, str):
         return break_specials(value, specials, mark)
     if isinstance(value, list | tuple):
-        return [_protect(each, specials, mark) for each in _join_texts(value)]
+        return [protect(each, specials, mark) for each in _join_texts(value)]
     if isinstance(value, dict):
         return {
-            key: each if key in MEDIA_KEYS else _protect(each, specials, mark) for key, each in value.items()
+            key: each if key in MEDIA_KEYS else protect(each, specials, mark) for key, each in value.items()
         }
     return value
 

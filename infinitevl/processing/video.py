@@ -11,9 +11,10 @@ from typing import TypeAlias
 import numpy as np
 
 from infinitevl.errors import InputError, SourceError
+from infinitevl.processing.addresses import local_path
+from infinitevl.processing.animation import open_recording
 from infinitevl.processing.decode import VideoFile
 from infinitevl.processing.frames import DEFAULT_FPS, Frame, Sampler, Source
-from infinitevl.processing.addresses import local_path
 from infinitevl.processing.images import ImageSource, open_image
 from infinitevl.processing.live import LiveSource, camera_opener, paced, stream_opener
 
@@ -57,7 +58,7 @@ def open_source(
     if re.match(r"(rtsps?|https?|rtmps?|srt|udp|tcp)://", address, re.IGNORECASE):
         return _open_address(address, fps, live)
     path = local_path(address)
-    recorded = PictureFolder(path, fps) if path.is_dir() else VideoFile(path, fps)
+    recorded = PictureFolder(path, fps) if os.path.isdir(path) else open_recording(path, fps)
     return _play_live(recorded, str(path)) if live else recorded
 
 

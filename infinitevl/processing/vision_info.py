@@ -2,7 +2,6 @@
 
 import io
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -12,13 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infinitevl.errors import InputError
-from infinitevl.processing.decode import VideoFile
+from infinitevl.errors import InputError, SourceError
+from infinitevl.processing.addresses import data_uri, is_data_uri, local_path, printable
+from infinitevl.processing.animation import open_recording
 from infinitevl.processing.fetch import fetch
 from infinitevl.processing.frames import DEFAULT_FPS
-from infinitevl.processing.addresses import local_path
 from infinitevl.processing.images import open_image, resize_bicubic, smart_resize
 from infinitevl.processing.prompt import check_type
+from infinitevl.processing.recording import Recording
+from infinitevl.processing.selection import FRAME_FACTOR, select_frames, smart_nframes
+from infinitevl.processing.settings import check_settings
 
 Message: TypeAlias = dict[str, Any]
 Conversation: TypeAlias = Sequence[Message]
@@ -27,12 +29,12 @@ Video: TypeAlias = "Tensor | tuple[Tensor, dict[str, Any]]"
 MERGE_SIZE = 2
 IMAGE_MIN_TOKENS, IMAGE_MAX_TOKENS = 4, 16384
 VIDEO_MIN_TOKENS, VIDEO_MAX_TOKENS = 128, 768
-FRAME_FACTOR = 2
-MIN_FRAMES, MAX_FRAMES = 4, 768
 SEQUENCE_TOKENS = 128_000
 MAX_VIDEO_BYTES = 2**30
 
 _KINDS = ("image", "image_url", "video")
+
+__all__ = ["extract_vision_info", "fetch_image", "fetch_video", "process_vision_info", "smart_nframes"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ def process_vision_info(
     and its metadata with `return_video_metadata`, or None. video_kwargs: `fps` holds the frames a second of
     each video, ready for the processor. An element of a message's content has one of `image`, `image_url`,
     `video`, and optionally min_pixels, max_pixels, resized_height with resized_width; for videos also fps or
-    nframes, min_frames, max_frames, total_pixels, video_start, video_end, and sample_fps of frames in a list.
+    nframes (or num_frames), min_frames, max_frames, total_pixels, video_start, video_end, and sample_fps of
+    frames in a list.
     http(s) addresses of private hosts are refused unless `allow_private`. Raises InputError or SourceError.
     """
     images: list[Image.Image] = []
@@ -77,7 +80,7 @@ def extract_vision_info(conversations: Conversation | Sequence[Conversation]) ->
 
     Raises InputError, which names the element, for one of an unknown type, or of a known one that holds none.
     """
-    if not conversations:
+    if not isinstance(conversations, list | tuple) or not conversations:
         raise InputError("There is no message. Give a list of messages with role and content.")
     if isinstance(conversations[0], dict):
         return _of_conversation(conversations, "messages")
@@ -87,7 +90,11 @@ def extract_vision_info(conversations: Conversation | Sequence[Conversation]) ->
 
 def _of_conversation(messages: Any, path: str) -> list[dict[str, Any]]:
     found = []
+    if not isinstance(messages, list | tuple):
+        raise InputError(f"field {path}: is {type(messages).__name__}; give a list of messages.")
     for i, message in enumerate(messages):
+        if not isinstance(message, dict) or "content" not in message:
+            raise InputError(f"field {path}[{i}]: a message is a dict with role and content.")
         content = message["content"] if isinstance(message["content"], list) else []
         for j, element in enumerate(content):
             if isinstance(element, dict):
@@ -99,6 +106,8 @@ def _of_conversation(messages: Any, path: str) -> list[dict[str, Any]]:
 
 def _check_element(element: dict[str, Any], path: str) -> None:
     check_type(element, path)
+    if _is_vision(element):
+        check_settings(element, path)
     if _is_vision(element) and not any(kind in element for kind in _KINDS):
         raise InputError(f"field {path}: {sorted(element)} needs a key image, image_url or video.")
 
@@ -113,6 +122,7 @@ def fetch_image(
     element: dict[str, Any], image_patch_size: int = 14, *, allow_private: bool = False
 ) -> Image.Image:
     """The picture of a content element as RGB, scaled (bicubic) to sides of whole merged patches."""
+    check_settings(element, "image")
     source = element["image"] if "image" in element else element["image_url"]
     if isinstance(source, dict) and "url" in source:
         source = source["url"]
@@ -147,6 +157,9 @@ def fetch_video(
     `video` is a file, an http(s) address (downloaded as a whole), or frames: any pictures in a list, array
     or tensor. Returns the tensor, or (tensor, metadata), or a pair of that and the frames a second.
     """
+    check_settings(element, "video")
+    if "num_frames" in element:  # transformers' name
+        element = {**element, "nframes": element["num_frames"]}
     source = element["video"]
     factor = image_patch_size * MERGE_SIZE
     if isinstance(source, str | os.PathLike):
@@ -161,6 +174,8 @@ def _stack_frames(
     element: dict[str, Any], frames: Iterable[Any], factor: int, allow_private: bool
 ) -> tuple[Tensor, dict[str, Any], float]:
     """Frames in a list; qwen-vl-utils sizes each as a picture of doubled patches first, and so do we."""
+    if isinstance(frames, bytes | bytearray | dict) or not isinstance(frames, Iterable):
+        raise InputError(f"A {type(frames).__name__} is not a video. Give a file, an address, or frames.")
     rest = {key: value for key, value in element.items() if key not in ("type", "video")}
     pictures = [fetch_image({**rest, "image": f}, factor, allow_private=allow_private) for f in frames]
     if not pictures:
@@ -185,81 +200,33 @@ def _read_file(
 ) -> tuple[Tensor, dict[str, Any], float]:
     reopen = _opener(address, allow_private)
     with reopen() as file:
-        total, video_fps = file.count_packets(), file.fps
-    first, last = _frame_range(element, total, video_fps)
-    span = last - first + 1
-    count = smart_nframes(element, span, video_fps)
-    indices = torch.linspace(first, last, count).round().long().tolist()
+        shown = file.shown()
+    if not shown.times:
+        raise SourceError(f"{printable(address)} holds no frame that can be read. Is it a whole video?")
+    chosen = select_frames(element, shown)
+    gaps = np.diff(shown.times)
+    tolerance = float(gaps[gaps > 0].min(initial=1.0)) / 2
     with reopen() as file:
-        video = _resize_all(element, _pick(file, indices), count, factor)
+        frames = (torch.from_numpy(each).permute(2, 0, 1) for each in file.frames_at(chosen.times, tolerance))
+        video = _resize_all(element, frames, len(chosen.times), factor)
     metadata = {
-        "fps": video_fps,
-        "frames_indices": indices,
-        "total_num_frames": span,
+        "fps": chosen.fps,
+        "frames_indices": chosen.indices,
+        "total_num_frames": chosen.num_shown,
         "video_backend": "av",
     }
-    return video, metadata, count / span * video_fps
+    return video, metadata, chosen.rate
 
 
-def _opener(address: str, allow_private: bool) -> Callable[[], VideoFile]:
+def _opener(address: str, allow_private: bool) -> Callable[[], Recording]:
     """Opens the video anew at each call; one at an http(s) address is downloaded once."""
-    if not address.lower().startswith(("http://", "https://")):
-        return lambda: VideoFile(local_path(address))
-    data = fetch(address, allow_private=allow_private, max_bytes=MAX_VIDEO_BYTES, total_timeout=600.0)
-    return lambda: VideoFile(io.BytesIO(data))
-
-
-def _pick(file: VideoFile, indices: list[int]) -> Iterator[Tensor]:
-    """The frames with these rising indices, [3, H, W] each; what a damaged end lacks is its last frame."""
-    wanted = iter(indices)
-    index = next(wanted)
-    pixels = torch.empty(0)
-    for position, frame in enumerate(file):
-        pixels = torch.from_numpy(frame.image).permute(2, 0, 1)
-        while position == index:
-            yield pixels
-            index = next(wanted, -1)
-        if index < 0:
-            return
-    yield from (pixels for _ in (index, *wanted))
-
-
-def _frame_range(element: dict[str, Any], total: int, video_fps: float) -> tuple[int, int]:
-    """First and last frame between video_start and video_end, both included."""
-    start, end = element.get("video_start"), element.get("video_end")
-    duration = total / video_fps
-    first = 0 if start is None else math.ceil(min(max(start, 0.0), duration) * video_fps)
-    last = total - 1 if end is None else math.floor(min(max(end, 0.0), duration) * video_fps)
-    last = min(last, total - 1)
-    if first >= last and (start is not None or end is not None):
-        raise InputError(
-            f"video_start {start} and video_end {end} leave no two frames of a video of {duration:.2f} s. "
-            "Give seconds, the start before the end."
-        )
-    return first, last
-
-
-def smart_nframes(element: dict[str, Any], total_frames: int, video_fps: float) -> int:
-    """How many frames to take: an even number, from `nframes`, or from `fps`, min_frames and max_frames."""
-    if "fps" in element and "nframes" in element:
-        raise InputError("A video takes fps or nframes, not both.")
-    if "nframes" in element:
-        count = round(element["nframes"] / FRAME_FACTOR) * FRAME_FACTOR
+    if is_data_uri(address) and not os.path.isfile(address):
+        data = data_uri(address)
+    elif address.lower().startswith(("http://", "https://")):
+        data = fetch(address, allow_private=allow_private, max_bytes=MAX_VIDEO_BYTES, total_timeout=600.0)
     else:
-        least = _whole(math.ceil, element.get("min_frames", MIN_FRAMES))
-        most = _whole(math.floor, element.get("max_frames", min(MAX_FRAMES, total_frames)))
-        wished = total_frames / video_fps * element.get("fps", DEFAULT_FPS)
-        count = _whole(math.floor, min(max(wished, least), most, total_frames))
-    if not FRAME_FACTOR <= count <= total_frames:
-        raise InputError(
-            f"{count} frames were asked of a video of {total_frames}; valid are {FRAME_FACTOR} to "
-            f"{total_frames}. Change nframes, or fps, min_frames, max_frames; show a single frame as image."
-        )
-    return count
-
-
-def _whole(rounding: Any, count: float) -> int:
-    return rounding(count / FRAME_FACTOR) * FRAME_FACTOR
+        return lambda: open_recording(local_path(address))
+    return lambda: open_recording(io.BytesIO(data))
 
 
 def _resize_all(element: dict[str, Any], frames: Iterator[Tensor], count: int, factor: int) -> Tensor:

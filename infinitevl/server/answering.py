@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from infinitevl.engine.reading import PromptReader
-from infinitevl.server.errors import busy
+from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.jobs import Choice, Job
 
 if TYPE_CHECKING:
@@ -67,13 +67,14 @@ class Answering:
     # ------ steps
 
     def _forget_cancelled(self) -> None:
+        gone = ApiError(499, "the client went away.", code="cancelled")
         with self.worker.changed:
+            left = [job for job in self.waiting if job.is_cancelled]
             self.waiting = deque(job for job in self.waiting if not job.is_cancelled)
-        for job in [*self.reading, *self.growing]:
+        for job in [*left, *self.reading, *self.growing]:
             if job.is_cancelled:
-                self._release(job)
+                self._fail(job, gone)
         self.reading = deque(job for job in self.reading if not job.is_cancelled)
-        self.growing = [job for job in self.growing if not job.is_cancelled]
 
     def _begin(self) -> None:
         while (job := self._next()) is not None:

@@ -17,6 +17,7 @@ from infinitevl.server.limits import Guard
 from infinitevl.server.media import MediaReader
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.page import add_page
+from infinitevl.server.prompts import PromptMaker
 from infinitevl.server.registry import Registry
 from infinitevl.server.security import Keys
 from infinitevl.server.settings import ServerSettings
@@ -64,10 +65,10 @@ def _context(engine: Engine, settings: ServerSettings) -> Context:
         engine.processor,
         worker,
         metrics,
-        MediaReader(settings, limits),
         Keys(settings.keys),
         Registry(worker, settings, keeper),
         keeper,
+        PromptMaker(engine.processor, MediaReader(settings, limits), settings.limits),
     )
 
 
@@ -83,6 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        context.prompts.stop()
         await asyncio.to_thread(context.registry.stop)
         await asyncio.to_thread(context.worker.stop)
 

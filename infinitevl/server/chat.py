@@ -1,7 +1,5 @@
 """POST /v1/chat/completions and GET /v1/models, as OpenAI's API has them."""
 
-import asyncio
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -10,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from infinitevl.errors import InfiniteVLError
 from infinitevl.server.context import Context, Owner, Parts, owner_of
 from infinitevl.server.errors import ApiError, invalid
 from infinitevl.server.jobs import Job, Piece
@@ -19,7 +16,6 @@ from infinitevl.server.schemas import ChatRequest
 from infinitevl.server.sse import cancelled_if_gone, streamed
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(owner_of)])
-_FILE = re.compile(r"\S*/video-\w+")  # the name that a video has on this machine is nobody's business
 
 
 @router.get("/models")
@@ -50,7 +46,7 @@ async def chat_completions(
         raise invalid(f"n is {n}; at most {context.worker.answering.max_slots} here.", "n")
     names = ("max_completion_tokens", "max_tokens")
     samplings, stops = samplings_of(body, context.limits, names, n), stops_of(body)
-    inputs = await asyncio.to_thread(_prompt, body, context)
+    inputs = await context.prompts.make(body)
     job = Job(samplings, stops, inputs, num_prompt_tokens=inputs["input_ids"].shape[1])
     context.worker.submit(job)
     answer = _Completion(job, context.settings.model)
@@ -79,31 +75,6 @@ def _check_model(name: str, context: Context) -> None:
             param="model",
             code="model_not_found",
         )
-
-
-def _prompt(body: ChatRequest, context: Context) -> Any:
-    """What the processor makes of the messages."""
-    conversation = context.media.conversation(body)
-    with conversation.files:
-        try:
-            inputs = context.processor.apply_chat_template(
-                conversation.messages,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        except InfiniteVLError as error:
-            raise invalid(_FILE.sub("the video", str(error)), "messages") from error
-    length = inputs["input_ids"].shape[1]
-    if length > context.limits.prompt_tokens:
-        raise ApiError(
-            400,
-            f"the messages are {length} tokens, more than {context.limits.prompt_tokens}, the limit.",
-            param="messages",
-            code="context_length_exceeded",
-        )
-    return inputs
 
 
 class _Completion:

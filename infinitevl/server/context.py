@@ -8,13 +8,13 @@ from fastapi import Depends, Request
 
 from infinitevl.processing.prompt import turn_ids
 from infinitevl.server.keeper import StateKeeper
-from infinitevl.server.media import MediaReader
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.security import Keys
 from infinitevl.server.settings import Limits, ServerSettings
 from infinitevl.server.worker import EngineWorker
 
 if TYPE_CHECKING:
+    from infinitevl.server.prompts import PromptMaker
     from infinitevl.server.registry import Registry
 
 
@@ -26,10 +26,10 @@ class Context:
     processor: Any
     worker: EngineWorker
     metrics: Metrics
-    media: MediaReader
     keys: Keys
     registry: "Registry"
     keeper: StateKeeper | None
+    prompts: "PromptMaker"
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property

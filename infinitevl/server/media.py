@@ -23,11 +23,44 @@ _SAMPLING = ("fps", "num_frames", "max_frames")
 _SIZES = ("min_pixels", "max_pixels")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture; param: where in the request it stands."""
+
+    data: bytes
+    param: str
+
+    def opened(self) -> Image.Image:
+        """Its pixels; ApiError where it has none that can be read."""
+        try:
+            return open_image(self.data)
+        except InfiniteVLError as error:
+            raise ApiError(400, str(error), param=self.param, code="invalid_image") from error
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message whose media were fetched; pictures take memory once they are opened."""
+
+    role: str
+    content: str | list[dict[str, Any]]
+
+    def opened(self) -> dict[str, Any]:
+        """For the processor."""
+        content: Any = self.content
+        if not isinstance(content, str):
+            content = [
+                {key: value.opened() if isinstance(value, Picture) else value for key, value in part.items()}
+                for part in content
+            ]
+        return {"role": self.role, "content": content}
+
+
 @dataclass
 class Conversation:
-    """The messages of a request for the processor; `files` holds what must be there until it has run."""
+    """The messages of a request; `files` holds what must be there until it has run."""
 
-    messages: list[dict[str, Any]]
+    messages: list["Turn"]
     files: ExitStack = field(default_factory=ExitStack)
 
 
@@ -54,7 +87,7 @@ class MediaReader:
                         self._part(part, request, done.files, f"messages[{i}].content[{j}]")
                         for j, part in enumerate(content)
                     ]
-                done.messages.append({"role": role, "content": content})
+                done.messages.append(Turn(role, content))
         except BaseException:
             done.files.close()
             raise
@@ -85,7 +118,7 @@ class MediaReader:
             sizes["max_pixels"] = max(least, min(most, LOW_DETAIL))
         self._check_sizes(sizes, place)
         data = self._bytes(image.url, f"{place}.url")
-        return {"type": "image", "image": _opened(data, f"{place}.url"), **sizes}
+        return {"type": "image", "image": Picture(data, f"{place}.url"), **sizes}
 
     def _video(self, video: VideoUrl, request: ChatRequest, files: ExitStack, place: str) -> dict[str, Any]:
         io_kwargs = request.media_io_kwargs.video if request.media_io_kwargs else None
@@ -136,13 +169,6 @@ class MediaReader:
         raise invalid(
             f"{param}: give a data URI, an http(s):// address, or file:// below an allowed folder.", param
         )
-
-
-def _opened(data: bytes, param: str) -> Image.Image:
-    try:
-        return open_image(data)
-    except InfiniteVLError as error:
-        raise ApiError(400, str(error), param=param, code="invalid_image") from error
 
 
 def agreed(sources: list[tuple[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from infinitevl.server.security import check_signature, sign_state
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.sources import Follower, check_source, is_live
 from infinitevl.server.streams import Settings, Stream
-from infinitevl.server.worker import EngineWorker
+from infinitevl.server.worker import EngineWorker, until_done
 
 T = TypeVar("T")
 _SHARE_OF_MEMORY = 0.5  # of what is free, for parked states
@@ -161,7 +161,7 @@ class Registry:
             newest = stream.queue[-1].done if stream.queue else None
         if newest is not None:
             with contextlib.suppress(Exception):  # whoever sent it is told
-                await asyncio.shield(asyncio.wrap_future(newest))
+                await until_done(newest)
 
     def _replace(self, stream: Stream, session: StreamSession) -> None:
         with self.worker.changed:
@@ -196,7 +196,7 @@ class Registry:
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run something in the worker's thread."""
-        return await asyncio.wrap_future(self.worker.call(function))
+        return await until_done(self.worker.call(function))
 
     def stop(self) -> None:
         """Follow no source any more."""

@@ -23,6 +23,7 @@ from infinitevl.server.sampling import samplings_of, stops_of
 from infinitevl.server.schemas import AskRequest, StreamRequest
 from infinitevl.server.sse import cancelled_if_gone, streamed
 from infinitevl.server.streams import Settings, Stream
+from infinitevl.server.worker import until_done
 
 router = APIRouter(prefix="/v1/streams", dependencies=[Depends(owner_of)], tags=["streams"])
 _FORMATS = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -124,7 +125,7 @@ async def push_frames(
         images = await asyncio.to_thread(lambda: [_picture(data) for data in pictures])
         waits = await _push_all(stream, images, times, wait, context)
     if wait:
-        await asyncio.gather(*(asyncio.wrap_future(done) for done in waits))
+        await asyncio.gather(*(until_done(done) for done in waits))
     return {
         "id": stream.id,
         "object": "stream.frames",
@@ -143,7 +144,7 @@ async def _push_all(
     for image, time in zip(images, times, strict=True):
         size = stream.settings.queue_size
         if wait and len(waits) >= size:
-            await asyncio.wrap_future(waits[len(waits) - size])
+            await until_done(waits[len(waits) - size])
         waits.append(context.worker.push(stream, image, time))
     return waits
 

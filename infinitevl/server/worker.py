@@ -4,6 +4,7 @@ Each round it reads one frame of every stream that has one, one piece of one pro
 by a step. So a frame waits for a piece and a step at the most, however long prompts and answers are.
 """
 
+import asyncio
 import logging
 import threading
 import time
@@ -233,6 +234,11 @@ class EngineWorker:
             logger.exception("a frame of %s could not be read", stream.id, exc_info=error)
         self.metrics.refused.inc()
         frame.done.set_exception(error)
+
+
+async def until_done(future: "Future[T]") -> T:
+    """The result of what another thread does, which goes on if whoever waits is cancelled."""
+    return await asyncio.shield(asyncio.wrap_future(future))
 
 
 def _settle(function: Callable[[], Any], future: "Future[Any]") -> None:

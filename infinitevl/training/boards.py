@@ -1,71 +1,39 @@
-"""Where a run's numbers can be watched besides its log: TensorBoard, Weights & Biases."""
+"""Shows the numbers of a run in TensorBoard or Weights & Biases, through accelerate's trackers."""
 
 import uuid
 from pathlib import Path
-from typing import Any
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from infinitevl.errors import InputError
 
-BOARDS = ("tensorboard", "wandb")
 
+def open_board(name: str, folder: Path, step: int) -> GeneralTracker:
+    """Opens "tensorboard" or "wandb" for the run in `folder`, which stands after `step` steps.
 
-class TensorBoard:
-    """Files beside the log, for `tensorboard --logdir`; steps that are done again replace those before."""
-
-    def __init__(self, folder: Path, step: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _missing("tensorboard") from error
-        self.writer: Any = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """One point of each curve."""
-        for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Everything is on disk."""
-        self.writer.close()
-
-
-class WandB:
-    """A run of the project `infinitevl`, named by the folder, where the user's wandb is logged in.
-
-    The run's id stands in `wandb-id` beside the log, so that a stage that goes on goes on with its curves.
-    """
-
-    def __init__(self, folder: Path, step: int):
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("wandb") from error
-        known = folder / "wandb-id"
-        if not known.exists():
-            known.write_text(uuid.uuid4().hex)
-        self.run: Any = wandb.init(
-            project="infinitevl", name=folder.name, id=known.read_text(), dir=folder, resume="allow"
-        )
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """One point of each curve."""
-        self.run.log(numbers, step=step)
-
-    def close(self) -> None:
-        """Everything is sent."""
-        self.run.finish()
-
-
-def open_board(name: str, folder: Path, step: int) -> TensorBoard | WandB:
-    """The board `name` of BOARDS for a run in `folder` that stands after `step` steps.
+    TensorBoard writes to `folder`/tensorboard, where repeated steps replace earlier ones. Weights & Biases
+    gets a run of the project `infinitevl`, named by the folder.
 
     Raises:
-        InputError: its package is not installed.
+        InputError: the package is not installed.
     """
-    return TensorBoard(folder, step) if name == "tensorboard" else WandB(folder, step)
-
-
-def _missing(package: str) -> InputError:
-    return InputError(
-        f"log_to names {package}, which is not installed: pip install {package}, or take it out of log_to."
+    board = (
+        TensorBoardTracker("tensorboard", logging_dir=folder, purge_step=step + 1)
+        if name == "tensorboard"
+        else WandBTracker("infinitevl", name=folder.name, dir=folder, id=_run_id(folder), resume="allow")
     )
+    try:
+        board.start()
+    except ImportError as error:
+        raise InputError(
+            f"log_to names {name}, which is not installed: pip install {name}, or take it out of log_to."
+        ) from error
+    return board
+
+
+def _run_id(folder: Path) -> str:
+    """Returns the id of the run's curves, kept beside its log, so that a resumed run continues them."""
+    known = folder / "wandb-id"
+    if not known.exists():
+        known.write_text(uuid.uuid4().hex)
+    return known.read_text()

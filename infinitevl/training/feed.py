@@ -1,4 +1,4 @@
-"""The data of a recipe as what a run learns from."""
+"""Feeds the data of a recipe to a `Trainer`, packed into rows."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from infinitevl.training.stages.reading import Batch
 
 
 class PackedFeed:
-    """Rows of packed samples, in an order that the seed decides; can go on anywhere.
+    """Yields rows of packed samples in an order that the seed decides; continues from any step.
 
     rank, world_size: this process among those that share each step.
     """
@@ -43,16 +43,16 @@ class PackedFeed:
         }
         self._open(None)
 
-    def next(self) -> Sequence[Batch]:
-        """The rows of this process for the next step."""
+    def next_batches(self) -> Sequence[Batch]:
+        """Returns this process's rows of the next step."""
         return [loaded.inputs for loaded in next(self._steps)]
 
-    def state(self) -> dict[int, Any]:
-        """Where each row's source of samples stands."""
+    def state_dict(self) -> dict[int, Any]:
+        """Returns the position of each of this process's shards."""
         return {shard: dataclasses.asdict(state) for shard, state in self.loader.states.items()}
 
-    def go_on(self, state: dict[int, Any]) -> None:
-        """Stand where `state`, of all processes, says."""
+    def load_state_dict(self, state: dict[int, Any]) -> None:
+        """Continues from the positions of all shards."""
         self._open({shard: ShardState(**found) for shard, found in state.items()})
 
     @property

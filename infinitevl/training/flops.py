@@ -1,4 +1,4 @@
-"""How many floating-point operations a stage's step needs, whatever its kernels do.
+"""Counts the floating-point operations that a stage's step needs, whatever its kernels do.
 
 Per weight and token: 2 forward, 2 for the gradient of its input, 2 for its own where it trains. Attention
 counts pairs of query and key that see each other, the delta rule its definition token by token; both cost
@@ -23,7 +23,7 @@ _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090"
 
 @dataclass(frozen=True)
 class Work:
-    """What a batch asks for.
+    """The size of a batch.
 
     sequences: tokens of each. grids: (temporal patches, rows, columns of patches) of each picture or video.
     answers: tokens whose logits are made.
@@ -35,13 +35,13 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of all sequences."""
+        """Tokens of all sequences."""
         return sum(self.sequences)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Entries of the matrices that tokens pass: of one decoder layer each, of vision, and of the LM head."""
+    """Numbers of matrix entries: of each decoder layer, of the vision encoder, and of the LM head."""
 
     frozen: tuple[int, ...]
     trained: tuple[int, ...]
@@ -51,7 +51,7 @@ class Weights:
 
     @classmethod
     def of(cls, model: nn.Module, num_layers: int) -> "Weights":
-        """Of an InfiniteVL (with adapters, if any) of so many decoder layers."""
+        """Counts those of an InfiniteVL with `num_layers` decoder layers, and of its adapters, if any."""
         frozen, trained, vision, merger = [0] * num_layers, [0] * num_layers, 0, 0
         for name, weight in model.named_parameters():
             if weight.dim() != 2 and not name.endswith("patch_embed.proj.weight"):
@@ -74,7 +74,7 @@ def stage_flops(
     work: Work,
     teacher: InfiniteVLConfig | None = None,
 ) -> float:
-    """Operations of one batch, forward and backward.
+    """Counts the operations of one batch, forward and backward.
 
     Args:
         config, student: the student's. teacher: its configuration where the stage has one.
@@ -93,7 +93,7 @@ def stage_flops(
 
 
 def vision_flops(config: InfiniteVLVisionConfig, weights: Weights, work: Work) -> int:
-    """Forward alone: the encoder is frozen in every stage."""
+    """Counts the encoder's forward pass; it is frozen in every stage."""
     patches = sum(time * height * width for time, height, width in work.grids)
     merged = patches // config.spatial_merge_size**2
     pairs = sum(_vision_pairs(config, grid) for grid in work.grids)
@@ -101,7 +101,7 @@ def vision_flops(config: InfiniteVLVisionConfig, weights: Weights, work: Work) -
 
 
 def _vision_pairs(config: InfiniteVLVisionConfig, grid: tuple[int, int, int]) -> int:
-    """Pairs of patches that see each other, over all blocks."""
+    """Counts pairs of patches that see each other, over all blocks."""
     time, height, width = grid
     side = config.window_size // config.patch_size
     rows = [min(side, height - start) for start in range(0, height, side)]
@@ -112,7 +112,7 @@ def _vision_pairs(config: InfiniteVLVisionConfig, grid: tuple[int, int, int]) ->
 
 
 def mixer_flops(config: InfiniteVLTextConfig, kind: str, sequences: Iterable[int]) -> int:
-    """Forward pass of what a layer does between its projections."""
+    """Counts the forward pass of a layer between its projections."""
     if kind == LINEAR:
         memory = config.num_linear_heads * config.linear_head_dim * config.linear_value_dim
         return _DELTA_RULE * memory * sum(sequences)
@@ -122,13 +122,13 @@ def mixer_flops(config: InfiniteVLTextConfig, kind: str, sequences: Iterable[int
 
 
 def attended_pairs(length: int, window: int | None) -> int:
-    """Queries and keys of a causal sequence that see each other; a query sees itself."""
+    """Counts pairs of query and key of a causal sequence; a query sees itself."""
     seen = length if window is None else min(window, length)
     return seen * (seen + 1) // 2 + (length - seen) * seen
 
 
 def _learning_all(config: InfiniteVLTextConfig, weights: Weights, work: Work) -> int:
-    """All layers, with the gradient through all of them."""
+    """Counts all layers, with the gradient through all of them."""
     total = 0
     for kind, frozen, trained in zip(config.layer_types, weights.frozen, weights.trained, strict=True):
         matrices = WITH_INPUT_GRADIENT * frozen + WITH_ALL_GRADIENTS * trained
@@ -137,7 +137,7 @@ def _learning_all(config: InfiniteVLTextConfig, weights: Weights, work: Work) ->
 
 
 def _learning_layers(config: InfiniteVLTextConfig, weights: Weights, work: Work) -> int:
-    """Layers that train, each alone: its projections from the stream need no gradient of their input."""
+    """Counts layers that train each alone: projections that read the layer's input need no gradient of it."""
     output = config.num_linear_heads * config.linear_value_dim * config.hidden_size
     total = 0
     for kind, frozen, trained in zip(config.layer_types, weights.frozen, weights.trained, strict=True):
@@ -149,7 +149,7 @@ def _learning_layers(config: InfiniteVLTextConfig, weights: Weights, work: Work)
 
 
 def _forward(config: InfiniteVLTextConfig, work: Work) -> int:
-    """A decoder of attention layers, forward."""
+    """Counts the forward pass of a decoder of attention layers."""
     query = config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
     matrices = config.hidden_size * (2 * query + 2 * key + 3 * config.intermediate_size)
@@ -158,5 +158,5 @@ def _forward(config: InfiniteVLTextConfig, work: Work) -> int:
 
 
 def nominal_peak(device_name: str) -> float | None:
-    """Dense bfloat16 operations a second of a GPU, by its name; None where it is not known."""
+    """Returns dense bfloat16 operations a second of a GPU, by its name; None if unknown."""
     return next((peak for name, peak in _PEAKS.items() if name in device_name), None)

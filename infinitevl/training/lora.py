@@ -1,4 +1,4 @@
-"""LoRA beside every projection of the decoder, through peft."""
+"""Adds LoRA adapters to every projection of the decoder, through peft."""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ It fits this base model alone.
 from pathlib import Path
 
 import infinitevl
-from infinitevl.model.adapters import merge_
+from infinitevl.model.adapters import merge_adapter_
 
 model, processor = infinitevl.load("{base}")
-merge_(model, Path("{folder}"))  # adds it into the projections; needs no peft
+merge_adapter_(model, Path("{folder}"))  # adds it into the projections; needs no peft
 ```
 
-Or with peft, instead of `merge_`, as a part that can be taken off again:
+Or with peft, instead of `merge_adapter_`, as a part that can be taken off again:
 
 ```python
 from peft import PeftModel
@@ -39,10 +39,22 @@ model = PeftModel.from_pretrained(model, "{folder}")
 """
 
 
+def check_installed() -> None:
+    """See that adapters can be made, before anything large is loaded.
+
+    Raises:
+        InfiniteVLError: peft is not installed.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise InfiniteVLError("LoRA needs peft: pip install 'infinitevl[train]'.") from error
+
+
 def add_adapters(
     model: InfiniteVLForConditionalGeneration, rank: int, alpha: int, dropout: float = 0.0
 ) -> Any:
-    """Put an adapter beside each projection of both kinds of layers, and freeze everything else.
+    """Adds an adapter to each projection of all layers, and freezes everything else.
 
     Returns:
         The `peft.PeftModel` around `model`, which now holds the adapters itself.
@@ -50,21 +62,20 @@ def add_adapters(
     Raises:
         InfiniteVLError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InfiniteVLError("LoRA needs peft: pip install 'infinitevl[train]'.") from error
+    check_installed()
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=PROJECTIONS)
     return get_peft_model(model, config)
 
 
 def merged(adapted: Any) -> InfiniteVLForConditionalGeneration:
-    """The model with its adapters added into its projections; the adapters are gone."""
+    """Adds the adapters into the projections, removes them, and returns the model."""
     return adapted.merge_and_unload()
 
 
 def save_adapter(adapted: Any, base: str, folder: Path) -> None:
-    """Write the adapter in peft's form, with a card of its own; base: name of the model it belongs to."""
+    """Writes the adapter in peft's format, with a card; base: name of the model that it belongs to."""
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base
     adapted.save_pretrained(folder)
@@ -74,5 +85,5 @@ def save_adapter(adapted: Any, base: str, folder: Path) -> None:
 
 
 def adapter_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of adapters, in the model's order."""
+    """Lists the weights of adapters, in the model's order."""
     return [parameter for name, parameter in model.named_parameters() if ".lora_" in name]

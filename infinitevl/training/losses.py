@@ -1,4 +1,4 @@
-"""The three losses of the pipeline, as sums over tokens, so that unequal batches add up exactly.
+"""Computes the three losses of the stages, as sums over tokens, so that unequal batches add up exactly.
 
 Logits are made for a few tokens at a time and turned into gradients at once: a vocabulary times a sequence
 of them never exists, neither forward nor backward.
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LAYER_LOSS_SCALE = 1000.0  # (spec: stage 1a)
+LAYER_LOSS_SCALE = 1000.0  # the paper's, for stage 1a
 IGNORED = -100  # a label without loss
 CHUNK_TOKENS = 1024
 
 
 def layer_loss(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Squared error of one layer's output: mean over channels, summed over tokens, times 1000.
+    """Computes the squared error of one layer's output: mean over channels, summed over tokens, times 1000.
 
     Args:
         student, teacher: [B, T, C]. counts: bool [B, T], which tokens are real; None for all.
@@ -29,7 +29,7 @@ def layer_loss(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -
 
 
 def answer_loss(hidden: Tensor, head: Tensor, labels: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> Tensor:
-    """Cross-entropy, summed over tokens.
+    """Computes the cross-entropy, summed over tokens.
 
     Args:
         hidden: [N, C], each before the token it should name. head: [vocabulary, C]. labels: int64 [N].
@@ -49,7 +49,7 @@ def logits_loss(
     temperature: float,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Tensor:
-    """KL(teacher || student) of next tokens at a temperature, times its square, summed over tokens.
+    """Computes KL(teacher || student) of next tokens at a temperature, times its square, summed over tokens.
 
     Args:
         hidden, teacher_hidden: [N, C], after the last norm. head, teacher_head: [vocabulary, C].
@@ -65,7 +65,7 @@ def logits_loss(
 
 
 def supervised(labels: Tensor) -> Tensor:
-    """Which tokens come before one that has a label: bool [B, T] from int64 [B, T]."""
+    """Marks the tokens before one that has a label: int64 [B, T] -> bool [B, T]."""
     return F.pad(labels[:, 1:] != IGNORED, (0, 1))
 
 
@@ -75,7 +75,7 @@ def _wide_logits(hidden: Tensor, head: Tensor) -> Tensor:
 
 
 class _ByChunks(torch.autograd.Function):
-    """Sum of `loss_of(logits, targets)` over chunks of tokens; gradients are made in the forward pass."""
+    """Sums `loss_of(logits, targets)` over chunks of tokens; computes gradients in the forward pass."""
 
     @staticmethod
     def forward(
@@ -114,7 +114,7 @@ def _chunk(
     targets: Tensor,
     wants: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss of one chunk, and its gradients with respect to those of hidden and head that want one."""
+    """Returns the loss of one chunk, and the gradients of hidden and head, where wanted."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_(want) for x, want in zip((hidden, head), wants, strict=True)]
         loss = loss_of(_wide_logits(*leaves), targets)

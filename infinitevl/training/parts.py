@@ -1,6 +1,7 @@
-"""Which weights train in which stage: the one place that says so (spec: "Training, three stages").
+"""Says which weights train in which stage; no other file decides it.
 
-A layer's two norms go with what they stand before; the last norm goes with the LM head.
+The sets are those of the paper's three stages. The two norms of a layer train together with its feed-forward;
+the last norm stays frozen with the LM head.
 """
 
 import re
@@ -32,6 +33,10 @@ TRAINED: dict[str, frozenset[Part]] = {
     SFT: frozenset({Part.DELTA_NET, Part.ATTENTION, Part.FEED_FORWARD, Part.NORM}),
     LONG_SFT: frozenset(),
 }
+# What `sft` may train. The paper trains mixers and feed-forward of all layers. So does the published code in
+# commit 3bb5ccd; since 8cc1542 it trains the mixers alone (examples/train_linear/train_config_sft.yaml).
+MIXERS_AND_FEED_FORWARD, MIXERS = "mixers-and-feed-forward", "mixers"
+SFT_PARTS = {MIXERS_AND_FEED_FORWARD: TRAINED[SFT], MIXERS: frozenset({Part.DELTA_NET, Part.ATTENTION})}
 # Parts whose projections get a LoRA adapter beside them.
 ADAPTED: dict[str, frozenset[Part]] = {
     DISTILL_LAYERS: frozenset(),
@@ -46,7 +51,7 @@ PROJECTIONS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
 def part_of(name: str, layer_types: Sequence[str]) -> Part:
-    """The part that the weight `name` of an InfiniteVL belongs to."""
+    """Returns the part that the weight `name` of an InfiniteVL belongs to."""
     layer = _LAYER.match(name)
     if layer is None:
         return Part.VISION if name.startswith("model.visual.") else Part.EMBEDDING
@@ -56,8 +61,8 @@ def part_of(name: str, layer_types: Sequence[str]) -> Part:
     return Part.FEED_FORWARD if room == "mlp" else Part.NORM
 
 
-def fate(name: str, layer_types: Sequence[str], stage: str) -> str:
-    """What happens to a weight in a stage: "trains", "LoRA" beside it, or "frozen"."""
+def role(name: str, layer_types: Sequence[str], stage: str) -> str:
+    """Returns what a stage does with a weight: "trains", "LoRA" (an adapter beside it), or "frozen"."""
     part = part_of(name, layer_types)
     if part in TRAINED[stage]:
         return "trains"
@@ -65,17 +70,20 @@ def fate(name: str, layer_types: Sequence[str], stage: str) -> str:
     return "LoRA" if part in ADAPTED[stage] and is_projection else "frozen"
 
 
-def freeze_(model: nn.Module, layer_types: Sequence[str], stage: str) -> list[str]:
-    """Let exactly the weights of `stage` receive gradients; returns their names."""
+def freeze_(
+    model: nn.Module, layer_types: Sequence[str], stage: str, parts: frozenset[Part] | None = None
+) -> list[str]:
+    """Freezes all weights but those of `parts` (default: the stage's); returns the names of the latter."""
+    parts = TRAINED[stage] if parts is None else parts
     trained = []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(fate(name, layer_types, stage) == "trains")
+        parameter.requires_grad_(part_of(name, layer_types) in parts)
         trained += [name] if parameter.requires_grad else []
     return trained
 
 
 def projections(model: nn.Module, layer_types: Sequence[str], stage: str) -> Iterator[str]:
-    """Names of the linear modules beside which `stage` puts an adapter."""
+    """Yields the names of the linear modules beside which `stage` puts an adapter."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and fate(f"{name}.weight", layer_types, stage) == "LoRA":
+        if isinstance(module, nn.Linear) and role(f"{name}.weight", layer_types, stage) == "LoRA":
             yield name

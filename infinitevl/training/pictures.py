@@ -1,4 +1,4 @@
-"""Patches back to pictures, so that people can look at what a model is given."""
+"""Turns patches back into pictures, so that people can look at what a model is given."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _MEDIA = (("image", "pixel_values"), ("video", "pixel_values_videos"))
 def write_pictures(
     batch: Batch, folder: Path, config: InfiniteVLVisionConfig, processor: InfiniteVLProcessor
 ) -> list[Path]:
-    """Every picture of a batch, and the first frame of each temporal patch of its videos, as PNG files."""
+    """Writes every picture of a batch, and the first frame of each temporal patch of its videos, as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for kind, key in _MEDIA:
@@ -33,7 +33,7 @@ def write_pictures(
 
 
 def unpatch(patches: Tensor, grid: list[int], config: InfiniteVLVisionConfig) -> Tensor:
-    """Patches [N, channels x 2 x 14 x 14] of one item, by merge block -> frames [time, channels, H, W]."""
+    """Joins patches [N, channels x 2 x 14 x 14], in order of merge blocks, to [time, channels, H, W]."""
     time, height, width = grid
     merge, side = config.spatial_merge_size, config.patch_size
     blocks = patches.view(

@@ -1,14 +1,14 @@
-"""Recipes: every setting of a stage, from YAML, each with its meaning; unknown ones are refused by name."""
+"""Recipes: every setting of a stage, read from YAML; unknown ones are refused by name."""
 
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -18,14 +18,7 @@ from pydantic import (
 )
 
 from infinitevl.errors import InputError
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """Frozen, and with the named fields alone."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from infinitevl.training.settings import Share, Strict, TrainerSettings
 
 
 class SourceSettings(Strict):
@@ -71,14 +64,14 @@ class DataSettings(Strict):
 
 
 class LoraSettings(Strict):
-    """Adapters beside every projection of the decoder's layers."""
+    """LoRA adapters of every projection of the decoder's layers."""
 
     rank: PositiveInt = Field(64, description="Inner width of an adapter.")
     alpha: PositiveInt = Field(128, description="Adapters count alpha / rank times.")
     dropout: Share = Field(0.0, description="Share of an adapter's inputs that are dropped.")
 
 
-class StageRecipe(Strict):
+class StageRecipe(TrainerSettings):
     """What all stages share."""
 
     student: str = Field(description="Folder or name of the model to start from.")
@@ -86,13 +79,7 @@ class StageRecipe(Strict):
     data: DataSettings | None = Field(
         None, description="What is read. Every recipe file has it; None where a program gives the feed."
     )
-    num_steps: PositiveInt = Field(description="Steps of the optimizer.")
-    learning_rate: PositiveFloat = Field(description="Peak, after the warm-up; a cosine to zero follows.")
-    warm_up: Share = Field(0.05, description="Share of the steps in which the learning rate rises.")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on matrices alone.")
-    clip: PositiveFloat = Field(1.0, description="Largest norm of the gradient.")
-    precision: Literal["bfloat16", "float32"] = Field(
+    dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="Of products; trained weights and their moments are float32 in any case."
     )
     gradient_checkpointing: bool = Field(
@@ -104,15 +91,11 @@ class StageRecipe(Strict):
     compile: bool = Field(
         False, description="Compile the decoder's layers: faster steps, after a minute or so at the start."
     )
-    sharding: Literal["none", "fsdp", "fsdp-grad-op"] = Field(
-        "none",
-        description="With several processes: each holds all weights, or a part of each layer's (FSDP2), with "
-        '"grad-op" whole layers between forward and backward.',
-    )
-    seed: int = Field(0, ge=0, description="Of the samples' order and of dropout.")
-    save_every: PositiveInt = Field(200, description="Steps between checkpoints.")
-    log_every: PositiveInt = Field(1, description="Steps between lines of the log.")
-    log_to: list[Literal["tensorboard", "wandb"]] = Field([], description="Where the log is shown too.")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch's own."""
+        return getattr(torch, self.dtype)
 
 
 class DistillLayers(StageRecipe):
@@ -137,6 +120,11 @@ class Sft(StageRecipe):
     """Stage 2: mixers, attention and feed-forward learn answers."""
 
     stage: Literal["sft"] = Field(description="Which stage this is.")
+    trains: Literal["mixers-and-feed-forward", "mixers"] = Field(
+        "mixers-and-feed-forward",
+        description="Which weights of all layers: Gated DeltaNet and attention, with or without feed-forward "
+        "and norms.",
+    )
 
 
 class LongSft(StageRecipe):
@@ -150,11 +138,11 @@ Recipe = DistillLayers | DistillLogits | Sft | LongSft
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
 # What may change when a run goes on: where things lie, and how often they are written.
 _FREE = {"out", "save_every", "log_every", "log_to"}
-_FREE |= {"precision", "gradient_checkpointing", "checkpointed_layers", "compile", "sharding"}
+_FREE |= {"dtype", "gradient_checkpointing", "checkpointed_layers", "compile", "sharding"}
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from a YAML file; paths in it are relative to the working directory, as options are.
+    """Reads a recipe from a YAML file; paths in it are relative to the working directory.
 
     Raises:
         InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
@@ -166,7 +154,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The plain values of a YAML file; InputError where there is no such file, or where it holds none."""
+    """Reads the plain values of a YAML file; InputError if there is no such file, or none in it."""
     file = Path(path)
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -178,7 +166,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain values.
+    """Makes a recipe from plain values.
 
     Raises:
         InputError: settings that are unknown, missing or out of range, by name.
@@ -190,13 +178,13 @@ def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def explained(error: ValidationError, where: str, known: Iterable[str] = ()) -> InputError:
-    """What pydantic complains of, setting by setting; `known`: names of settings beside those of a stage."""
+    """Words pydantic's error, setting by setting; `known`: names of settings beside those of a stage."""
     names = field_names() | set(known)
     return InputError(f"{where}: {'; '.join(_told(problem, names) for problem in error.errors())}")
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """The settings that decide what is learnt, as plain values: a resumed run must have the same."""
+def identity(recipe: StageRecipe) -> dict[str, Any]:
+    """Returns the settings that decide what is learnt; a resumed run must have the same."""
     plain = recipe.model_dump(mode="json", exclude=_FREE)
     if plain["data"] is not None:
         plain["data"].pop("workers")
@@ -204,7 +192,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def field_names() -> set[str]:
-    """Every setting that any stage knows."""
+    """Returns the name of every setting that any stage has."""
     models: list[type[BaseModel]] = [
         DistillLayers,
         DistillLogits,
@@ -218,9 +206,11 @@ def field_names() -> set[str]:
 
 
 def _told(problem: Any, names: set[str]) -> str:
-    """One complaint of pydantic in our words."""
+    """Words one of pydantic's errors."""
     place = ".".join(str(part) for part in problem["loc"] if part not in _STAGE_NAMES)
     if problem["type"] == "extra_forbidden":
+        if new := _RENAMED.get(place):
+            return f"setting {place!r} is now called {new!r}"
         close = difflib.get_close_matches(place.split(".")[-1], names, n=1)
         return f"unknown setting {place!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
     if problem["type"] == "missing":
@@ -231,4 +221,5 @@ def _told(problem: Any, names: set[str]) -> str:
     return f"{place}: {message}" + ("" if problem["type"] == "value_error" else f", not {problem['input']!r}")
 
 
+_RENAMED = {"precision": "dtype"}
 _STAGE_NAMES = ("distill-layers", "distill-logits", "sft", "long-sft")

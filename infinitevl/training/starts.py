@@ -1,4 +1,4 @@
-"""What a stage starts from, by name: the built-in model, a folder, or a name of the hub."""
+"""Opens the model that a stage starts from, by name: built-in, a folder, or a name on the hub."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from infinitevl.model import adapters, opening
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import open_model
 from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.parts import STAGES
-from infinitevl.training.run import CHECKPOINT
 
 MODEL, ADAPTER = "model", adapters.FOLDER  # in the folder of a run
 _EARLIER = "an earlier stage writes it: run"
 
 
 def open_start(name: str) -> InfiniteVLForConditionalGeneration:
-    """The model of a name, as `infinitevl.load` knows it, on the CPU.
+    """Loads a model by a name that `infinitevl.load` takes, onto the CPU.
 
     Weights are in the folder's number format; those of the built-in model in float32, so that its adapter is
     added exactly.
@@ -30,12 +30,12 @@ def open_start(name: str) -> InfiniteVLForConditionalGeneration:
 
 
 def open_processor(name: opening.Name) -> InfiniteVLProcessor:
-    """The processor of a name that `place_of` knows."""
+    """Loads the processor of a name that `place_of` knows."""
     return InfiniteVLProcessor.from_pretrained(place_of(name))
 
 
 def place_of(name: opening.Name) -> str:
-    """As `opening.place_of`; of a folder that the pipeline writes it says how to get it."""
+    """Resolves a name as `opening.place_of` does; the error says which stage writes a missing folder."""
     path = Path(name)
     if not opening.is_builtin(name):
         if not path.exists() and (advice := _how_to_get(path)):
@@ -48,7 +48,7 @@ def place_of(name: opening.Name) -> str:
 
 
 def _how_to_get(path: Path) -> str | None:
-    """Who writes a folder that is not there, as far as the names of the pipeline say it."""
+    """Says which command writes a missing folder, as far as its name tells."""
     run, stage = path.parent, path.parent.name.replace("_", "-")
     if path.name == MODEL and (run / CHECKPOINT).exists():
         return (

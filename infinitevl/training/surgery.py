@@ -1,4 +1,4 @@
-"""From a teacher to a student: chosen layers get new Gated DeltaNets, all else is inherited bit for bit."""
+"""Makes a student from a teacher: chosen layers get new Gated DeltaNets, the rest is inherited exactly."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ from infinitevl.config import LINEAR, InfiniteVLConfig, InfiniteVLTextConfig, hy
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.parts import STAGES, fate
+from infinitevl.training.parts import STAGES, role
 from infinitevl.training.starts import open_processor
 from infinitevl.training.teacher import load_teacher
 
@@ -23,7 +23,7 @@ INHERITED, NEW = "inherited", "new"
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """What a student has that its teacher has not; None takes the teacher's number.
+    """How a student differs from its teacher; None takes the teacher's value.
 
     layer_types: of each layer, or None for blocks of `period`: one window layer, then Gated DeltaNets.
     window: keys that a window layer sees. num_linear_heads, linear_head_dim: of the new mixers, by default
@@ -48,11 +48,11 @@ class Row:
     name: str
     shape: tuple[int, ...]
     origin: str
-    fates: tuple[str, ...]
+    roles: tuple[str, ...]
 
 
 def student_config(teacher: InfiniteVLConfig, plan: StudentPlan) -> InfiniteVLConfig:
-    """The teacher's configuration with other mixers.
+    """Returns the teacher's configuration with other mixers.
 
     Raises:
         InputError: a period below 1.
@@ -75,7 +75,7 @@ def student_config(teacher: InfiniteVLConfig, plan: StudentPlan) -> InfiniteVLCo
 
 
 def make_student(name: str | os.PathLike[str], plan: StudentPlan) -> InfiniteVLForConditionalGeneration:
-    """The student of the teacher at `name`, in the teacher's number format.
+    """Makes the student of the teacher at `name`, in the teacher's dtype.
 
     Raises:
         CheckpointError: the teacher is unusable, or the plan does not make a model.
@@ -100,29 +100,29 @@ def make_student(name: str | os.PathLike[str], plan: StudentPlan) -> InfiniteVLF
 
 
 def weight_table(student: InfiniteVLForConditionalGeneration) -> list[Row]:
-    """Every weight of a fresh student, in the model's order."""
+    """Lists every weight of a fresh student, in the model's order."""
     kinds = student.config.text_config.layer_types
     return [
         Row(
             name,
             tuple(weight.shape),
             NEW if _is_new(name, kinds) else INHERITED,
-            tuple(fate(name, kinds, stage) for stage in STAGES),
+            tuple(role(name, kinds, stage) for stage in STAGES),
         )
         for name, weight in student.named_parameters()
     ]
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
-    """One line a weight: name, shape, origin, and one column for each stage; tabs between them."""
+    """Writes one line a weight: name, shape, origin, and its role in each stage, separated by tabs."""
     lines = ["\t".join(["weight", "shape", "origin", *STAGES])]
-    lines += ["\t".join([row.name, "x".join(map(str, row.shape)), row.origin, *row.fates]) for row in rows]
+    lines += ["\t".join([row.name, "x".join(map(str, row.shape)), row.origin, *row.roles]) for row in rows]
     with atomic_write(path) as part:
         part.write_text("\n".join(lines) + "\n")
 
 
 def folded(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
-    """Rows that differ only in the number of their layer or block as one: its pattern, a row, how many."""
+    """Groups rows that differ only in the number of their layer: (pattern, first row, how many)."""
     counts = Counter(_pattern(row) for row in rows)
     first = {_pattern(row): row for row in reversed(rows)}
     return [(pattern[0], first[pattern], count) for pattern, count in counts.items()]
@@ -131,7 +131,7 @@ def folded(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
 def save_student(
     student: InfiniteVLForConditionalGeneration, name: str | os.PathLike[str], out: Path
 ) -> str | None:
-    """Write a folder that loads and answers: weights, table, and the teacher's processor.
+    """Writes a folder that `infinitevl.load` takes: weights, table, and the teacher's processor.
 
     Returns:
         Why there is no processor in it, or None.
@@ -151,7 +151,7 @@ def save_student(
 
 
 def check_new(out: Path) -> None:
-    """Raise InfiniteVLError unless `out` is an empty folder, or none."""
+    """Raises InfiniteVLError if `out` exists and is not an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InfiniteVLError(f"{out} is not empty. Give a new folder, so that nothing is written over.")
 
@@ -169,4 +169,4 @@ def _is_new(name: str, layer_types: Sequence[str]) -> bool:
 
 def _pattern(row: Row) -> tuple[str, str, tuple[str, ...]]:
     name = ".".join("*" if part.isdigit() else part for part in row.name.split("."))
-    return name, row.origin, row.fates
+    return name, row.origin, row.roles

@@ -14,7 +14,7 @@ from builtin.package import package, record
 from builtin.pieces import PIECE, keep, take
 from builtin.recall import thinned
 from builtin.rehearsal import Sizes
-from builtin.school import SECONDS, School, models_of
+from builtin.school import SECONDS, School, main, models_of
 from builtin.sources import unpack
 from builtin.world.packs import small_pack_path
 
@@ -43,7 +43,8 @@ def test_every_step_runs_and_what_they_made_is_packaged(tmp_path, data):
     assert _school(tmp_path, data).go("distill_layers")
     school = _school(tmp_path, data)
     assert school.go()
-    assert "teacher" not in school.finished and set(SECONDS) - {"distill_layers"} <= set(school.finished)
+    stages = list(SECONDS)
+    assert [name for name in school.finished if name in stages] == stages[stages.index("distill_logits") :]
     told = [json.loads(line) for line in (tmp_path / "school" / "school.jsonl").read_text().splitlines()]
     assert all(line["what"] == "done" for line in told)
     package(tmp_path / "school", ROOT / "builtin" / "recipes", TOKENIZER, tmp_path / "package")
@@ -59,6 +60,15 @@ def test_every_step_runs_and_what_they_made_is_packaged(tmp_path, data):
     assert {line["benchmark"] for line in lines} == {"builtin.school", "builtin.evaluate", "builtin.recall"}
     assert len({json.dumps(line) for line in lines}) == len(lines)
     assert str(tmp_path) not in (tmp_path / "package" / "adapter" / "adapter_config.json").read_text()
+
+
+def test_without_data_a_sentence_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["school", "--tiny", "--data", str(tmp_path), "--folder", str(tmp_path / "x")]
+    )
+    with pytest.raises(SystemExit, match=r"^Error: .* lacks train\.pack, .*\. Build the data first") as error:
+        main()
+    assert error.value.__cause__ is not None and not (tmp_path / "x").exists()
 
 
 def test_a_call_without_time_begins_nothing(tmp_path, data):

@@ -44,8 +44,10 @@ def test_what_is_attached_goes_with_the_next_message_only(chat, started, tmp_pat
     ]
 
 
-def test_an_address_needs_no_file(chat):
+def test_an_address_needs_no_file(chat, started):
     chat.attach("video", "https://example.org/clip.mp4")
+    chat.say("what?", ignore)
+    assert started[0].heard[0][0] == {"type": "video", "video": "https://example.org/clip.mp4"}
 
 
 def test_a_missing_file_is_said_before_the_message_is(chat):

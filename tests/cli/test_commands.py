@@ -97,7 +97,7 @@ def test_the_demo_marks_every_answer_and_ends_with_counts_and_speed(tiny_folder,
     page = tmp_path / "demo.html"
     *marks, last = objects(run("demo", "--frames", "24", "--json", "--model", tiny_folder, "--report", page))
     assert all(list(mark) == ["at", "question", "answer", "truth", "right"] for mark in marks)
-    assert last["frames"] == 24 and last["asked"] == len(marks) >= 8 and last["frames_per_second"] > 0
+    assert last["frames"] == 24 and last["asked"] == len(marks) == 3 and last["frames_per_second"] > 0
     assert last["right"] == sum(mark["right"] for mark in marks) <= 1  # random weights know nothing
     assert "true answer" in page.read_text()
 

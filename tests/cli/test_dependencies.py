@@ -1,5 +1,6 @@
-"""Every package that the commands import at once comes with a plain installation."""
+"""What the package imports is declared, and what an extra declares is imported."""
 
+import re
 import sys
 import tomllib
 
@@ -19,3 +20,22 @@ def test_what_the_commands_import_is_declared():
     packages = used - set(sys.stdlib_module_names) - {"infinitevl"}
     assert "psutil" in packages
     assert [name for name in packages if f"\n{name}" not in declared] == []
+
+
+def test_the_package_imports_what_its_extras_bring():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    imported = {found.module.partition(".")[0] for module in modules() for found in imports_of(module)}
+    brought = {
+        re.split(r"[<>=;\[ ]", line)[0].replace("-", "_")
+        for name, lines in extras.items()
+        if name != "dev"
+        for line in lines
+    }
+    assert {"peft", "pydantic"} <= brought and brought <= imported
+
+
+def test_an_extra_that_a_message_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    texts = [path.read_text() for path in [*modules().values(), *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]]
+    named = {name for text in texts for name in re.findall(r"infinitevl\[(\w+)\]", text)}
+    assert {"train", "plot"} <= named <= set(extras)

@@ -5,9 +5,10 @@ from typer.testing import CliRunner
 
 from infinitevl.cli import app
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training import course
-from infinitevl.training import run as running
-from tests.training.courses import write_recipe, write_world
+from infinitevl.training import stage
+from infinitevl.training.checkpoint import read_checkpoint
+from infinitevl.training.trainer import Trainer
+from tests.training.stages import write_recipe, write_world
 from tests.training.teachers import write_qwen
 
 
@@ -68,20 +69,20 @@ def test_a_recipe_of_another_stage_or_with_a_typo_is_refused(tmp_path):
 
 def test_ctrl_c_saves_the_step_and_says_how_to_go_on(tmp_path, monkeypatch):
     recipe = write_recipe(write_world(tmp_path), "sft", tmp_path / "run")
-    learn = running.Run.learn
+    train_step = Trainer.train_step
 
     def pressed(self):
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return learn(self)
+        return train_step(self)
 
-    monkeypatch.setattr(running.Run, "learn", pressed)
+    monkeypatch.setattr(Trainer, "train_step", pressed)
     stopped = run("sft", "--recipe", recipe)
     assert stopped.exit_code == 130, stopped.exception
     last = stopped.stdout.splitlines()[-1]
     assert "Stopped after step 3 of 5" in last and "checkpoint.pt" in last and "--resume" in last
     monkeypatch.undo()
-    assert running.read_checkpoint(tmp_path / "run")["step"] == 3
+    assert read_checkpoint(tmp_path / "run")["step"] == 3
     assert run("sft", "--recipe", recipe, "--resume").exit_code == 0
 
 
@@ -91,7 +92,7 @@ def test_ctrl_c_before_the_first_step_says_that_nothing_is_kept(tmp_path, monkey
     def pressed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(course, "open_course", pressed)
+    monkeypatch.setattr(stage, "open_stage", pressed)
     stopped = run("sft", "--recipe", recipe)
     assert stopped.exit_code == 130
     assert "Stopped before the first step" in stopped.stdout and "no checkpoint yet" in stopped.stdout

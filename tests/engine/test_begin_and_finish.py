@@ -166,9 +166,12 @@ def test_a_step_that_is_cut_short_spoils_every_answer_in_it(engine, streams, mon
 
 
 def test_an_answer_may_have_any_limit(engine, streams):
+    wanted = streams[0].ask("what?", max_new_tokens=3)
     answer = streams[0].begin("what?", Sampling(2**70))
     engine.step()
+    assert not answer.is_over
     streams[0].cancel(answer)
+    assert streams[0].ask("what?", max_new_tokens=3) == wanted
 
 
 def test_a_stream_that_keeps_turns_takes_nothing_in_while_one_is_answered(model, processor):

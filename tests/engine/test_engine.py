@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from infinitevl.engine.chat import ChatSession
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.sampling import Sampling
 from infinitevl.engine.session import StreamSession
@@ -186,6 +187,9 @@ def test_one_bad_frame_among_several_leaves_all_streams_as_they_were(model, proc
         engine.observe([(a, random_frame(1), 50.0), (b, "no picture", 50.0)])
     with pytest.raises(InputError, match="time goes backwards"):
         engine.observe([(a, random_frame(1), 50.0), (b, random_frame(1), 0.0)])
+    for no_frame in ((ChatSession.on(engine), random_frame(1)), (a,)):
+        with pytest.raises(InputError, match=r"engine\.observe takes"):
+            engine.observe([no_frame])
     with pytest.raises(InputError, match="one engine"):
         engine.observe([(a, random_frame(1), 50.0), (a, random_frame(1), 51.0)])
     assert unchanged(a, before[0]) and unchanged(b, before[1])

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import infinitevl
-from builtin.exam import set_exam
-from infinitevl.evaluation.demo import examine
+from infinitevl.evaluation.demo import examine, open_demo
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +15,7 @@ def builtin():
 def marks(model, processor):
     session = infinitevl.StreamSession(model, processor)
     return examine(
-        session, set_exam(32), lambda event: None, lambda event, mark: None, max_new_tokens=12
+        session, open_demo(32), lambda event: None, lambda event, mark: None, max_new_tokens=12
     ).marks
 
 

@@ -11,7 +11,7 @@ from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import VisionBlock
 from infinitevl.model.weights import fingerprint
-from infinitevl.ops.delta_rule import delta_rule_chunk
+from infinitevl.ops.delta_net.rule import delta_rule_chunk
 from infinitevl.ops.reference import delta_rule_by_token
 from tests.model.test_reference_vectors import PROMPT
 from tests.ops.test_delta_rule import DECAYS, random_inputs

@@ -6,7 +6,7 @@ Where keys hardly meet or memories fade within a few tokens, most of a chunk's i
 import pytest
 import torch
 
-from infinitevl.ops import delta_net as definition
+from infinitevl.ops.delta_net import torch as definition
 from tests.support import relative_error
 
 pytestmark = pytest.mark.gpu
@@ -31,8 +31,8 @@ def lasting(batch, length, heads, key, value, seed=0):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_memories_of_alike_keys_do_not_grow(sizes, batch, way):
     pytest.importorskip("triton", reason="needs triton")
-    from infinitevl.ops.triton import delta_prepare
-    from infinitevl.ops.triton.delta_chunk import delta_net_chunk_
+    from infinitevl.ops.delta_net.triton import prepare as delta_prepare
+    from infinitevl.ops.delta_net.triton.chunk import delta_net_chunk_
 
     heads, key, value = sizes
     tuning = getattr(delta_prepare, way, None)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from infinitevl.training.journal import losses
-from infinitevl.training.run import LOG
-from tests.training.courses import write_recipe, write_world
+from infinitevl.training.training_log import LOG, losses
+from tests.training.stages import write_recipe, write_world
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]

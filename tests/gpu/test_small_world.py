@@ -1,31 +1,29 @@
 """The small world and its exams on a GPU: what is learned and answered there is what a CPU computes."""
 
-import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 import infinitevl
 from builtin.evaluate import Examiner, Scene, score, tasks
 from builtin.feed.scenes import SceneFeed
 from builtin.feed.settings import DrawSettings, SceneSettings
-from builtin.loop import Options, Trainer
 from builtin.recall import Reader, features_of, measure, plan_streams, pool_of
-from builtin.recipe import Recipe
+from builtin.stages import teach
+from builtin.start import read_shape, write_start
 from builtin.world.frames import Style
 from builtin.world.packs import load_world, small_pack_path
 from infinitevl.model.fused import fuse_, training_kernels
 from infinitevl.training.parts import SFT, freeze_
-from infinitevl.training.run import Lesson, to_device
 from infinitevl.training.stages.reading import answers
 from infinitevl.training.stages.sft import sft
+from infinitevl.training.task import LossModule
+from infinitevl.training.trainer import to_device
+from infinitevl.training.training_log import LOG
+from tests.builtin.small import BUILTIN, RECIPES, pretraining
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).parents[2]
-BUILTIN = ROOT / "infinitevl" / "assets" / "builtin"
 
 
 @pytest.mark.parametrize("bucket", ["picture", "stream8", "keyed5", "recall64"])
@@ -35,16 +33,16 @@ def test_a_batch_has_the_loss_that_a_cpu_finds(bucket):
     draw = DrawSettings(num_pictures=64, buckets={bucket: 1})
     settings = SceneSettings(pack=str(small_pack_path()), draws=[draw])
     tokenizer = processor.tokenizer.backend_tokenizer
-    (batch,) = SceneFeed(settings, tokenizer, 1, 10, device="cuda", dtype=torch.bfloat16).next()
+    (batch,) = SceneFeed(settings, tokenizer, 1, 10, device="cuda", dtype=torch.bfloat16).next_batches()
     reference = to_device(batch, torch.device("cpu"))
     reference["pixel_values"] = reference["pixel_values"].float()
     with torch.no_grad():
         wanted = float(sft(plain, reference)) / len(answers(reference)[1])
     freeze_(model, model.config.text_config.layer_types, SFT)
     fuse_(model.model.visual)
-    lesson = Lesson(model, lambda batch: sft(model, batch), torch.bfloat16)
+    module = LossModule(model, lambda batch: sft(model, batch), torch.bfloat16)
     with training_kernels(model, torch.bfloat16):
-        loss = lesson(batch) / len(answers(batch)[1])
+        loss = module(batch) / len(answers(batch)[1])
         loss.backward()
     assert abs(float(loss) - wanted) < 0.05 * wanted + 0.02
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.requires_grad)
@@ -77,11 +75,15 @@ def test_recall_over_a_long_stream(scene):
 
 
 def test_the_teacher_learns_from_where_it_starts(tmp_path):
-    recipe = dataclasses.replace(
-        Recipe.read(ROOT / "builtin" / "recipes" / "teacher.yaml"), start_from=str(BUILTIN), num_pictures=64
-    )
-    options = Options(tmp_path, torch.device("cuda"), num_steps=30, log_every=10)
-    tokenizer = Tokenizer.from_file(str(BUILTIN / "tokenizer.json"))
-    Trainer(recipe, *load_world(device="cuda"), tokenizer, options).run()
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["picture"] < lines[0]["picture"]
+    shape = read_shape(RECIPES / "teacher_shape.yaml")
+    write_start(shape, BUILTIN / "tokenizer.json", tmp_path / "start", weights=str(BUILTIN))
+    draws = [
+        {"num_pictures": 64, "buckets": {"picture": 1}, "named": True},
+        {"num_pictures": 64, "buckets": {"stream4": 1, "text": 1}},
+    ]
+    changes = {"num_steps": 60, "log_every": 1, "learning_rate": 8e-4, "dtype": "bfloat16"}
+    teach(pretraining(tmp_path / "start", tmp_path / "run", draws, **changes))
+    lines = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text().splitlines()]
+    for name in ("answer_loss", "patch_loss"):  # a batch's own loss varies much, so means are compared
+        first, last = (sum(line[name] for line in part) / len(part) for part in (lines[:3], lines[-15:]))
+        assert last < 0.9 * first, name

@@ -1,23 +1,16 @@
 """The kernels that train on a GPU at the published widths: exact, repeatable, the same packed and alone."""
 
-from dataclasses import replace
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
 
-from infinitevl.ops import flash
-from infinitevl.ops.delta_net import delta_net_chunk
-from infinitevl.ops.kernels import TORCH
-from infinitevl.ops.packed import pack
+from infinitevl.ops.attention import flash
 from infinitevl.ops.reference import delta_rule_by_token
-from infinitevl.ops.trainable import causal_conv_chunk, delta_rule_chunk, trainable
+from infinitevl.ops.rows import pack
+from infinitevl.ops.table import TORCH, trainable
 from tests.support import relative_error
 
 pytestmark = pytest.mark.gpu
-RULE = partial(delta_rule_chunk, dtype=torch.bfloat16)
-PLAIN = replace(TORCH, delta_net_chunk=partial(delta_net_chunk, conv=causal_conv_chunk, rule=RULE))
 HEADS, KEY, VALUE = 3, 128, 256
 CHANNELS = HEADS * (2 * KEY + VALUE)
 
@@ -63,17 +56,16 @@ def empty(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(1, HEADS, KEY, VALUE, device="cuda", dtype=dtype)
 
 
-@pytest.mark.parametrize("alike", [0.0, 0.9])
+# Operands of 8 bits in plain torch are off by up to 0.0055 where keys differ, by 0.027 where they are alike.
+@pytest.mark.parametrize(("alike", "bound"), [(0.0, 0.01), (0.9, 0.04)])
 @pytest.mark.parametrize("length", [64, 1000])
-def test_the_rule_and_its_gradients_are_as_exact_as_plain_torch(length, alike):
-    from infinitevl.ops.triton.train_rule import delta_rule
+def test_the_rule_and_its_gradients_are_as_exact_as_operands_of_8_bits_are(length, alike, bound):
+    from infinitevl.ops.delta_net.train.rule import delta_rule
 
     inputs = rule_inputs(length, alike)
     wanted = taught(lambda *x: delta_rule_by_token(*x, empty(torch.float64))[0], [x.double() for x in inputs])
-    plain = taught(lambda *x: delta_rule_chunk(*x, empty(), torch.bfloat16)[0], inputs)
     given = taught(lambda *x: delta_rule(*x, empty())[0], inputs)
-    for ours, theirs in zip(errors(given, wanted), errors(plain, wanted), strict=True):
-        assert ours < 1.5 * theirs + 5e-4
+    assert max(errors(given, wanted)) < bound
 
 
 def net_inputs(length: int) -> list[Tensor]:
@@ -100,12 +92,10 @@ def test_a_delta_net_and_its_gradients_equal_the_definition_packed_or_not(length
     inputs = net_inputs(sum(lengths))
     packed = None if len(lengths) == 1 else pack(lengths, 3, inputs[0].device)
     wanted = taught(net(TORCH, packed), [x.double() for x in inputs])
-    plain = taught(net(PLAIN, packed), inputs)
     kernels = trainable(torch.bfloat16)
     assert "Triton" in kernels.name
     given = taught(net(kernels, packed), inputs)
-    for ours, theirs in zip(errors(given, wanted), errors(plain, wanted), strict=True):
-        assert ours < max(1.5 * theirs, 0.02)
+    assert max(errors(given, wanted)) < 0.02
 
 
 def test_the_delta_net_repeats_bit_for_bit():

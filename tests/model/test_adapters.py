@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import infinitevl
 from infinitevl.errors import CheckpointError
 from infinitevl.model import opening
-from infinitevl.model.adapters import CONFIG, FOLDER, WEIGHTS, merge_
+from infinitevl.model.adapters import CONFIG, FOLDER, WEIGHTS, merge_adapter_
 from infinitevl.training.lora import adapter_weights, add_adapters, merged
 from tests.support import tiny_model, tiny_processor
 
@@ -46,7 +46,7 @@ def test_the_sum_is_exact(folder):
     model = tiny_model().double()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     parts = load_file(folder / FOLDER / WEIGHTS)
-    merge_(model, folder / FOLDER)
+    merge_adapter_(model, folder / FOLDER)
     name = "model.language_model.layers.1.self_attn.v_proj"
     down, up = (parts[f"base_model.model.{name}.lora_{part}.weight"].double() for part in "AB")
     wanted = before[f"{name}.weight"] + 7 / 3 * (up @ down)
@@ -64,7 +64,7 @@ def test_the_built_in_model_is_loaded_with_its_adapter_and_without(folder, monke
 
 def test_an_adapter_of_another_model_is_refused(folder):
     with pytest.raises(CheckpointError, match="belongs to another model"):
-        merge_(tiny_model(intermediate_size=80), folder / FOLDER)
+        merge_adapter_(tiny_model(intermediate_size=80), folder / FOLDER)
 
 
 def test_what_is_no_plain_adapter_is_refused_by_name(folder):
@@ -79,10 +79,10 @@ def test_missing_and_odd_weights_are_told(folder):
     weights = load_file(path)
     save_file(dict(list(weights.items())[1:]), path)
     with pytest.raises(CheckpointError, match="pairs of A and B"):
-        merge_(tiny_model(), folder / FOLDER)
+        merge_adapter_(tiny_model(), folder / FOLDER)
     path.unlink()
     with pytest.raises(CheckpointError, match=WEIGHTS):
-        merge_(tiny_model(), folder / FOLDER)
+        merge_adapter_(tiny_model(), folder / FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_settings_that_are_not_known_to_be_plain_are_refused_by_name(folder, nam
     model = tiny_model()
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=f"{name}: "):
-        merge_(model, folder / FOLDER)
+        merge_adapter_(model, folder / FOLDER)
     assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
 
 
@@ -136,7 +136,7 @@ def test_starts_that_leave_the_base_alone_are_merged_as_peft_merges_them(start, 
         weight.data.normal_(0, 0.2)
     adapted.save_pretrained(tmp_path)
     model = tiny_model()
-    assert merge_(model, tmp_path) > 0
+    assert merge_adapter_(model, tmp_path) > 0
     wanted = adapted.merge_and_unload().state_dict()
     assert all(torch.allclose(weight, wanted[name], atol=1e-6) for name, weight in model.state_dict().items())
 
@@ -144,7 +144,7 @@ def test_starts_that_leave_the_base_alone_are_merged_as_peft_merges_them(start, 
 def test_settings_that_are_no_object_and_broken_weights_are_told(folder):
     (folder / FOLDER / WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="not readable"):
-        merge_(tiny_model(), folder / FOLDER)
+        merge_adapter_(tiny_model(), folder / FOLDER)
     (folder / FOLDER / CONFIG).write_text("[]")
     with pytest.raises(CheckpointError, match="an object"):
-        merge_(tiny_model(), folder / FOLDER)
+        merge_adapter_(tiny_model(), folder / FOLDER)

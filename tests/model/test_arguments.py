@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from infinitevl.errors import InputError
+from infinitevl.errors import CheckpointError, InputError
 from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import prompt_positions, token_kinds
@@ -253,3 +253,53 @@ def test_other_attention_than_torch_s_own_is_refused(tmp_path):
     with pytest.raises(InputError, match="flex_attention"):
         load(tmp_path).set_attn_implementation("flex_attention")
     assert tiny_config(attn_implementation="flash_attention_2")._attn_implementation is None
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_compiled_model_gives_the_same_with_a_state_and_without(model, ids, use_cache):
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        given, wanted = (each(input_ids=ids, use_cache=use_cache) for each in (compiled, model))
+        assert relative_error(given.logits, wanted.logits) < 1e-5
+        if use_cache:
+            more = [
+                each(input_ids=ids[:, :1], past_key_values=out.past_key_values).logits
+                for each, out in ((compiled, given), (model, wanted))
+            ]
+            assert relative_error(*more) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": None}, "not both"),
+        ({"inputs_embeds": torch.zeros(2, 20, 32)}, "not both"),
+        ({"input_ids": [[1, 2]]}, "is list"),
+        ({"input_ids": torch.zeros(20, dtype=torch.int64)}, "has shape"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "at least one token"),
+        ({"input_ids": torch.zeros(1, 5)}, "whole numbers"),
+        ({"input_ids": torch.full((1, 5), 512)}, "between 512 and 512"),
+        ({"input_ids": torch.full((1, 5), -1)}, "between -1"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(3, 32)}, "has shape"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 3, 31)}, "has shape"),
+        ({"attention_mask": [[1] * 20] * 2}, "attention_mask is list"),
+        ({"attention_mask": {"sliding_attention": None}}, "attention_mask is dict"),
+        ({"labels": torch.zeros(2, 5, dtype=torch.int64)}, "labels are"),
+        ({"labels": torch.zeros(2, 20)}, "labels are torch.float32"),
+        ({"labels": torch.zeros(2, 20, dtype=torch.int64), "logits_to_keep": 4}, "logits_to_keep"),
+        ({"logits_to_keep": -3}, "logits_to_keep"),
+        ({"logits_to_keep": "all"}, "logits_to_keep"),
+        ({"logits_to_keep": torch.tensor([20])}, "logits_to_keep"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told_by_name(model, ids, change, message):
+    with pytest.raises(InputError, match=message):
+        model(**{"input_ids": ids, **change}, use_cache=False)
+
+
+def test_a_model_that_cannot_be_saved_says_where(model, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="it is a file"):
+        model.save_pretrained(tmp_path / "file")
+    with pytest.raises(CheckpointError, match="could not save into"):
+        model.save_pretrained("/proc/nowhere")

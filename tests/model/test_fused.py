@@ -11,7 +11,7 @@ from infinitevl.model import fused as fused_module
 from infinitevl.model.fused import fuse_, unfused
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.layers import GatedMLP
-from infinitevl.ops.kernels import TORCH
+from infinitevl.ops.table import TORCH
 from tests.support import relative_error, tiny_model
 
 GRID = torch.tensor([[1, 4, 8]])

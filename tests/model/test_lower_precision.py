@@ -13,8 +13,8 @@ from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InputError
 from infinitevl.model.fused import fusable, fuse_, fuse_onto_, quantization_of
 from infinitevl.model.weights import fingerprint
-from infinitevl.ops.kernels import TORCH
-from infinitevl.ops.quantized import KINDS, Quantized
+from infinitevl.ops.linear.quantized import KINDS, Quantized
+from infinitevl.ops.table import TORCH
 from tests.support import random_frame, relative_error, tiny_model, tiny_processor
 
 # Of logits. Measured on random text: 0.028, 0.094 and 0.35 for the built-in model; random weights are worse.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.vision import vision_plan
 from infinitevl.state import DeltaState, StreamState
 from tests.support import prompt_inputs, relative_error, tiny_model
@@ -33,10 +34,9 @@ def test_a_float64_model_loses_nothing_to_float32():
     mixer, norm = layer.self_attn, layer.input_layernorm
     x = torch.randn(1, 70, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        whole = mixer(x, None, None, norm=norm)
-        steps = torch.cat(
-            [mixer(token, None, None, state, one_token=True, norm=norm) for token in x.split(1, dim=1)], dim=1
-        )
+        whole = mixer(x, ForwardContext(None, None), norm=norm)
+        step = ForwardContext(None, None, one_token=True)
+        steps = torch.cat([mixer(token, step, state, norm=norm) for token in x.split(1, dim=1)], dim=1)
     assert whole.dtype == torch.float64
     assert relative_error(steps, whole) < 1e-13
 

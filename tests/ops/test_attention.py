@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from infinitevl.ops import attention, reference
+from infinitevl.ops import reference
+from infinitevl.ops.attention import ring as attention
 from tests.support import relative_error
 
 WINDOW = 8

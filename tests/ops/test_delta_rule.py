@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from infinitevl.ops.delta_rule import delta_rule_chunk, delta_rule_step
-from infinitevl.ops.norm import l2_norm
+from infinitevl.ops.delta_net.rule import delta_rule_chunk, delta_rule_step
+from infinitevl.ops.linear.torch import l2_norm
 from infinitevl.ops.reference import delta_rule_by_chunk, delta_rule_by_token, segment_decay
 from tests.support import relative_error
 

@@ -5,10 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinitevl.ops.delta_net import delta_net_chunk
-from infinitevl.ops.packed import gather, pack, spread
-from infinitevl.ops.trainable import trainable
-from infinitevl.ops.window import window_chunk
+from infinitevl.ops.attention.torch import window_chunk
+from infinitevl.ops.delta_net.torch import delta_net_chunk
+from infinitevl.ops.rows import gather, pack, spread
 from tests.support import relative_error
 
 HEADS, WIDTH, TAPS = 2, 8, 4
@@ -72,11 +71,10 @@ def test_a_packed_delta_net_equals_each_sequence_alone(lengths):
 
 
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [63, 64, 65], [61, 62, 1, 200, 3]])
-def test_the_kernels_that_train_fast_do_the_same_with_gradients(lengths):
+def test_gradients_of_a_packed_delta_net_equal_those_of_each_sequence_alone(lengths):
     inputs = [x.requires_grad_() for x in delta_inputs(sum(lengths), fastest_decay=1.0)]
     packed = pack(lengths, TAPS - 1, CPU)
-    fast = trainable(torch.float64).delta_net_chunk
-    out = fast(*inputs, *empty(), None, packed)[0]
+    out = delta_net_chunk(*inputs, *empty(), None, packed)[0]
     wanted = apart(inputs, lengths, delta_net_chunk)
     assert relative_error(out, wanted) < 1e-12
     weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from infinitevl.errors import InputError
-from infinitevl.ops import products
-from infinitevl.ops.quantized import KINDS, quantize
+from infinitevl.ops.linear import torch as products
+from infinitevl.ops.linear.quantized import KINDS, quantize
 from tests.support import relative_error
 
 BOUNDS = {"int8": 0.01, "fp8": 0.04, "int4": 0.12}

@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
+from infinitevl.ops.attention.rotary import phase_steps, rotary_angles, rotate, section_axes
 from infinitevl.ops.reference import window_attention
-from infinitevl.ops.rotary import phase_steps, rotary_angles, rotate, section_axes
 from tests.support import relative_error
 
 PI = Fraction("3.14159265358979323846264338327950288419716939937510")

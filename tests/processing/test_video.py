@@ -230,10 +230,13 @@ def test_an_impossible_fps_is_refused(fps: float) -> None:
         open_source([make_picture()], fps=fps)
 
 
-def test_counting_packets_counts_the_frames(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mkv", list(range(33)))
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi", "a.ts"])
+def test_the_times_of_all_frames_are_known_without_decoding(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, list(range(33)), codec="libx264")
     with VideoFile(path) as file:
-        assert file.count_packets() == 33
+        times = file.shown().times
+    assert times == pytest.approx([n / 10 for n in range(33)], abs=2e-3)
+    assert times == pytest.approx([frame.time for frame in VideoFile(path)])
 
 
 @pytest.mark.parametrize("name", ["", "  "])

@@ -1,12 +1,14 @@
 """What comes without torch and transformers: the import, help, the version, and errors in how one calls."""
 
 import ast
+import importlib
 import json
+import re
 import subprocess
 import sys
 
 import infinitevl
-from tests.project.source import PACKAGE
+from tests.project.source import PACKAGE, ROOT
 
 HEAVY = ["torch", "transformers", "numpy", "PIL", "av", "safetensors", "accelerate", "huggingface_hub"]
 LOADED = f"print(*sorted(set(sys.modules) & set({HEAVY!r})), sep=',')"
@@ -86,11 +88,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_the_whole_public_surface_needs_no_extra_and_no_forbidden_package() -> None:
     unwanted = ["peft", "datasets", "matplotlib", "pydantic", "typer", "cv2", "scipy", "pandas"]
+    unwanted += [f"infinitevl.ops.{name}.triton" for name in ("attention", "delta_net", "linear")]
     unwanted += ["torchvision", "torchaudio", "flash_attn", "causal_conv1d", "qwen_vl_utils"]
     program = (
         "import sys, infinitevl\n"
         "[getattr(infinitevl, name) for name in infinitevl.__all__]\n"
-        f"print(*[name for name in [*{unwanted!r}, 'infinitevl.ops.triton'] if sys.modules.get(name)])"
+        f"print(*[name for name in {unwanted!r} if sys.modules.get(name)])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -124,3 +127,18 @@ def test_a_public_name_is_the_one_of_its_module() -> None:
         assert getattr(infinitevl, name) is getattr(sys.modules[home], name)
         assert name in dir(infinitevl)
     assert not hasattr(infinitevl, "lood")
+
+
+def test_pages_and_examples_import_public_names_only() -> None:
+    """Names of the package itself, and those of its training, which are too many for it."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+    line = re.compile(r"^ *from (infinitevl[\w.]*) import (.+)$", re.MULTILINE)
+    found = {
+        (home, name.strip())
+        for path in pages
+        for home, names in line.findall(path.read_text())
+        for name in names.strip("()").split(",")
+    }
+    assert {home for home, _ in found if not home.startswith("infinitevl.training.")} == {"infinitevl"}
+    assert all(name in infinitevl.__all__ for home, name in found if home == "infinitevl")
+    assert all(hasattr(importlib.import_module(home), name) for home, name in found)

@@ -21,12 +21,11 @@ from torch import Tensor
 from builtin import stages as small
 from builtin.world.packs import small_pack_path
 from infinitevl import StreamSession, load
-from infinitevl.training.course import teach
-from infinitevl.training.journal import losses
 from infinitevl.training.recipes import read_recipe
-from infinitevl.training.run import LOG
+from infinitevl.training.stage import teach
+from infinitevl.training.training_log import LOG, losses
 from tests.support import DATA, random_frame, small_model, tiny_model, tiny_processor
-from tests.training.courses import TEACHING, write_recipe, write_world
+from tests.training.stages import TEACHING, write_recipe, write_world
 
 RECORDED = Path(__file__).with_name("recorded.json")
 STEPS = 20

@@ -14,6 +14,7 @@ from infinitevl import Engine, load
 from infinitevl.server.app import create_app
 from infinitevl.server.settings import ServerSettings
 from tests.project.source import ROOT
+from tests.server.serving import until
 
 CHROMIUM = [
     "--no-sandbox",
@@ -98,11 +99,7 @@ class PageServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        for _ in range(600):
-            if self._server.started:
-                return
-            self._thread.join(0.1)
-        raise TimeoutError("the server did not start within a minute")
+        until(lambda: self._server.started, seconds=60)
 
     def stop(self) -> None:
         """End as after SIGTERM."""

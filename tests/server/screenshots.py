@@ -31,12 +31,16 @@ def take(page: Any, address: str, picture: Path) -> None:
 def _ask(page: Any, question: str) -> None:
     page.fill("#question", question)
     page.press("#question", "Enter")
-    page.wait_for_timeout(500)
+    page.wait_for_selector("#history li:last-child[data-state=done]")
 
 
 def main(picture: Path, scheme: str) -> None:
     """Start a server and a browser, and end them."""
-    with tempfile.TemporaryDirectory() as folder, page_server.serving() as server, sync_playwright() as started:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        page_server.serving() as server,
+        sync_playwright() as started,
+    ):
         film = page_server.write_camera_file(Path(folder) / "sign.mjpeg")
         arguments = [*page_server.CHROMIUM, f"--use-file-for-fake-video-capture={film}"]
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)

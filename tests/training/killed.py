@@ -13,9 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.training import run
-from infinitevl.training.course import teach
 from infinitevl.training.recipes import read_recipe
+from infinitevl.training.stage import teach
+from infinitevl.training.task import LossModule
 
 torch.set_num_threads(1)
 
@@ -25,7 +25,7 @@ def die():
 
 
 def in_step(number):
-    forward, calls = run.Lesson.forward, []
+    forward, calls = LossModule.forward, []
 
     def counted(self, batch):
         calls.append(batch)
@@ -33,7 +33,7 @@ def in_step(number):
             die()
         return forward(self, batch)
 
-    run.Lesson.forward = counted
+    LossModule.forward = counted
 
 
 def while_saving(number):

@@ -13,13 +13,13 @@ import torch
 
 from infinitevl import files
 from infinitevl.errors import InfiniteVLError
-from infinitevl.training import course
-from infinitevl.training.course import MODEL, teach
-from infinitevl.training.journal import losses
+from infinitevl.training import stage
+from infinitevl.training.checkpoint import CHECKPOINT, read_checkpoint
 from infinitevl.training.recipes import read_recipe
-from infinitevl.training.run import CHECKPOINT, LOG, read_checkpoint
+from infinitevl.training.stage import MODEL, teach
 from infinitevl.training.stages.sft import sft
-from tests.training.courses import write_recipe, write_world
+from infinitevl.training.training_log import LOG, losses
+from tests.training.stages import write_recipe, write_world
 from tests.training.test_two_processes import weights
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_a_loss_that_is_no_number_stops_a_stage_before_its_weights_move(world, m
     folder = world / "nan"
     recipe = read_recipe(write_recipe(world, "sft", folder))
     teach(recipe, stop_after=2)
-    monkeypatch.setattr(course, "sft", lambda student, batch: sft(student, batch) * float("nan"))
+    monkeypatch.setattr(stage, "sft", lambda student, batch: sft(student, batch) * float("nan"))
     with pytest.raises(InfiniteVLError, match=r"step 3: the loss is nan.*last good step"):
         teach(recipe, resume=True)
     assert read_checkpoint(folder)["step"] == 2

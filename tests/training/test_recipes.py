@@ -45,7 +45,7 @@ def test_the_4b_recipes_are_the_published_ones(name):
     found = (recipe.learning_rate, data.rows_per_step, data.row_tokens, data.max_pixels)
     assert found == PUBLISHED[name]
     assert (recipe.betas, recipe.weight_decay, recipe.warm_up) == ((0.9, 0.999), 0.01, 0.05)
-    assert recipe.precision == "bfloat16"
+    assert recipe.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -62,6 +62,7 @@ def test_long_videos_and_shares_are_the_published_ones():
     shares = read_public_data(RECIPES.parent / data.public).mixtures[data.mixture].shares
     assert sorted(shares.values(), reverse=True) == [35.4, 16.4, 11.9, 11.9, 11.6, 10.5, 1.6, 0.8]
     assert read_recipe(RECIPES / "4b/distill_logits.yaml").temperature == 2
+    assert read_recipe(RECIPES / "4b/sft.yaml").trains == "mixers-and-feed-forward"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,8 @@ def changed(tmp_path, change, name="sft"):
         (lambda s: s.update(num_steps=0), "num_steps: .*greater than 0, not 0"),
         (lambda s: s.update(stage="sftt"), "stage must be one of distill-layers"),
         (lambda s: s.pop("stage"), "stage must be one of distill-layers"),
+        (lambda s: s.update(precision="bfloat16"), "setting 'precision' is now called 'dtype'"),
+        (lambda s: s.update(trains="norms"), "trains: .*'mixers-and-feed-forward' or 'mixers', not 'norms'"),
         (lambda s: s.update(teacher="x"), "unknown setting 'teacher'"),
         (lambda s: s["data"]["sources"][0].update(form="x"), r"data\.sources\.0\.form"),
         (lambda s: s["data"].pop("sources"), "data: give one of sources"),

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from infinitevl.config import FULL, LINEAR, SLIDING
+from infinitevl.model.context import ForwardContext
 from infinitevl.training.data.packing import pack_samples, pad_samples
 from infinitevl.training.data.tokens import Tokens
 from infinitevl.training.lora import adapter_weights, add_adapters, merged
@@ -97,13 +98,13 @@ def test_each_layer_gets_the_teachers_input_and_the_mean_is_over_all_layers():
     with torch.no_grad():
         loss = distill_layers(student, teacher, batch)
         hidden = teacher(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-        cos, sin = teacher.model.language_model.rotary(batch["position_ids"])
+        context = ForwardContext(*teacher.model.language_model.rotary(batch["position_ids"]))
         errors = []
         for number, (own, taught) in enumerate(
             zip(student.model.language_model.layers, teacher.model.language_model.layers, strict=True)
         ):
             x = hidden[number]
-            errors.append(F.mse_loss(own(x, cos, sin).double(), taught(x, cos, sin).double()))
+            errors.append(F.mse_loss(own(x, context).double(), taught(x, context).double()))
     assert relative_error(loss / 40, 1000 * torch.stack(errors).mean()) < 1e-5
 
 

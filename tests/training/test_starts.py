@@ -11,12 +11,12 @@ from PIL import Image
 import infinitevl
 from infinitevl.errors import CheckpointError
 from infinitevl.training import starts
-from infinitevl.training.course import MODEL, teach
+from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.preview import preview
 from infinitevl.training.recipes import parse_recipe, read_recipe
-from infinitevl.training.run import CHECKPOINT
+from infinitevl.training.stage import MODEL, teach
 from infinitevl.training.teacher import load_teacher
-from tests.training.courses import write_recipe, write_world
+from tests.training.stages import write_recipe, write_world
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,7 +101,7 @@ def test_the_example_of_the_document_runs_as_written(tmp_path, monkeypatch, no_h
         Image.new("RGB", (150, 120), color).save(tmp_path / "mine" / "pictures" / f"{name}.png")
     (tmp_path / "mine" / "data.jsonl").write_text(text.split("```json\n")[1].split("```")[0])
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    recipe = parse_recipe({**settings, "num_steps": 2, "precision": "float32"})
+    recipe = parse_recipe({**settings, "num_steps": 2, "dtype": "float32"})
     assert "[[A red boat.<|im_end|>]]" in preview(recipe)
     folder = teach(recipe)
     names: dict[str, Any] = {}

@@ -11,7 +11,9 @@ from transformers import Qwen2_5_VLConfig
 import infinitevl
 from infinitevl.config import FULL, LINEAR, SLIDING
 from infinitevl.errors import CheckpointError, InfiniteVLError, InputError
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.qwen import from_qwen
 from infinitevl.training.parts import STAGES, Part, part_of
 from infinitevl.training.surgery import (
     INHERITED,
@@ -24,7 +26,7 @@ from infinitevl.training.surgery import (
     student_config,
     weight_table,
 )
-from infinitevl.training.teacher import from_qwen, load_teacher, teacher_config
+from infinitevl.training.teacher import load_teacher, teacher_config
 from tests.support import DATA, prompt_inputs, relative_error, tiny_model
 from tests.training.teachers import write_qwen
 
@@ -97,8 +99,8 @@ def test_window_layers_inherit_attention_and_see_less(folder):
     pair = [model.model.language_model.layers[0] for model in (student, teacher)]
     assert [layer.self_attn.window for layer in pair] == [12, None]
     x = torch.randn(1, 30, 32)
-    cos, sin = teacher.model.language_model.rotary(torch.arange(30).expand(3, 1, -1))
-    seen, wanted = (layer(x, cos, sin) for layer in pair)
+    angles = teacher.model.language_model.rotary(torch.arange(30).expand(3, 1, -1))
+    seen, wanted = (layer(x, ForwardContext(*angles)) for layer in pair)
     assert torch.equal(seen[:, :12], wanted[:, :12])
     assert relative_error(seen[:, 12:], wanted[:, 12:]) > 1e-3
 
@@ -168,20 +170,20 @@ def test_wrong_plans_are_refused(folder):
         make_student(folder, StudentPlan(layer_types=[LINEAR, SLIDING]))
 
 
-def test_the_table_names_every_weight_and_its_fate(folder, tmp_path):
+def test_the_table_names_every_weight_and_its_role(folder, tmp_path):
     student = make_student(folder, PLAN)
     rows = weight_table(student)
     assert [row.name for row in rows] == [name for name, _ in student.named_parameters()]
     assert {row.name for row in rows if row.origin == NEW} == {row.name for row in rows if mixers(row.name)}
-    fates = {row.name.removeprefix("model.language_model."): row.fates for row in rows}
-    assert fates["layers.1.self_attn.q_proj.weight"] == ("trains", "trains", "trains", "LoRA")
-    assert fates["layers.1.self_attn.A_log"] == ("trains", "trains", "trains", "frozen")
-    assert fates["layers.0.self_attn.q_proj.weight"] == ("frozen", "frozen", "trains", "LoRA")
-    assert fates["layers.0.self_attn.q_proj.bias"] == ("frozen", "frozen", "trains", "frozen")
-    assert fates["layers.2.mlp.up_proj.weight"] == ("frozen", "frozen", "trains", "LoRA")
+    roles = {row.name.removeprefix("model.language_model."): row.roles for row in rows}
+    assert roles["layers.1.self_attn.q_proj.weight"] == ("trains", "trains", "trains", "LoRA")
+    assert roles["layers.1.self_attn.A_log"] == ("trains", "trains", "trains", "frozen")
+    assert roles["layers.0.self_attn.q_proj.weight"] == ("frozen", "frozen", "trains", "LoRA")
+    assert roles["layers.0.self_attn.q_proj.bias"] == ("frozen", "frozen", "trains", "frozen")
+    assert roles["layers.2.mlp.up_proj.weight"] == ("frozen", "frozen", "trains", "LoRA")
     for name in ("embed_tokens.weight", "norm.weight"):
-        assert set(fates[name]) == {"frozen"}
-    assert all(set(row.fates) == {"frozen"} for row in rows if row.name.startswith("model.visual."))
+        assert set(roles[name]) == {"frozen"}
+    assert all(set(row.roles) == {"frozen"} for row in rows if row.name.startswith("model.visual."))
     save_student(student, folder, tmp_path / "student")
     lines = (tmp_path / "student" / TABLE_FILE).read_text().splitlines()
     assert lines[0].split("\t") == ["weight", "shape", "origin", *STAGES]

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.course import MODEL, teach
-from infinitevl.training.journal import losses
+from infinitevl.training.checkpoint import read_checkpoint
 from infinitevl.training.parts import STAGES
 from infinitevl.training.recipes import read_recipe
-from infinitevl.training.run import LOG, read_checkpoint
+from infinitevl.training.stage import MODEL, teach
+from infinitevl.training.training_log import LOG, losses
 from tests.support import relative_error
-from tests.training.courses import write_recipe, write_world
+from tests.training.stages import write_recipe, write_world
 
 ROOT = Path(__file__).parents[2]
 CASES = [

@@ -11,29 +11,31 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from infinitevl.training.course import teach
 from infinitevl.training.recipes import read_recipe
-from infinitevl.training.run import Run
+from infinitevl.training.stage import teach
+from infinitevl.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
 
 def press_in_step(number):
-    learn = Run.learn
+    train_step = Trainer.train_step
 
     def pressed(self):
         if self.step + 1 == number and self.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return learn(self)
+        return train_step(self)
 
-    Run.learn = pressed
-    return learn
+    Trainer.train_step = pressed
+    return train_step
 
 
 if __name__ == "__main__":
     for word in sys.argv[1:]:
         path, _, how = word.partition(":")
         stop = int(how.removeprefix("stop=")) if how.startswith("stop=") else None
-        learn = press_in_step(int(how.removeprefix("press="))) if how.startswith("press=") else Run.learn
+        train_step = (
+            press_in_step(int(how.removeprefix("press="))) if how.startswith("press=") else Trainer.train_step
+        )
         teach(read_recipe(path), resume=how == "resume", stop_after=stop)
-        Run.learn = learn
+        Trainer.train_step = train_step

@@ -1,1 +1,1 @@
-"""From files and datasets to batches: messages, tokens, packing, order."""
+"""Reads files and datasets into batches: messages, tokens, packing, order."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infinitevl.errors import InputError
-from infinitevl.training.data.messages import field
-from infinitevl.training.data.sharegpt import split_places
+from infinitevl.training.data.messages import field, split_places
 
 # A row of captions holds no question; which of these it gets follows from its picture's address.
 _ASK_FOR_CAPTION = (

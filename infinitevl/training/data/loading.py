@@ -1,7 +1,8 @@
-"""From samples in order to batches within a budget of tokens; a run can go on from any of them.
+"""Makes batches within a budget of tokens from samples in order; a run can resume after any of them.
 
 The order is dealt out to a fixed number of shards. A step takes as many batches from each, whoever reads
-it: one process or several, with or without workers.
+it: one process or several, with or without workers. So a run may resume with another number of either, which
+torchdata's StatefulDataLoader refuses: its state belongs to one process and one number of workers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ class BatchPlan:
     fill: bool = False
 
     def num_shards(self, num_samples: int) -> int:
-        """The largest divisor of batches_per_step that is at most MOST_SHARDS and an epoch's samples."""
+        """Returns the largest divisor of batches_per_step up to MOST_SHARDS and an epoch's samples."""
         most = min(MOST_SHARDS, num_samples, self.batches_per_step)
         return next(count for count in range(most, 0, -1) if self.batches_per_step % count == 0)
 
@@ -65,7 +66,7 @@ class Batch:
 
 
 class Shard:
-    """Every n-th sample of the order of n shards, as batches without end, or until `num_epochs` have passed.
+    """Yields batches of every n-th sample, for n shards, without end or until `num_epochs` have passed.
 
     Raises InputError while iterating once more than max_skipped samples were bad.
     """
@@ -89,7 +90,7 @@ class Shard:
         self.go_on_from(state or ShardState())
 
     def go_on_from(self, state: ShardState) -> None:
-        """Stand where `state` says; samples are read only when batches are asked for."""
+        """Continues from `state`; samples are read only when batches are asked for."""
         self.epoch, self.position, self.skipped = state.epoch, state.position, dict(state.skipped)
         self.pending = [(source, row) for source, row in state.pending]
         self.buffer: list[tuple[tuple[int, int], Tokens]] = []
@@ -106,7 +107,7 @@ class Shard:
             yield self._take()
 
     def state(self) -> ShardState:
-        """Where the shard stands now."""
+        """Returns where the shard stands now."""
         pending = [place for place, _ in self.buffer] + self.pending
         return ShardState(self.epoch, self.position, pending, list(self.skipped.items()))
 
@@ -146,7 +147,7 @@ class Shard:
 
 
 def choose_packed(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Which samples share a row: the oldest, so that none waits for ever, then the longest that still fit."""
+    """Chooses samples for a row: the oldest, so that none waits for ever, then the longest that still fit."""
     chosen, room = [0], max_tokens - lengths[0]
     for index in sorted(range(1, len(lengths)), key=lambda index: (-lengths[index], index)):
         if lengths[index] <= room:
@@ -156,7 +157,7 @@ def choose_packed(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 def choose_padded(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Which samples make a padded batch: the oldest, then those whose lengths are nearest to its own."""
+    """Chooses samples for a padded batch: the oldest, then those of the nearest lengths."""
     chosen, longest = [0], lengths[0]
     for index in sorted(range(1, len(lengths)), key=lambda index: (abs(lengths[index] - lengths[0]), index)):
         longest = max(longest, lengths[index])
@@ -167,7 +168,7 @@ def choose_padded(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 class Loader:
-    """Steps without end: for each the batches of this process, as many of every shard that it reads.
+    """Yields steps without end: this process's batches of each, equally many of every shard that it reads.
 
     Args:
         rank, world_size: this process among those that read together; they divide the shards.
@@ -225,7 +226,7 @@ class Loader:
 
 
 class _InTurn(IterableDataset):
-    """A batch of each shard in turn; of every n-th shard in one of n workers, which keeps the order."""
+    """Yields a batch of each shard in turn; each of n workers takes every n-th shard, in the same order."""
 
     def __init__(self, shards: Sequence[Shard]):
         self.shards = shards
@@ -240,7 +241,7 @@ class _InTurn(IterableDataset):
 
 
 def check_skipped(skipped: Mapping[str, str], most: int) -> None:
-    """InputError that names them if there are more than `most` bad samples."""
+    """Raises InputError that names the bad samples if there are more than `most`."""
     if len(skipped) > most:
         raise InputError(
             f"{len(skipped)} samples were bad, more than {most}. Repair the data, or raise max_skipped.\n"
@@ -249,7 +250,7 @@ def check_skipped(skipped: Mapping[str, str], most: int) -> None:
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> str:
-    """Bad samples, the reason by place, as text: how many, then each with its reason."""
+    """Lists bad samples (the reason by place) as text: how many, then each with its reason."""
     lines = [f"{place}: {reason.removeprefix(place).lstrip(',: ')}" for place, reason in skipped.items()]
     more = [f"... and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
     return "\n".join([f"{len(lines)} bad samples were left out:", *lines[:_NAMED], *more])

@@ -1,4 +1,4 @@
-"""Where a row's pictures, videos and documents lie."""
+"""Finds the pictures, videos and documents that a row names."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _PAGE_NAMES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"
 
 
 def find_media(source: Any, root: Path, path: str) -> Any:
-    """What a row names: a file below `root` as its full path, a list of such, or what is there in memory.
+    """Resolves what a row names: a file below `root`, to its full path, a list of such, or an object.
 
     Addresses stay as they are. A dict with bytes or path is what `datasets` gives for a picture that is not
     yet decoded. Raises InputError for a missing file, with the field `path`.
@@ -38,7 +38,7 @@ def find_media(source: Any, root: Path, path: str) -> Any:
 
 
 def document_pages(source: Any, path: str) -> list[Any]:
-    """The pages of a document in order: a list of pictures, a folder of them, or a file of several pages."""
+    """Lists the pages of a document: a list of pictures, a folder of them, or a file of several pages."""
     if isinstance(source, list):
         pages = source
     elif isinstance(source, str) and Path(source).is_dir():
@@ -52,7 +52,7 @@ def document_pages(source: Any, path: str) -> list[Any]:
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
-    """Page 10 comes after page 9: runs of digits compare as numbers."""
+    """Makes a key that sorts page 10 after page 9: digits compare as numbers."""
     return [(int(run), "") if run.isdecimal() else (-1, run) for run in re.split(r"(\d+)", file.name)]
 
 

@@ -1,4 +1,4 @@
-"""Several sources in one order that seed and epoch alone decide."""
+"""Mixes several sources in an order that follows from seed and epoch alone."""
 
 from collections.abc import Sequence
 
@@ -48,7 +48,7 @@ class Mixture:
         return sum(self.counts)
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 [num_samples, 2]: source and row of each sample of an epoch; not to be changed.
+        """Returns source and row of each sample of an epoch, int64 [num_samples, 2]; not to be changed.
 
         The last one is kept: shards of one process share it, and it may have millions of rows.
         """
@@ -64,7 +64,7 @@ class Mixture:
         return pairs[np.random.default_rng([self.seed, epoch]).permutation(len(pairs))]
 
     def _rows(self, index: int, epoch: int) -> np.ndarray:
-        """Rows of one source: a piece of its endless list of permutations."""
+        """Returns rows of one source: a piece of its endless list of permutations."""
         size, count = len(self.sources[index]), self.counts[index]
         first, last = divmod(epoch * count, size)[0], -(-(epoch + 1) * count // size)
         endless = [
@@ -75,7 +75,7 @@ class Mixture:
 
 
 def _shared_out(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` in whole parts by weight; what rounding leaves over goes to the largest remainders."""
+    """Divides `total` into whole parts by weight; what is left over goes to the largest remainders."""
     exact = np.asarray(weights, dtype=np.float64) / sum(weights) * total
     counts = np.floor(exact).astype(int)
     largest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]

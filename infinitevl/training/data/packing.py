@@ -1,4 +1,4 @@
-"""Several samples as one batch: packed into one row where none sees another, or padded to a row each."""
+"""Joins samples to a batch: packed into one row, where none sees another, or padded to a row each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from infinitevl.errors import InputError
-from infinitevl.training.data.tokens import IGNORED, Tokens
+from infinitevl.training.data.tokens import Tokens
+from infinitevl.training.losses import IGNORED
 
 
 def pack_samples(samples: Sequence[Tokens], length: int | None = None, pad_id: int = 0) -> dict[str, Any]:
-    """The samples one after the other, as arguments of the model's `forward`.
+    """Packs samples into one row, as arguments of the model's `forward`.
 
     Args:
         length: fill the row up to so many tokens with a sequence of `pad_id` without labels; None: do not.
@@ -37,7 +38,7 @@ def pack_samples(samples: Sequence[Tokens], length: int | None = None, pad_id: i
 
 
 def pad_samples(samples: Sequence[Tokens], pad_id: int = 0) -> dict[str, Any]:
-    """The samples as rows of equal length, padded at their ends, as arguments of the model's `forward`.
+    """Pads samples at their ends to rows of equal length, as arguments of the model's `forward`.
 
     Returns:
         input_ids, labels, attention_mask int64 [B, T], position_ids int64 [3, B, T], and the media.
@@ -55,7 +56,7 @@ def pad_samples(samples: Sequence[Tokens], pad_id: int = 0) -> dict[str, Any]:
 
 
 def _learnable(sample: Tokens) -> Tensor:
-    """Labels without that of the first token: nothing comes before it that could say it."""
+    """Removes the label of the first token, before which there is none to predict it."""
     return sample.labels.index_fill(0, torch.tensor([0]), IGNORED)
 
 

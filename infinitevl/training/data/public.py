@@ -11,7 +11,7 @@ from infinitevl.errors import InputError
 from infinitevl.training.data.adapters import ADAPTERS
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.source import Source
-from infinitevl.training.recipes import Strict
+from infinitevl.training.settings import Strict
 
 
 class PublicSource(Strict):
@@ -62,8 +62,8 @@ Load = Callable[[PublicSource, str], Any]
 def read_public_data(path: str | Path) -> PublicData:
     """A file such as recipes/4b/data.yaml; InputError that names what is unknown, missing or wrong in it."""
     try:
-        return PublicData.model_validate(yaml.safe_load(Path(path).read_text()))
-    except (OSError, yaml.YAMLError) as error:
+        return PublicData.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]

@@ -1,14 +1,11 @@
 """Rows in LLaMA-Factory's `sharegpt` form, turned into messages."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from infinitevl.errors import InputError
-from infinitevl.training.data.messages import field
-
-_PLACE = re.compile("(<image>|<video>)")
+from infinitevl.training.data.messages import field, listed, split_places
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,8 @@ class ShareGPT:
             if messages and messages[0]["role"] == "system":
                 raise InputError(f"field {self.system}: the first of {self.messages} is a system turn too.")
             messages.insert(0, {"role": "system", "content": field(row, self.system, str, "")})
-        media = {"images": _listed(row.get(self.images)), "videos": _listed(row.get(self.videos))}
-        self._check_places(messages, media)
+        media = {"images": listed(row, self.images), "videos": listed(row, self.videos)}
+        self._check_places(messages, media, row)
         return {"messages": messages, **media}
 
     def _message(self, turn: Any, path: str) -> dict[str, Any]:
@@ -73,27 +70,14 @@ class ShareGPT:
         valid = (self.user_tag, self.assistant_tag, self.observation_tag, self.function_tag, self.system_tag)
         raise InputError(f"field {path}.{self.role_tag}: is {tag!r}; valid are {', '.join(valid)}.")
 
-    def _check_places(self, messages: list[dict[str, Any]], media: dict[str, list[Any]]) -> None:
+    def _check_places(
+        self, messages: list[dict[str, Any]], media: dict[str, list[Any]], row: dict[str, Any]
+    ) -> None:
         parts = [part for each in messages if isinstance(each["content"], list) for part in each["content"]]
         for kind, column in (("image", self.images), ("video", self.videos)):
             places, given = sum(part["type"] == kind for part in parts), len(media[f"{kind}s"])
             if places != given:
                 raise InputError(
-                    f"field {column}: {given} for {places} <{kind}> in the questions. Give one for each."
+                    f"field {column}: {given} for {places} <{kind}> in the questions. Give one for each; "
+                    f"the row has {sorted(map(str, row))}."
                 )
-
-
-def split_places(text: str) -> list[dict[str, Any]]:
-    """Text with <image> and <video> in it as parts of a message."""
-    pieces = [piece for piece in _PLACE.split(text) if piece]
-    return [
-        {"type": piece[1:-1]} if _PLACE.fullmatch(piece) else {"type": "text", "text": piece}
-        for piece in pieces
-    ]
-
-
-def _listed(value: Any) -> list[Any]:
-    """A column that holds nothing, one medium, or a list of them."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,4 +1,4 @@
-"""Rows by number, from JSON lines, a JSON list, or a dataset: so many that they stay on the disk."""
+"""Reads rows by number from JSON lines, a JSON list, or a dataset, without loading all of them."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ FORMATS: dict[str, Convert] = {"messages": lambda row: row, "sharegpt": ShareGPT
 
 
 class Rows(Protocol):
-    """What a list, `JsonLines` and a dataset have in common."""
+    """Rows by number, as a list, `JsonLines` and a dataset have them."""
 
     def __len__(self) -> int: ...
 
@@ -38,15 +38,22 @@ class Source:
         return len(self.rows)
 
     def where(self, index: int) -> str:
-        """What people call a row; numbers start at 1."""
+        """Names a row for people; numbers start at 1."""
         return f"{self.name}, {self.unit} {index + 1}"
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises InputError that names file, line and field."""
+        """Reads a sample. Raises InputError that names file, line and field, whatever is wrong with it."""
         try:
-            messages = read_messages(self.convert(self.rows[index]), self.root)
+            row = self.rows[index]
+            if not isinstance(row, dict):
+                raise InputError(f"field row: is {type(row).__name__}; give an object.")
+            messages = read_messages(self.convert(row), self.root)
         except (OSError, SyntaxError, ValueError) as error:  # a dataset decodes pictures when a row is read
             raise InputError(f"{self.where(index)}, {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # of a caller's own function, or of a library that decodes a row
+            raise InputError(f"{self.where(index)}, {type(error).__name__}: {error}") from error
         return Sample(messages, self.where(index))
 
 
@@ -71,14 +78,14 @@ class JsonLines:
 
 
 def _line_starts(path: Path) -> np.ndarray:
-    """Where each line starts, and where the last one ends: int64 [lines + 1]."""
+    """Returns where each line starts, and where the last one ends: int64 [lines + 1]."""
     with path.open("rb") as file:
         lengths = np.fromiter((len(line) for line in file), dtype=np.int64)
     return np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()])
 
 
 def open_source(path: str | Path, form: str | Convert = "messages") -> Source:
-    """The samples of a .jsonl or .json file, or of a folder that `datasets` wrote with save_to_disk.
+    """Opens a .jsonl or .json file, or a folder that `datasets` wrote with save_to_disk.
 
     form: "messages", "sharegpt", or a function that brings a row into the form of messages.
     """
@@ -106,7 +113,7 @@ def _saved_dataset(folder: Path) -> Any:
 def _json_list(file: Path) -> Sequence[Any]:
     try:
         rows = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON: {error}.") from error
     if not isinstance(rows, list):
         raise InputError(f"{file} holds {type(rows).__name__}; give a list of objects, or JSON lines.")

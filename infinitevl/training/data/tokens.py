@@ -1,4 +1,4 @@
-"""One conversation as what the model reads and what it should answer."""
+"""Tokenizes conversations, and marks the tokens that are learned."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ from infinitevl.processing.options import CallOptions
 from infinitevl.processing.processor import InfiniteVLProcessor
 from infinitevl.processing.vision_info import VIDEO_MIN_TOKENS
 from infinitevl.training.data.messages import Sample
+from infinitevl.training.losses import IGNORED
 
-IGNORED = -100  # a label without loss, as in torch
 _LEAST_FRAME_PIXELS = VIDEO_MIN_TOKENS * 28 * 28
 _MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
@@ -41,13 +41,13 @@ class Tokens:
         return len(self.input_ids)
 
     def media(self) -> dict[str, Tensor]:
-        """The media that there are, by name."""
+        """Returns the media that there are, by name."""
         return {name: value for name in _MEDIA if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a sample may be; what a part says of itself goes first.
+    """How large a sample may be; settings of a part itself come first.
 
     max_tokens: of a whole sample. min_pixels, max_pixels: of a picture. fps, max_frames: of a video.
     max_frame_pixels: of a video's frame. None: as the processor does.
@@ -61,7 +61,7 @@ class Limits:
     max_frame_pixels: int | None = None
 
     def settings(self, kind: str) -> dict[str, Any]:
-        """What a part of a message gets that is silent about it."""
+        """Returns the settings of a part that has none of its own."""
         wanted: dict[str, Any] = {}
         if kind == "image":
             wanted = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
@@ -73,23 +73,30 @@ class Limits:
 
 
 class TokenWriter:
-    """Turns samples into tokens, by the chat template and the rule of positions that chats follow."""
+    """Turns samples into tokens, by the chat template and the positions of chats."""
 
     def __init__(self, processor: InfiniteVLProcessor, config: InfiniteVLConfig, limits: Limits):
         self.processor, self.config, self.limits = processor, config, limits
         self.tokenizer = processor.tokenizer
         self.specials = prompt.special_strings(self.tokenizer)
         self.pads = {config.image_token_id, config.video_token_id}
-        self.start_id, self.end_id = (
-            prompt.token_id(self.tokenizer, token) for token in (prompt.START, prompt.END)
-        )
+        self.start_id = prompt.token_id(self.tokenizer, prompt.START)
+        self.end_of_turn = prompt.end_of_turn_ids(self.tokenizer)
 
     def write(self, sample: Sample) -> Tokens:
-        """Raises InputError, which names the sample, for media that cannot be read or too many tokens."""
+        """Tokenizes a sample.
+
+        Raises:
+            InputError: it cannot be read, or not be made tokens of; names the sample.
+        """
         try:
             return self._write(sample.messages)
         except InfiniteVLError as error:
             raise InputError(f"{sample.where}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # of a library that decodes: one sample must not end a run of many
+            raise InputError(f"{sample.where}: {type(error).__name__}: {error}") from error
 
     def _write(self, messages: list[dict[str, Any]]) -> Tokens:
         messages = [_with_settings(message, self.limits) for message in messages]
@@ -106,20 +113,20 @@ class TokenWriter:
         )
 
     def _turns(self, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:
-        """Ids with one pad for each medium, and for each token of text whether it is learned."""
+        """Returns ids with one pad for each medium, and for each token of text whether it is learned."""
         ids: list[int] = []
         is_learned: list[bool] = []
         for message in messages:
             is_answer = message["role"] == "assistant"
             head, body = self._head_and_body(message)
-            tail = prompt.encode_text(self.tokenizer, "\n")
-            ids += [*head, *body, self.end_id, *tail]
-            num_text = sum(token not in self.pads for token in body)
-            is_learned += [False] * len(head) + [is_answer] * (num_text + 1) + [False] * len(tail)
+            ids += [*head, *body, *self.end_of_turn]
+            num_learned = 1 + sum(token not in self.pads for token in body)  # the end of an answer as well
+            is_learned += [False] * len(head) + [is_answer] * num_learned
+            is_learned += [False] * (len(self.end_of_turn) - 1)
         return ids, is_learned
 
     def _head_and_body(self, message: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """What stands before a turn's content, and the content.
+        """Returns the ids before a turn's content, and those of the content.
 
         An answer is spelt apart from its head, because a chat gives the head and asks for the rest; every
         other turn is spelt in one piece, as the template is.
@@ -134,7 +141,7 @@ class TokenWriter:
         return [self.start_id], whole
 
     def _labels(self, input_ids: Tensor, is_learned: list[bool]) -> Tensor:
-        """The expanded pads of media lie between the tokens of text, whose order is that of `is_learned`."""
+        """Labels the expanded ids: `is_learned` counts tokens of text alone, without the pads of media."""
         learned = torch.zeros_like(input_ids, dtype=torch.bool)
         is_text = token_kinds(input_ids, self.config) == TEXT
         learned[is_text] = torch.tensor(is_learned)

@@ -1,1 +1,1 @@
-"""The stages of training, each as one loss over a batch."""
+"""The losses of the published stages, each a sum over the tokens of a batch."""

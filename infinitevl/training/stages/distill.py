@@ -1,4 +1,4 @@
-"""Stage 1: a student learns from its teacher, layer by layer (1a), then by its words (1b)."""
+"""Stage 1: the student learns its teacher's layers (1a), then its next tokens (1b)."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ Model = InfiniteVLForConditionalGeneration
 def distill_layers(
     student: Model, teacher: Model, batch: Batch, same: frozenset[int] = frozenset()
 ) -> Tensor:
-    """Stage 1a: each student layer gets the teacher's input of that layer, and should give its output.
+    """Computes the loss of stage 1a: each layer gets its teacher's input, and should give its output.
 
     Args:
         same: layers whose weights are the teacher's (`same_layers`): where a window holds every sequence of
@@ -43,7 +43,7 @@ def distill_layers(
 def distill_logits(
     student: Model, teacher: Model, batch: Batch, temperature: float, all_tokens: bool = False
 ) -> Tensor:
-    """Stage 1b: the student's next tokens should be as likely as the teacher's.
+    """Computes the loss of stage 1b: next tokens should be as likely as the teacher says.
 
     Args:
         all_tokens: learn from every real token, as the published run did, and not from answers alone.
@@ -60,7 +60,7 @@ def distill_logits(
 
 
 def share_frozen_(student: Model, teacher: Model) -> int:
-    """Hold in memory once what both have and nobody trains; returns the bytes that this saved."""
+    """Keeps frozen weights that both models have in memory once; returns the bytes saved."""
     taught, saved = dict(teacher.named_parameters()), 0
     for name, parameter in student.named_parameters():
         other = taught.get(name)
@@ -71,7 +71,7 @@ def share_frozen_(student: Model, teacher: Model) -> int:
 
 
 def same_layers(student: Model, teacher: Model) -> frozenset[int]:
-    """Numbers of the layers whose weights both hold once (`share_frozen_`), so that none of them trains."""
+    """Returns the numbers of the layers that both models share whole after `share_frozen_`."""
     decoders = (student.model.language_model.layers, teacher.model.language_model.layers)
     return frozenset(
         number

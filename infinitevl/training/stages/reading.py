@@ -1,4 +1,4 @@
-"""What every stage does first: a batch up to the first layer, which is frozen in all of them."""
+"""Embeds a batch for the losses of all stages: everything before the first layer is frozen in each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infinitevl.model.context import ForwardContext
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import IMAGE, VIDEO, token_kinds
 from infinitevl.model.window_attention import WindowAttention
@@ -19,7 +20,7 @@ _MEDIA = ((IMAGE, "pixel_values", "image_grid_thw"), (VIDEO, "pixel_values_video
 
 @dataclass(frozen=True)
 class Reading:
-    """A batch before the first layer; teacher and student read the same.
+    """The input of the first layer; the same for teacher and student.
 
     embeds: [B, T, C]. position_ids: int64 [3, B, T]. packed: sequences that share the row, or None.
     """
@@ -29,11 +30,11 @@ class Reading:
     packed: Any
 
     def through(self, model: InfiniteVLForConditionalGeneration) -> Tensor:
-        """The whole decoder, last norm included: [B, T, C]."""
+        """Runs the whole decoder with its last norm: [B, T, C]."""
         return model.model.language_model(self.embeds, self.position_ids, **_packed(self.packed))
 
     def layers(self, model: InfiniteVLForConditionalGeneration) -> Iterator["Layer"]:
-        """The decoder's layers, each as a function of the stream alone."""
+        """Yields the decoder's layers as functions of the hidden states alone."""
         decoder = model.model.language_model
         cos, sin = decoder.rotary(self.position_ids)
         for layer in decoder.layers:
@@ -42,7 +43,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Layer:
-    """A decoder layer and what it needs besides the stream."""
+    """A decoder layer with its angles and packing."""
 
     module: nn.Module
     cos: Tensor
@@ -50,11 +51,11 @@ class Layer:
     packed: Any
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
-        return self.module(x, self.cos, self.sin, **_packed(self.packed))
+        """Runs the layer: [B, T, C] -> [B, T, C]."""
+        return self.module(x, ForwardContext(self.cos, self.sin, packed=self.packed))
 
     def sees(self, length: int) -> int | None:
-        """How far attention looks back in sequences of up to `length` tokens; None for a Gated DeltaNet."""
+        """Returns how many tokens attention sees in sequences of `length`; None for a Gated DeltaNet."""
         mixer = self.module.self_attn
         if not isinstance(mixer, WindowAttention):
             return None
@@ -68,7 +69,7 @@ class Layer:
 
 @torch.no_grad()
 def read(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Reading:
-    """Embeddings with pictures in their places, and angles, for a batch as `training.data` packs it.
+    """Embeds tokens and pictures of a batch as `training.data` packs it.
 
     With "shown_images", int64 [F], pictures of one size are read once each, and frame number f shows picture
     `shown_images[f]`.
@@ -89,37 +90,37 @@ def read(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Reading:
 def _place_shown(
     model: InfiniteVLForConditionalGeneration, embeds: Tensor, places: Tensor, batch: Batch
 ) -> Tensor:
-    """Embeddings [B, T, C] with the features of each picture wherever it is shown; places: bool [B, T]."""
+    """Places the features of each picture wherever it is shown; places: bool [B, T] -> [B, T, C]."""
     grids = batch["image_grid_thw"]
     features = model.model.visual(batch["pixel_values"], grids).to(embeds).unflatten(0, (len(grids), -1))
     return embeds.masked_scatter(places[..., None], features[batch["shown_images"]])
 
 
 def real_tokens(batch: Batch) -> Tensor:
-    """Which tokens are no padding: bool [B, T]."""
+    """Marks the tokens that are no padding: bool [B, T]."""
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def answers(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which tokens come before one that is learned, bool [B, T], and what comes after them, int64 [N]."""
+    """Marks the tokens before one with a label, bool [B, T], and returns those labels, int64 [N]."""
     asked = supervised(batch["labels"])
     return asked, batch["labels"][:, 1:][asked[:, :-1]]
 
 
 def picked(hidden: Tensor, places: Tensor) -> Tensor:
-    """Tokens [N, C] of [B, T, C], at int64 [N] among all B T."""
+    """Selects tokens [N, C] of [B, T, C] by their flat numbers, int64 [N]."""
     return hidden.flatten(0, 1).index_select(0, places)
 
 
 def longest(batch: Batch) -> int:
-    """Tokens of the longest sequence that may be in a batch."""
+    """Returns the length of the longest sequence of a batch."""
     lengths = batch.get("sequence_lengths")
     return batch["input_ids"].shape[1] if lengths is None else max(lengths)
 
 
 def work(batch: Batch, num_answers: int) -> Work:
-    """What a batch asks for, padding included, with logits of so many tokens."""
+    """Returns the size of a batch, padding included, with logits of `num_answers` tokens."""
     ids = batch["input_ids"]
     lengths = batch.get("sequence_lengths") or [ids.shape[1]] * len(ids)
     grids = [(t, h, w) for _, _, name in _MEDIA for t, h, w in _listed(batch.get(name))]

@@ -1,4 +1,4 @@
-"""Stages 2 and 3: the student learns answers; in stage 3 long ones, through adapters."""
+"""Stages 2 and 3: the student learns answers; in stage 3 over long sequences, through adapters."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from infinitevl.training.stages.reading import Batch, answers, picked, read
 
 
 def sft(student: InfiniteVLForConditionalGeneration, batch: Batch) -> Tensor:
-    """Cross-entropy, summed over the tokens of answers."""
+    """Computes the cross-entropy, summed over the tokens of answers."""
     asked, labels = answers(batch)
     places = asked.flatten().nonzero()[:, 0]  # before the long way, so that the host does not wait within it
     hidden = read(student, batch).through(student)

@@ -1,6 +1,6 @@
 """Compiles every kernel for an H200 on a machine without a GPU: the interpreter accepts more than a compiler.
 
-Run without TRITON_INTERPRET. Wrappers are called as the model calls them; launches only compile.
+Run without triton_kernels()_INTERPRET. Wrappers are called as the model calls them; launches only compile.
 """
 
 import torch
@@ -8,19 +8,17 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from infinitevl.ops.packed import pack
-from infinitevl.ops.triton import (
-    delta_chunk,
-    delta_prepare,
-    delta_step,
-    matvec,
-    pointwise,
-    train_net,
-    train_pointwise,
-)
-from infinitevl.ops.triton.table import TRITON
-from infinitevl.ops.vision import Segments
+from infinitevl.ops.attention.vision import Segments
+from infinitevl.ops.delta_net.train import rule as train_net
+from infinitevl.ops.delta_net.triton import chunk as delta_chunk
+from infinitevl.ops.delta_net.triton import prepare as delta_prepare
+from infinitevl.ops.delta_net.triton import step as delta_step
+from infinitevl.ops.linear import train as train_pointwise
+from infinitevl.ops.linear.triton import matvec, pointwise
+from infinitevl.ops.rows import pack
+from infinitevl.ops.table import triton_kernels
 
+TRITON = triton_kernels()
 EPS = 1e-6
 # heads, key and value width; query heads, key heads, head width; ring; hidden
 PUBLISHED = (16, 128, 256, 16, 2, 128, 8192, 2048)

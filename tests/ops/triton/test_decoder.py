@@ -5,7 +5,7 @@ import torch
 
 from infinitevl.config import FULL, LINEAR, SLIDING
 from infinitevl.model.fused import fuse_
-from infinitevl.ops.triton.table import TRITON
+from infinitevl.ops.table import triton_kernels
 from tests.support import relative_error, tiny_model
 
 COUNTS = ((8, 3, 5), (2, 6, 1))  # tokens of each row in one chunk and in the next
@@ -19,7 +19,7 @@ def models(device):
     given = [
         tiny_model(num_hidden_layers=3, layer_types=kinds, sliding_window=WINDOW).to(device) for _ in range(2)
     ]
-    fuse_(given[1], TRITON)
+    fuse_(given[1], triton_kernels())
     return given
 
 

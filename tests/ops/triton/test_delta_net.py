@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from infinitevl.ops import delta_net as definition
+from infinitevl.ops import early
+from infinitevl.ops.delta_net import torch as definition
+from infinitevl.ops.delta_net.triton.chunk import FEW_CHUNKS, MANY_CHUNKS, ChunkTuning, delta_net_chunk_
+from infinitevl.ops.delta_net.triton.parts import supports
+from infinitevl.ops.delta_net.triton.step import StepTuning, delta_net_step_
 from infinitevl.ops.reference import delta_rule_by_token
-from infinitevl.ops.triton import early
-from infinitevl.ops.triton.delta_chunk import FEW_CHUNKS, MANY_CHUNKS, ChunkTuning
-from infinitevl.ops.triton.delta_net import delta_net_chunk_, delta_net_step_, supports
-from infinitevl.ops.triton.delta_step import StepTuning
 from tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -4,10 +4,10 @@ import pytest
 import torch
 import triton
 
-from infinitevl.ops import products as definition
-from infinitevl.ops.quantized import KINDS, Quantized, quantize
-from infinitevl.ops.triton import few_bits, products, split_dot
-from infinitevl.ops.triton import quantized as ways
+from infinitevl.ops.linear import torch as definition
+from infinitevl.ops.linear.quantized import KINDS, Quantized, quantize
+from infinitevl.ops.linear.triton import few_bits, products, split_dot
+from infinitevl.ops.linear.triton import quantized as ways
 
 EPS = 1e-6
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

@@ -1,13 +1,13 @@
-"""Every product equals its definition in ops.products, whichever kernels run it."""
+"""Every product equals its definition in ops.linear.torch, whichever kernels run it."""
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-from infinitevl.ops import norm
-from infinitevl.ops import products as definition
-from infinitevl.ops.triton import matvec, pointwise, products
+from infinitevl.ops.linear import torch as definition
+from infinitevl.ops.linear import torch as norm
+from infinitevl.ops.linear.triton import matvec, pointwise, products
 
 EPS = 1e-6
 INPUTS = [36, 64, 1100, 2048]

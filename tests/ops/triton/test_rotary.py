@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from infinitevl.ops import rotary
-from infinitevl.ops.triton.rotary import rotary_angles
+from infinitevl.ops.attention import rotary
+from infinitevl.ops.attention.triton.rotary import rotary_angles
 
 
 @pytest.mark.parametrize("offset", [0, 10**9, 2**45, 2**61])

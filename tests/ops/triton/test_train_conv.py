@@ -3,17 +3,18 @@
 import pytest
 import torch
 
-from infinitevl.ops.norm import l2_norm
-from infinitevl.ops.packed import pack, spread
-from infinitevl.ops.trainable import causal_conv_chunk
-from infinitevl.ops.triton.train_conv import conv_heads
+from infinitevl.ops.delta_net.torch import causal_conv_chunk
+from infinitevl.ops.delta_net.train.conv import conv_heads
+from infinitevl.ops.linear.torch import l2_norm
+from infinitevl.ops.rows import pack, spread
 from tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def plainly(mixed, conv_weight, heads, key, value):
-    activated, _ = causal_conv_chunk(mixed, conv_weight, mixed.new_empty(0))
+    empty = mixed.new_zeros(len(mixed), conv_weight.shape[1] - 1, mixed.shape[2])
+    activated, _ = causal_conv_chunk(mixed, conv_weight, empty)
     parts = activated.split([heads * key, heads * key, heads * value], dim=-1)
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in parts)
     return l2_norm(q) * key**-0.5, l2_norm(k), v

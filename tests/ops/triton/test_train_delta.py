@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from infinitevl.ops import trainable
-from infinitevl.ops.delta_rule import delta_rule_chunk
-from infinitevl.ops.triton.train_rule import delta_rule
+from infinitevl.ops.delta_net.rule import delta_rule_chunk
+from infinitevl.ops.delta_net.train.rule import delta_rule
 from tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -68,14 +67,12 @@ def test_widths_need_not_be_powers_of_two_nor_lengths_multiples_of_a_chunk(devic
     assert max(worst(given, wanted)) < 2e-5
 
 
-def test_in_bfloat16_it_is_as_exact_as_plain_torch(device):
+def test_in_bfloat16_it_is_as_exact_as_operands_of_8_bits_are(device):
     tensors, marks = inputs(256, (1, 2, 32, 64), (1,))
     rounded = [x.bfloat16() if i < 3 else x.float() for i, x in enumerate(tensors)]
     wanted = taught(delta_rule_chunk, [x.double() for x in rounded], marks)
-    plain = taught(trainable.delta_rule_chunk, rounded, marks, torch.bfloat16)
     given = taught(in_triton, [x.to(device) for x in rounded], marks)
-    for ours, theirs in zip(worst(given, wanted), worst(plain, wanted), strict=True):
-        assert ours < 1.5 * theirs + 1e-3
+    assert max(worst(given, wanted)) < 0.01
 
 
 def test_keys_that_are_all_alike_do_not_blow_up(device):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from infinitevl.ops.delta_net import delta_net_chunk as definition
-from infinitevl.ops.packed import pack
-from infinitevl.ops.triton.train_net import delta_net_chunk
+from infinitevl.ops.delta_net.torch import delta_net_chunk as definition
+from infinitevl.ops.delta_net.train.rule import delta_net_chunk
+from infinitevl.ops.rows import pack
 from tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")

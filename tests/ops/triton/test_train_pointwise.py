@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from infinitevl.ops import norm, products, rotary
-from infinitevl.ops.triton import train_pointwise as kernels
+from infinitevl.ops.attention import rotary
+from infinitevl.ops.linear import torch as norm
+from infinitevl.ops.linear import torch as products
+from infinitevl.ops.linear import train as kernels
 from tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from infinitevl.ops import vision as definition
-from infinitevl.ops.triton import vision
-from infinitevl.ops.triton.vision import Tiles
-from infinitevl.ops.vision import Segments
+from infinitevl.ops.attention import vision as definition
+from infinitevl.ops.attention.triton import vision
+from infinitevl.ops.attention.triton.vision import Tiles
+from infinitevl.ops.attention.vision import Segments
 from tests.support import relative_error
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from infinitevl.ops import reference
-from infinitevl.ops import window as definition
-from infinitevl.ops.rotary import rotate
-from infinitevl.ops.triton import window
-from infinitevl.ops.triton.window import Tiles
+from infinitevl.ops.attention import torch as definition
+from infinitevl.ops.attention.rotary import rotate
+from infinitevl.ops.attention.triton import window
+from infinitevl.ops.attention.triton.window import Tiles
 from tests.support import relative_error
 
 SLOTS, HEADS, KV_HEADS, WIDTH = 12, 4, 2, 8

@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional
 
 from infinitevl.errors import InputError
-from infinitevl.ops.trainable import trainable
+from infinitevl.ops.table import trainable
 from infinitevl.training.data.packing import pack_samples, pad_samples
-from infinitevl.training.data.tokens import IGNORED, Tokens
+from infinitevl.training.data.tokens import Tokens
+from infinitevl.training.losses import IGNORED
 from tests.support import relative_error, tiny_model
 from tests.training.data.conftest import chat, picture, video
 

@@ -9,7 +9,8 @@ from infinitevl.errors import InputError
 from infinitevl.processing import prompt
 from infinitevl.training.data.messages import Sample
 from infinitevl.training.data.source import open_source
-from infinitevl.training.data.tokens import IGNORED, Limits, TokenWriter
+from infinitevl.training.data.tokens import Limits, TokenWriter
+from infinitevl.training.losses import IGNORED
 from tests.processing.media import make_picture, write_video
 from tests.support import tiny_config, tiny_model, tiny_processor, tiny_tokenizer
 from tests.training.data.conftest import chat, picture, said, video

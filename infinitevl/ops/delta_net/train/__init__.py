@@ -1,0 +1,1 @@
+"""Gated DeltaNet in training on CUDA, with gradients."""

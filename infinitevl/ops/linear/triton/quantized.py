@@ -1,0 +1,81 @@
+"""Products with weights in few bits: few rows read the bits themselves, many rows the whole weight."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from infinitevl.ops.linear.quantized import Quantized
+from infinitevl.ops.linear.triton.few_bits import dequantize, quantize_rows
+from infinitevl.ops.linear.triton.matvec import Product
+from infinitevl.ops.linear.triton.pointwise import as_rows, rms_norm, swiglu
+from infinitevl.ops.linear.triton.split_dot import split_dot
+from infinitevl.ops.table import NORM_ROWS, SPLIT_ROWS
+
+# Both sides of a product of fp8 must be multiples of this.
+_FP8_MULTIPLE = 16
+
+
+def reads_bits(product: Product) -> bool:
+    """Whether the tensor cores can read the weight as it is stored, and there are few enough rows for it.
+
+    Float32 has no tensor cores that are exact enough; they take 16 inputs at a time, two of them in a word.
+    """
+    weight = product.weight
+    assert isinstance(weight, Quantized)
+    is_wide = weight.kind != "int4" or weight.group >= 64
+    is_few = 0 < product.num_rows <= SPLIT_ROWS
+    return is_few and weight.dtype == torch.bfloat16 and is_wide and _loads(weight)
+
+
+def few_bits(product: Product) -> Tensor:
+    """The product for few rows, with its norm before it where there are too many for inside."""
+    if product.norm_weight is not None and product.num_rows > NORM_ROWS:
+        normed = rms_norm(product.x, product.norm_weight, product.eps)
+        product = replace(product, x=normed, norm_weight=None)
+    return split_dot(product)
+
+
+def whole(product: Product) -> Product:
+    """The same product with the weight in full, for its time."""
+    weight = product.weight
+    assert isinstance(weight, Quantized)
+    return replace(product, weight=dequantize(weight) if _loads(weight) else weight.dequantize())
+
+
+def multiplies_fp8(product: Product) -> bool:
+    """Whether this device multiplies fp8 by fp8, scaled row by row, in this shape."""
+    weight = product.weight
+    assert isinstance(weight, Quantized)
+    is_even = all(side % _FP8_MULTIPLE == 0 for side in weight.shape)
+    return (
+        weight.kind == "fp8" and weight.dtype == torch.bfloat16 and is_even and _has_fp8(weight.data.device)
+    )
+
+
+def _loads(weight: Quantized) -> bool:
+    """Whether kernels can load the bits of this weight: not every device knows fp8."""
+    device = weight.data.device
+    return weight.kind != "fp8" or device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def _has_fp8(device: torch.device) -> bool:
+    is_nvidia = device.type == "cuda" and not torch.version.hip
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def fp8_product(product: Product) -> Tensor:
+    """The product with x in fp8 too, a scale a row: errors of x add to those of the weight."""
+    x, weight = product.x, product.weight
+    assert isinstance(weight, Quantized)
+    if product.norm_weight is not None:
+        x = rms_norm(x, product.norm_weight, product.eps)
+    rows, scale = quantize_rows(as_rows(x, product.inputs))
+    y = torch._scaled_mm(
+        rows, weight.data.t(), scale_a=scale, scale_b=weight.scale.t(), bias=product.bias,
+        out_dtype=weight.dtype, use_fast_accum=True,
+    )  # fmt: skip
+    y = y.view(*x.shape[:-1], -1)
+    if product.swiglu:
+        return swiglu(y)
+    return y if product.residual is None else y.add_(product.residual)

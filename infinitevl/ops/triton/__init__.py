@@ -1,1 +1,0 @@
-"""The same operations as Triton kernels, for CUDA; what they compute is defined in `infinitevl.ops`."""

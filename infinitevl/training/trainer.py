@@ -1,0 +1,284 @@
+"""The training loop that all stages share, on accelerate: exact sums over unequal batches, exact resume.
+
+A step's random numbers follow from its number alone. The rest of a run's state is in the checkpoint: the
+trained weights, AdamW's moments, and the position of each process in the data.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from infinitevl.errors import InfiniteVLError
+from infinitevl.files import atomic_write
+from infinitevl.interrupt import Interrupt
+from infinitevl.training.checkpoint import (
+    CHECKPOINT,
+    check_same_run,
+    gather_moments,
+    load_moments,
+    read_checkpoint,
+    remove_partial,
+)
+from infinitevl.training.optimizer import clip_gradients_, make_adamw, set_learning_rate_
+from infinitevl.training.settings import TrainerSettings
+from infinitevl.training.sharding import Sharded, make_sharding, trained_weights
+from infinitevl.training.stages.reading import Batch
+from infinitevl.training.task import Loss, TrainTask
+from infinitevl.training.training_log import LOG, TrainingLog
+
+_STOPPING = "Stopping after this step, with a checkpoint; Ctrl-C once more stops at once.\n"
+# How torch words it when another process does not answer any more.
+_LOST = ("Connection", "connection", "NCCL", "gloo", "Gloo", "Timed out", "Broken pipe")
+
+
+def processes(on_cpu: bool = False) -> Accelerator:
+    """Returns this process among those that torchrun started, if it did, each with a device of its own."""
+    return Accelerator(cpu=on_cpu)
+
+
+class Trainer:
+    """Trains a task, from its start or from the checkpoint in its folder.
+
+    Args:
+        task: the module with its loss, and the data.
+        settings: of the optimizer, the checkpoints and the log; a recipe has them.
+        folder: for the checkpoint and the log.
+        accelerator: this process among others, from `processes`.
+        identity: settings that a checkpoint and the run that resumes from it must share.
+    """
+
+    def __init__(
+        self,
+        task: TrainTask,
+        settings: TrainerSettings,
+        folder: Path,
+        accelerator: Accelerator,
+        identity: Mapping[str, Any] | None = None,
+    ):
+        self.settings, self.folder, self.accelerator = settings, folder, accelerator
+        self.task, self.feed, self.identity = task, task.feed, dict(identity or {})
+        if not trained_weights(task.module):
+            raise InfiniteVLError("nothing trains in this stage; see the table of `infinitevl train init`.")
+        self.sharding = make_sharding(task.module, accelerator, settings.sharding, task.module.dtype)
+        self.module, self.trained = self.sharding.module, self.sharding.trained
+        self.optimizer = make_adamw(self.trained, settings, task.lr_scale)
+        self.step, self.should_stop = 0, False  # should_stop: after this step
+        self.saved_step: int | None = None  # the step of the checkpoint
+        self.interrupt = Interrupt(_STOPPING if accelerator.is_main_process else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = TrainingLog(
+            folder / LOG, accelerator.is_main_process, accelerator.num_processes, settings.log_to
+        )
+
+    def train(self, stop_after: int | None = None) -> bool:
+        """Trains until the last step, for `stop_after` steps, or until Ctrl-C.
+
+        Returns:
+            Whether the run is complete.
+
+        Raises:
+            KeyboardInterrupt: a second Ctrl-C, in the middle of a step; says what is kept.
+            InfiniteVLError: the loss or the gradient is not finite, the disk is full, or another process is
+                gone; the last checkpoint is whole in any case.
+        """
+        num_steps = self.settings.num_steps
+        last = num_steps if stop_after is None else min(num_steps, self.step + stop_after)
+        self.module.train()
+        self.log.start(self.step, num_steps)
+        with self._clear_failures(), self.interrupt:
+            while self.step < last and not self.should_stop:
+                self.train_step()
+                if self.step % self.settings.save_every == 0 or self.step == num_steps:
+                    self.save()
+                if self.accelerator.num_processes == 1:
+                    self.should_stop = self.interrupt.pressed
+        self.log.close()
+        return self.step == num_steps
+
+    def train_step(self) -> dict[str, Any]:
+        """Runs one step; returns its loss and what else the log says of it. Raises as `train`."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        batches = self.feed.next_batches()
+        counts = self._counts(batches)
+        batches = [self.to_device(batch) for batch in batches]
+        # after the data, whose loader may draw numbers too
+        torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * world + rank)
+        sums = self.backward(batches, world / max(counts["answers"], 1))
+        loss, named, norm = self._read_losses(sums)
+        self._check_finite(loss, norm)
+        rate = self.task.schedule(self.settings, self.step)
+        self._update(rate, norm)
+        self.step += 1
+        facts = {"loss": loss, **named, "gradient_norm": norm, "learning_rate": rate}
+        flops = counts.pop("flops")
+        self.log.add(counts["tokens"], flops)
+        if self.step % self.settings.log_every == 0 or self.step == self.settings.num_steps:
+            self.log.write(self.step, facts | counts)
+        return {**facts, **counts, "flops": flops}
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Moves a batch's tensors to this process's device."""
+        return to_device(batch, self.accelerator.device)
+
+    def backward(self, batches: Sequence[Batch], scale: float) -> dict[str, Tensor]:
+        """Adds up the gradients of a step's batches; processes exchange them once, with the last one.
+
+        Returns:
+            The "loss", and its named terms if it has any, times `scale`. They stay on the device, because
+            reading them would make the host wait.
+        """
+        sums = {"loss": torch.zeros((), dtype=torch.float64, device=self.accelerator.device)}
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            with contextlib.nullcontext() if is_last else self.sharding.no_sync():
+                total, named = _terms(self.module(batch))
+                loss = total * scale
+                loss.backward()
+            sums["loss"] += loss.detach()
+            for name, term in named.items():
+                sums.setdefault(name, torch.zeros_like(sums["loss"])).add_(term.detach() * scale)
+        self.sharding.reduce_gradients()
+        return sums
+
+    def _counts(self, batches: Sequence[Batch]) -> dict[str, Any]:
+        """Returns tokens, those that the loss is over, and operations of the step, over all processes."""
+        flops = 0.0 if self.task.flops is None else sum(map(self.task.flops, batches))
+        tokens = sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
+        numbers = [tokens, sum(map(self.task.count, batches)), flops, len(batches), len(batches) ** 2]
+        numbers.append(self.interrupt.pressed)
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
+            numbers = self._sum(mine).tolist()
+            self._check_equal(*numbers[3:5])
+            self.should_stop = numbers[5] > 0  # Ctrl-C in one of them stops all after the same step
+        return {"tokens": int(numbers[0]), "answers": int(numbers[1]), "flops": numbers[2]}
+
+    def _check_equal(self, batches: float, squares: float) -> None:
+        """Checks that processes which compute layers together have equally many batches."""
+        world = self.accelerator.num_processes
+        if isinstance(self.sharding, Sharded) and world * squares != batches**2:
+            raise InfiniteVLError(
+                f"step {self.step + 1} has {batches:.0f} batches for {world} processes; with sharding each "
+                "must have equally many. Choose a rows_per_step that the number of processes divides."
+            )
+
+    def _read_losses(self, sums: dict[str, Tensor]) -> tuple[float, dict[str, float], float]:
+        """Returns the loss, its named terms and the norm of the gradient, over all processes."""
+        world = self.accelerator.num_processes
+        total, *terms = (value / world for value in sums.values())
+        norm = self.sharding.gradient_norm()
+        loss, gradient, *rest = torch.stack([self._sum(total), norm.to(total), *terms]).tolist()
+        mine = dict(zip(list(sums)[1:], rest, strict=True))
+        if world == 1 or not mine:
+            return loss, mine, gradient
+        found: dict[str, float] = {}
+        for each in gather_object([mine]):  # processes may have terms of other names
+            found |= {name: found.get(name, 0.0) + value for name, value in each.items()}
+        return loss, found, gradient
+
+    @torch.no_grad()
+    def _update(self, rate: float, norm: float) -> None:
+        """Clips the gradient and makes AdamW's step."""
+        clip_gradients_(self.trained, norm, self.settings.clip)
+        set_learning_rate_(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.sharding.update_module()
+
+    def _sum(self, mine: Tensor) -> Tensor:
+        """Adds up a tensor over all processes."""
+        return self.accelerator.reduce(mine, "sum") if self.accelerator.num_processes > 1 else mine
+
+    @contextlib.contextmanager
+    def _clear_failures(self) -> Iterator[None]:
+        """Says what happened when another process is lost, or Ctrl-C comes in the middle of a step."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"Stopped in step {self.step + 1}; {self._kept()}.") from error
+        except RuntimeError as error:
+            alone = self.accelerator.num_processes == 1
+            if alone or isinstance(error, InfiniteVLError) or not any(word in str(error) for word in _LOST):
+                raise
+            raise InfiniteVLError(
+                f"step {self.step + 1}: another process of this run does not answer any more, so this one "
+                f"stops too; {self._kept()}. Look at the other processes' output, and start all of them "
+                f"again with --resume. ({str(error).splitlines()[0]})"
+            ) from error
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise InfiniteVLError(
+            f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. The weights were not "
+            f"moved, and {self._kept()}. Look at this step's samples, or resume with a lower learning_rate "
+            "or clip."
+        )
+
+    def _kept(self) -> str:
+        if self.saved_step is None:
+            return "no step was saved yet"
+        return f"{self.folder / CHECKPOINT} holds the last good step that was saved, {self.saved_step}"
+
+    def save(self) -> None:
+        """Writes the checkpoint, whole or not at all. All processes must call it."""
+        positions = gather_object([self.feed.state_dict()])
+        weights, moments = self.gather_weights(), gather_moments(self.optimizer, self.trained, self.sharding)
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self.step,
+                "trained": weights,
+                "moments": moments,
+                "feed": {key: value for position in positions for key, value in position.items()},
+                "identity": self.identity,
+            }
+            with atomic_write(self.folder / CHECKPOINT) as path:
+                torch.save(state, path)
+        self.saved_step = self.step
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """Returns the trained weights, float32, in the first process; nothing in the others.
+
+        All processes must call it.
+        """
+        whole = {name: self.sharding.gather(name, weight) for name, weight in self.trained.items()}
+        return {name: weight for name, weight in whole.items() if weight is not None}
+
+    def resume(self) -> None:
+        """Continues from the checkpoint in the run's folder.
+
+        Raises:
+            InfiniteVLError: there is none, or it is of a run with other settings.
+        """
+        state = read_checkpoint(self.folder)
+        if self.accelerator.is_main_process:
+            remove_partial(self.folder)
+        check_same_run(state["identity"], self.identity)
+        if set(state["trained"]) != set(self.trained):
+            raise InfiniteVLError(f"{self.folder / CHECKPOINT} holds other weights than this stage trains.")
+        with torch.no_grad():
+            for name, weight in self.trained.items():
+                weight.copy_(self.sharding.local_part(name, state["trained"][name]))
+        load_moments(self.optimizer, self.trained, self.sharding, state["moments"])
+        self.sharding.update_module()
+        self.feed.load_state_dict(state["feed"])
+        self.step = self.saved_step = state["step"]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Returns the batch with its tensors on `device`."""
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+def _terms(loss: Loss) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Returns the loss, and its terms by name."""
+    if isinstance(loss, Tensor):
+        return loss, {}
+    return torch.stack(list(loss.values())).sum(), loss
