@@ -1,4 +1,4 @@
-"""Take the pictures of the page that the documentation shows: python -m tests.server.screenshots docs/page.png"""
+"""Take the picture of the page for docs/serving.md: python -m tests.server.screenshots docs/page.png"""
 
 import shutil
 import sys
