@@ -143,6 +143,8 @@ def open_learner(recipe: Pretrain, num_objects: int, device: torch.device) -> Le
     checkpoint_layers_(model, recipe.checkpointed_layers if recipe.gradient_checkpointing else 0)
     if recipe.compile:
         compile_layers_(model)
+        for block in model.model.visual.blocks:  # every batch has equally many pictures
+            block.compile(dynamic=False)
     return learner
 
 

@@ -12,11 +12,10 @@ def main(camera: str, question: str, model_name: str | None = None) -> None:
     next_question = 0.0
     with open_source(camera, live=True) as frames:
         for frame in frames:
-            session.observe(frame.image, at=frame.time)
-            session.dropped = frames.dropped
+            session.observe(frame)
             if frame.time >= next_question:
                 answer = session.ask(question, max_new_tokens=48)
-                print(f"{frame.time:7.1f} s, {frames.dropped} frames dropped: {answer}", flush=True)
+                print(f"{frame.time:7.1f} s, {session.dropped} frames dropped: {answer}", flush=True)
                 next_question = frame.time + 10.0
 
 

@@ -12,7 +12,7 @@ def main(video: str, question: str, model_name: str | None = None) -> None:
     next_question = 5.0
     with open_source(video, fps=2) as frames:
         for frame in frames:
-            session.observe(frame.image, at=frame.time)
+            session.observe(frame)
             if frame.time >= next_question:
                 print(f"{frame.time:.1f} s: {session.ask(question)}")
                 next_question += 5.0

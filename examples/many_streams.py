@@ -3,7 +3,7 @@
 import sys
 from itertools import zip_longest
 
-from infinitevl import Engine, InfiniteVLError, Sampling, StreamSession, load, observe_together, open_source
+from infinitevl import Engine, InfiniteVLError, Sampling, StreamSession, load, open_source
 
 
 def main(question: str, *videos: str, model_name: str | None = None) -> None:
@@ -14,8 +14,7 @@ def main(question: str, *videos: str, model_name: str | None = None) -> None:
     streams = [StreamSession.on(engine) for _ in videos]
     sources = [open_source(video, fps=2) for video in videos]
     for frames in zip_longest(*sources):  # a shorter video ends earlier
-        there = [(stream, frame) for stream, frame in zip(streams, frames, strict=True) if frame]
-        observe_together([(stream, frame.image, frame.time) for stream, frame in there])
+        engine.observe([(stream, frame) for stream, frame in zip(streams, frames, strict=True) if frame])
 
     answers = [stream.begin(question, Sampling(max_new_tokens=48)) for stream in streams]
     for video, stream, answer in zip(videos, streams, answers, strict=True):

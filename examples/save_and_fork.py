@@ -13,7 +13,7 @@ def main(video: str, question: str, model_name: str | None = None) -> None:
     session = StreamSession(model, processor)
     with open_source(video, fps=2) as frames:
         for frame in frames:
-            session.observe(frame.image, at=frame.time)
+            session.observe(frame)
 
     other = session.fork()
     other.observe(frame.image, at=frame.time + 60)

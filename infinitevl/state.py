@@ -159,8 +159,7 @@ class StreamState:
     @torch.inference_mode(False)
     def select(self, index: Tensor) -> "StreamState":
         """A new state whose row b is row index[b] of this one (int64 [B'])."""
-        picked = [buffer.index_select(0, index.to(buffer.device)) for buffer in self.buffers]
-        return self._on(picked, self.places)
+        return self._on([x.index_select(0, index.to(x.device)) for x in self.buffers], self.places)
 
     @torch.inference_mode(False)
     def row(self, index: int) -> "StreamState":

@@ -4,7 +4,7 @@ from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import measure
 from infinitevl.bench.ours import Watching
 from infinitevl.bench.sizes import random_frames
-from infinitevl.engine.pool import Slot
+from infinitevl.engine.slots import Slot
 
 
 def run(bench: Bench) -> None:

@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from infinitevl.bench.sizes import random_ids
-from infinitevl.engine.engine import Answer, Engine, Mode
+from infinitevl.engine.answers import Answer
+from infinitevl.engine.engine import Engine, Mode
 from infinitevl.engine.graphs import Lanes
-from infinitevl.engine.pool import Slot
-from infinitevl.engine.running import Captured
 from infinitevl.engine.sampling import Sampling
-from infinitevl.engine.session import StreamSession, observe_together
+from infinitevl.engine.session import StreamSession
+from infinitevl.engine.slots import Slot
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 
 _PIECE = 1 << 16  # random tokens that are made at once
@@ -43,7 +43,9 @@ class Watching:
     def watch(self, frames: Sequence[NDArray[Any]]) -> None:
         """Observe one frame per stream, uint8 [H, W, 3] in host memory; return before the device is done."""
         at = self.num_frames / 2
-        observe_together([(session, frame, at) for session, frame in zip(self.sessions, frames, strict=True)])
+        self.engine.observe(
+            [(stream, frame, at) for stream, frame in zip(self.sessions, frames, strict=True)]
+        )
         self.num_frames += 1
 
     def settle(self) -> None:
@@ -96,7 +98,7 @@ class Decoding:
     def read_to(self, context: int) -> None:
         """Read random text until each sequence is at least `context` tokens long, and begin an answer."""
         for answer in self._answers:
-            self.engine.end(answer)
+            self.engine.scheduler.end(answer)
         for slot in self.slots[1:]:
             self.engine.release(slot)
         first = self.slots[0]
@@ -104,7 +106,7 @@ class Decoding:
         missing = max(1, context - int(first.state.length))
         hidden = _read_random(self.engine, first, missing)
         self.slots = [first, *(self.engine.fork(first) for _ in range(self.num_answers - 1))]
-        self._answers = [self.engine.begin(slot, hidden, Sampling(_ENDLESS)) for slot in self.slots]
+        self._answers = [self.engine.scheduler.begin(slot, hidden, Sampling(_ENDLESS)) for slot in self.slots]
 
     def step(self) -> None:
         """Decode `tokens_per_step` more tokens for each answer."""
@@ -112,8 +114,8 @@ class Decoding:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens between two times that the host polls the answers."""
-        return self.engine.runner.tokens_per_look
+        """Tokens between two reports of the answers to the host."""
+        return self.engine.runner.tokens_per_poll
 
     @property
     def stream(self) -> "torch.cuda.Stream | None":
@@ -138,7 +140,7 @@ class Reading:
 
 def main_stream(engine: Engine) -> "torch.cuda.Stream | None":
     """The stream on which an engine's decoder runs; None without a GPU."""
-    return engine.runner.lanes.streams["main"] if isinstance(engine.runner, Captured) else None
+    return engine.runner.stream
 
 
 def capture(device: str | torch.device) -> Callable[[Callable[[], None]], Callable[[], object]] | None:
@@ -161,6 +163,6 @@ def _read_random(engine: Engine, slot: Slot, count: int) -> torch.Tensor:
 
 def _first_token(engine: Engine, slot: Slot, hidden: torch.Tensor) -> int:
     """The token after a text that was read; an answer that is over at once has the token that ended it."""
-    answer = engine.begin(slot, hidden, Sampling(1))
-    engine.finish(answer, to_the_end=False)
+    answer = engine.scheduler.begin(slot, hidden, Sampling(1))
+    engine.scheduler.finish(answer, to_the_end=False)
     return answer.tokens[0] if answer.tokens else int(engine.answers.token[slot.index])

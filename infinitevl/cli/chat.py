@@ -43,7 +43,7 @@ class Chat:
         Raises:
             InputError: no file at `path`, which may also be an address or a data URI.
         """
-        if ":" not in path and not Path(path).exists():
+        if not path.strip() or (":" not in path and not Path(path).exists()):
             raise InputError(f"no {kind} at {path!r}; give the path of a file, or an http address")
         self._attached.append({"type": kind, kind: path})
 

@@ -1,6 +1,8 @@
 """`infinitevl watch`: a source, a session, questions, and what is left of it all."""
 
 import contextlib
+import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +14,8 @@ from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Event, Outcome, Seen, WatchSettings, nothing_typed, watch
-from infinitevl.processing.frames import DEFAULT_FPS
-from infinitevl.processing.video import Source, open_source
+from infinitevl.processing.sources.frames import DEFAULT_FPS, Source
+from infinitevl.processing.sources.opening import open_source
 
 if TYPE_CHECKING:
     from infinitevl.engine.session import StreamSession
@@ -45,21 +47,55 @@ def run_watch(
 ) -> None:
     """Watch, answer, and write what was asked for; what can be seen to be wrong is said before all that."""
     questions = [parse_question(line) for line in options.ask]
-    for path in (options.save_state, options.report):
-        check_folder(path)
+    _check_outputs(options)
     with open_source(options.source, fps=options.fps, live=options.live) as source:
         network, processor = load_model(model, device, dtype, quantization)
         session = _open_session(options, network, processor)
         recorder = Recorder()
-        outcome = _watch(options, session, source, questions, recorder)
-    if options.save_state is not None:
-        session.save(options.save_state)
+        outcome = _watch_and_save(options, session, source, questions, recorder)
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
         names = {"title": options.source, "model": model or "the built-in model"}
         write_report(options.report, recorder, outcome.summary, **names, growth_per_token=growth)
     if outcome.broken is not None:
         raise outcome.broken
+
+
+def _check_outputs(options: WatchOptions) -> None:
+    """See that files can be written, each over nothing else that was named."""
+    for path in (options.save_state, options.report):
+        check_folder(path)
+    named = {"the source": options.source, "--save-state": options.save_state, "--report": options.report}
+    if options.resume_state != options.save_state:  # a stream may be kept where it came from
+        named["--resume-state"] = options.resume_state
+    taken: dict[str, str] = {}
+    for name, path in named.items():
+        place = "" if path is None else os.path.realpath(path)
+        if place in taken:
+            raise InputError(f"{name} and {taken[place]} are both {path}: give each a file of its own")
+        if place:
+            taken[place] = name
+
+
+def _watch_and_save(
+    options: WatchOptions,
+    session: "StreamSession",
+    source: Source,
+    questions: list[TimedQuestion],
+    recorder: Recorder,
+) -> Outcome:
+    """Watch, and keep the stream where it is wanted, whatever ends it."""
+    path, frames = options.save_state, session.stats().frames
+    try:
+        outcome = _watch(options, session, source, questions, recorder)
+    except BaseException:
+        if path is not None and session.stats().frames > frames:
+            session.save(path)
+            print(f"the stream so far is kept in {path}", file=sys.stderr)
+        raise
+    if path is not None:
+        session.save(path)
+    return outcome
 
 
 def _open_session(options: WatchOptions, model: Any, processor: Any) -> "StreamSession":

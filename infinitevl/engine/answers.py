@@ -1,7 +1,4 @@
-"""Where answers stand: tensors with a row for each slot, so that a captured step goes on by itself.
-
-The host knows of each what it has seen there so far.
-"""
+"""Answers that are being generated: what the host has read of each, and where all stand on the device."""
 
 import threading
 from collections import deque
@@ -12,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitevl.engine.pool import Slot
 from infinitevl.engine.sampling import Sampling, TextBuilder, draws, pick
+from infinitevl.engine.slots import Slot
 
-# The last tokens of each answer that are kept for the host, which looks every few steps.
+# The last tokens of each answer that are kept for the host, which polls every few steps.
 NUM_RECENT = 32
 
 
 @dataclass(eq=False)
 class Answer:
-    """An answer that is being generated in a slot of its own.
+    """An answer that is being generated in a slot of its own; given up when nobody holds it any more.
 
-    tokens: those that the host has seen. is_over: the slot has read all of them and no more will come.
-    error: what ended it early; whoever waits for it is told, and nobody else.
-    pieces: of its text, which `tell` has not handed on yet.
+    tokens: those that the host has read. is_over: the slot has read all of them and no more will come.
+    error: what ended it early; raised to whoever waits for this answer, and to nobody else.
+    pieces: of its text, which `tell` has not handed to `on_text` yet.
     """
 
     slot: Slot
@@ -49,7 +46,7 @@ class Answer:
         return self.is_over or len(self.tokens) >= self.sampling.max_new_tokens
 
     def note(self, is_over: bool, count: int, recent: list[int]) -> None:
-        """Take up what the device reports: `count` tokens, number i of them at i mod len(recent)."""
+        """Add what the device reports: `count` tokens, number i of them at i mod len(recent)."""
         new = [recent[index % len(recent)] for index in range(len(self.tokens), count)]
         self.tokens += new
         self.is_over = self.is_over or is_over
@@ -57,7 +54,7 @@ class Answer:
             self._keep(self.builder.push(token))
 
     def close(self) -> None:
-        """Let go of what was still held back."""
+        """Complete the text with what was still held back."""
         self._keep(self.builder.finish())
 
     def _keep(self, piece: str) -> None:
@@ -75,11 +72,11 @@ class Answer:
             self._telling.release()
 
 
-class Answers:
-    """The answers of N slots.
+class AnswerRows:
+    """Where the answers of N slots stand: tensors with a row for each, which captured steps change.
 
     Args:
-        num_rows: N. stop_ids: tokens that end an answer. never: tokens that no answer holds.
+        num_rows: N. stop_ids: tokens that end an answer. never: tokens that are never picked.
     """
 
     def __init__(self, num_rows: int, stop_ids: set[int], never: set[int], device: torch.device):

@@ -1,24 +1,22 @@
 """A conversation about text, pictures and videos whose past is a state: each turn reads only what is new."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-
+from infinitevl.engine.answers import Answer
+from infinitevl.engine.base import Session
 from infinitevl.engine.engine import Engine
-from infinitevl.engine.pool import Slot
 from infinitevl.engine.sampling import Sampling
-from infinitevl.engine.steps import without_gradients
 from infinitevl.errors import InputError
-from infinitevl.model.hf_cache import StateCache
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.prompt import DEFAULT_SYSTEM, end_of_turn_ids
-from infinitevl.state import StreamState
+from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
 
 Content = str | Sequence[dict[str, Any]]
+_GREEDY = Sampling()
 
 
-class ChatSession:
+class ChatSession(Session):
     """One conversation.
 
     Args:
@@ -27,9 +25,15 @@ class ChatSession:
         max_length: tokens that full-attention layers get room for, where there are any; by default as many as
             the config names (`max_position_embeddings`).
 
+    Many chats on one model, beside streams: `ChatSession.on(engine)`.
+
     Raises:
         StateError: full-attention layers with an unusable `max_length`.
     """
+
+    kind = "chat"
+    _settings = ("kind", "system")
+    keep_turns = True
 
     def __init__(
         self,
@@ -39,19 +43,25 @@ class ChatSession:
         system: str | None = DEFAULT_SYSTEM,
         max_length: int | None = None,
     ):
-        self.model, self.processor, self.system = model, processor, system
         if max_length is None:
             max_length = model.config.text_config.max_position_embeddings
-        self.engine = Engine(model, processor, max_length=max_length)
-        self._slot = self.engine.take()
+        self._start(Engine(model, processor, max_length=max_length), system, is_alone=True)
 
-    @property
-    def state(self) -> StreamState:
-        """All that was said so far, complete at the moment of asking."""
-        self.engine.settle()
-        return self._slot.state
+    @classmethod
+    def on(cls, engine: Engine, *, system: str | None = DEFAULT_SYSTEM) -> "ChatSession":
+        """A chat in a slot of `engine`, to be closed when it ends (or use it as a context manager).
 
-    @without_gradients
+        Raises:
+            StateError: all slots are taken.
+        """
+        chat = cls.__new__(cls)
+        chat._start(engine, system, is_alone=False)
+        return chat
+
+    def _start(self, engine: Engine, system: str | None, is_alone: bool) -> None:
+        self.system = system
+        self._enter(engine, is_alone)
+
     def say(
         self,
         content: Content,
@@ -75,29 +85,37 @@ class ChatSession:
 
         Raises:
             InputError: empty content, or a picture or video that cannot be used.
-            StateError: full-attention layers have no room for the turn.
+            StateError: full-attention layers have no room for the turn, or the engine no free slot.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        return self.finish(self.begin(content, Sampling(max_new_tokens, temperature, top_p, seed), on_text))
+
+    def begin(
+        self, content: Content, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
+    ) -> Answer:
+        """Start to answer a turn; `finish` waits for the answer, together with others that are under way.
+
+        Arguments and errors as in `say`.
+        """
         if not content:
             raise InputError("nothing was said: give text, or parts with text, pictures or videos.")
-        inputs = self.processor.turn_inputs(content, system=self.system if self._is_first else None)
-        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        slot = self.engine.fork(self._slot)
-        try:
-            answer = self.engine.begin(slot, self._read(slot, inputs), sampling, on_text)
-            text = self.engine.finish(answer, to_the_end=True)
-            self.engine.read(slot, end_of_turn_ids(self.processor.tokenizer))
-            self.engine.replace_(self._slot, slot)
-        finally:
-            self.engine.release(slot)
-        return text
+        system = None if self.slot.facts.num_tokens else self.system
+        inputs = self.processor.turn_inputs(content, system=system)
+        return self._begin(lambda slot: self.engine.read_prompt(slot, inputs), sampling, on_text)
 
-    def _read(self, slot: Slot, inputs: dict[str, Tensor]) -> Tensor:
-        """Take a turn into a slot: the last hidden state [1, C]."""
-        with self.engine.runner.working():
-            out = self.model.model(**inputs, past_key_values=StateCache(slot.state, num_seen=0))
-        return out.last_hidden_state[:, -1]
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], model: InfiniteVLForConditionalGeneration, processor: Any
+    ) -> "ChatSession":
+        """Continue a saved chat on this model's device and in its dtype.
 
-    @property
-    def _is_first(self) -> bool:
-        return not int(self.state.length)
+        Raises:
+            StateError: not a state of a chat, damaged, or of another model.
+        """
+        state, settings = cls._saved(path, model)
+        size = tuple(state.span.waiting.shape[2:])  # of the engine that it lived in beside streams
+        beside: dict[str, Any] = {"mode": "video", "frame_size": size} if all(size) else {}
+        chat = cls.__new__(cls)
+        engine = Engine(model, processor, max_length=state.max_length, **beside)
+        chat._start(engine, settings["system"], is_alone=True)
+        chat._fill(state)
+        return chat

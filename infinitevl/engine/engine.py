@@ -1,25 +1,29 @@
-"""Many streams and answers on one model: each in a slot of one pool, frames and tokens in common steps.
+"""Many streams and chats on one model: each in a slot of one pool, frames and tokens in common steps.
 
 The state of a stream is constant, so room for N streams is allocated once. On a GPU every step is captured
 the first time it is needed and replayed from then on; anywhere else the same steps run as they are.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from infinitevl.config import FULL
-from infinitevl.engine.answers import Answer, Answers
-from infinitevl.engine.feeding import Feeder, checked_size
-from infinitevl.engine.pool import Parked, Pool, Slot
-from infinitevl.engine.running import Captured, Eager, Runner
-from infinitevl.engine.sampling import Sampling, TextBuilder, stop_ids
-from infinitevl.engine.steps import Steps, without_gradients
-from infinitevl.errors import InputError, StateError
+from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.device import on_device
+from infinitevl.engine.graph_runner import GraphRunner
+from infinitevl.engine.preprocess import Preprocessor, checked_size
+from infinitevl.engine.runner import EagerRunner, Runner
+from infinitevl.engine.sampling import stop_ids
+from infinitevl.engine.scheduler import Scheduler
+from infinitevl.engine.slots import Facts, Parked, Slot, SlotPool
+from infinitevl.engine.steps import Steps
+from infinitevl.errors import InputError
 from infinitevl.model.fused import fuse_, quantization_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.weights import check_values
@@ -27,17 +31,51 @@ from infinitevl.model.weights import check_values
 Mode = Literal["image", "video"]
 
 
+class Arrival(NamedTuple):
+    """A frame that a stream is about to observe: time in microseconds, frames dropped before it."""
+
+    slot: Slot
+    picture: Any
+    time: int
+    num_dropped: int
+
+
+class _Patch(NamedTuple):
+    """A temporal patch of a stream, complete; time of its first frame, facts after it."""
+
+    slot: Slot
+    clip: Tensor
+    time: int
+    facts: Facts
+
+
+class _Waiting(NamedTuple):
+    """The first frame of a patch whose second is still to come; facts after it."""
+
+    slot: Slot
+    picture: Tensor
+    facts: Facts
+
+
+class Observer(Protocol):
+    """What an engine asks of a stream (see `StreamSession.expect`)."""
+
+    engine: "Engine"
+
+    def expect(self, frame: Any, at: float | None = None) -> Arrival: ...
+
+
 class Engine:
-    """A model with room for streams.
+    """A model with room for streams and chats.
 
     Args:
-        model, processor: as `infinitevl.load` returns them. On a GPU the model's weights are laid out for
-            speed, in place.
-        num_slots: streams, and answers being generated, that have room at the same time.
+        model, processor: as `infinitevl.load` returns them, or the model in peft's wrapping. On a GPU the
+            model's weights are laid out for speed, in place.
+        num_slots: streams, chats, and answers being generated, that have room at the same time.
         mode, frame_size: of every stream of this engine (see `StreamSession`).
         max_length: tokens that full-attention layers get room for, where there are any.
-        replay: capture steps and replay them, where all weights are on one GPU and the state is constant;
-            False runs the same steps anew each time, with the same results.
+        enforce_eager: run every step anew instead of replaying CUDA graphs; the results are the same. Graphs
+            are used where all weights are on one GPU and the state is constant.
         quantization: hold the decoder's products in "int8", "int4" or "fp8", in place and for good (see
             `infinitevl.load`, which does it while loading); None leaves them as they are.
 
@@ -47,7 +85,7 @@ class Engine:
         CheckpointError: weights without values (a model on the meta device).
     """
 
-    @without_gradients
+    @on_device
     def __init__(
         self,
         model: InfiniteVLForConditionalGeneration,
@@ -57,328 +95,227 @@ class Engine:
         mode: Mode = "image",
         frame_size: int | tuple[int, int] | None = None,
         max_length: int | None = None,
-        replay: bool = True,
+        enforce_eager: bool = False,
         quantization: str | None = None,
     ):
         if mode not in ("image", "video"):
             raise InputError(f"mode is {mode!r}; choose 'image' or 'video'.")
         num_slots = _checked_count(num_slots)
+        model = unwrapped(model)
         check_values(model)
         vision = model.config.vision_config
         self.model, self.processor, self.mode = model, processor, mode
         wanted = processor.frame_size if frame_size is None else frame_size
         self.frame_size = checked_size(wanted, vision.merge_factor)
-        is_captured = _can_capture(model)
-        is_laid_out = is_captured or (quantization or quantization_of(model)) is not None
+        has_graphs = _can_capture(model)
+        if quantization is not None and _has_adapters(model):
+            raise InputError("quantization needs merged adapters: model = peft_model.merge_and_unload().")
+        is_laid_out = has_graphs or (quantization or quantization_of(model)) is not None
         kernels = fuse_(model, quantization=quantization) if is_laid_out else None
-        num_rows = num_slots + is_captured  # the scratch row
+        num_rows = num_slots + has_graphs  # the scratch row
         state = model.allocate_state(
             num_rows,
             max_length=max_length,
             frame_size=self.frame_size if mode == "video" else (0, 0),
         )
-        self.pool = Pool(state, num_slots)
-        never = {model.config.image_token_id, model.config.video_token_id}
-        device = state.length.device
-        answers = Answers(num_rows, stop_ids(model), never, device)
-        self.steps = Steps(model, processor.image_processor, self.frame_size, kernels)
-        parts = (self.steps, self.pool, answers)
-        self.runner: Runner = Eager(*parts)
-        if is_captured:
-            clip_length = vision.temporal_patch_size if mode == "video" else 1
-            self.runner = Captured(*parts, clip_length, replay)
-        self.answers = answers
-        self.lock = threading.RLock()
         self._settings: dict[str, Any] = {
             "num_slots": num_slots,
             "mode": mode,
             "frame_size": self.frame_size,
             "max_length": state.max_length,
-            "replay": replay,
+            "enforce_eager": enforce_eager,
         }
-        self._feed = Feeder(self.frame_size, device)
-        self._running: list[Answer] = []
-        self._looks: list[tuple[list[Answer], Callable[[], list[list[int]]]]] = []
+        self.pool = SlotPool(state, num_slots)
+        device = state.length.device
+        never = {model.config.image_token_id, model.config.video_token_id}
+        self.answers = AnswerRows(num_rows, stop_ids(model), never, device)
+        self.steps = Steps(model, processor.image_processor, self.frame_size, kernels)
+        parts = self.steps, self.pool, self.answers, Preprocessor(self.frame_size, device)
+        clip_length = vision.temporal_patch_size if mode == "video" else 1
+        self.runner: Runner = (
+            GraphRunner(*parts, clip_length, enforce_eager) if has_graphs else EagerRunner(*parts)
+        )
+        self.lock = threading.RLock()
+        self.scheduler = Scheduler(self.runner, self.answers, processor.tokenizer, self.lock)
 
     # ------ frames
 
-    @without_gradients
-    def watch(self, slots: Sequence[Slot], frames: Sequence[Any], times: Sequence[int]) -> None:
-        """One frame for each of several streams, in one step.
+    @on_device
+    def observe(self, frames: Sequence[tuple[Observer, Any] | tuple[Observer, Any, float | None]]) -> None:
+        """One frame for each of several streams, in one step: (session, frame) or (session, frame, at) each.
 
-        Args:
-            slots: distinct. frames: see `StreamSession.observe`. times: microseconds, checked by the caller.
+        Arguments and errors as in `StreamSession.observe`; after an error or an interrupt no stream has
+        changed.
 
         Raises:
-            InputError: something is not a picture; no stream was changed.
-            StateError: full-attention layers have no room for the frames; no stream was changed.
+            InputError: also where a session belongs to another engine, or comes twice.
         """
-        with self.lock:
-            received = [self.runner.receive(frame) for frame in frames]
-            with self.runner.watching():
-                pictures = [self._feed(frame) for frame in received]
-            waiting = [self.mode == "video" and not slot.facts.has_waiting for slot in slots]
-            pairs = list(zip(slots, pictures, times, strict=True))
-            full = [pair for pair, waits in zip(pairs, waiting, strict=True) if not waits]
-            if full:
-                self._take_in(
-                    [
-                        (slot, self._clip(slot, picture), self._patch_time(slot, time))
-                        for slot, picture, time in full
-                    ]
-                )
-            with self.runner.watching():
-                for (slot, picture, time), waits in zip(pairs, waiting, strict=True):
-                    self._note_frame(slot, picture if waits else None, time)
+        if any(len(frame) not in (2, 3) or not hasattr(frame[0], "expect") for frame in frames):
+            raise InputError(
+                "engine.observe takes (session, frame) or (session, frame, at) of a stream each."
+            )
+        sessions = [frame[0] for frame in frames]
+        if any(session.engine is not self for session in sessions) or len(set(sessions)) < len(sessions):
+            raise InputError("frames that are observed together need one engine, and a session of it each.")
+        with self.lock:  # until the frames are in, no other thread moves these streams
+            if frames:
+                self._observe([session.expect(*frame) for session, *frame in frames])
 
-    def _clip(self, slot: Slot, picture: Tensor) -> Tensor:
-        """What one temporal patch shows: uint8 [1 or 2, 3, H, W]."""
-        if self.mode == "image":
-            return picture[None]
-        with self.runner.watching():
-            return torch.stack([slot.state.span.waiting[0], picture])
+    def _observe(self, arrivals: Sequence[Arrival]) -> None:
+        pictures = self.runner.prepare([arrival.picture for arrival in arrivals])
+        patches, waiting = [], []
+        for (slot, _, time, num_dropped), picture in zip(arrivals, pictures, strict=True):
+            after = slot.facts.with_frame(time, num_dropped)
+            if self.mode == "image":
+                patches.append(self._patch(slot, picture[None], time, after))
+            elif slot.facts.has_waiting:  # a pair of frames has the first one's time
+                with self.runner.vision_lane():
+                    clip = torch.stack([slot.state.span.waiting[0], picture])
+                patches.append(self._patch(slot, clip, slot.facts.last_time, after))
+            else:
+                waiting.append(_Waiting(slot, picture, replace(after, has_waiting=True)))
+        self._add(patches, waiting)
 
-    def _patch_time(self, slot: Slot, time: int) -> int:
-        """A pair of frames has the first one's time."""
-        return slot.facts.last_time if self.mode == "video" else time
+    def _patch(self, slot: Slot, clip: Tensor, time: int, after: Facts) -> _Patch:
+        num_tokens = self.steps.num_tokens + (not slot.facts.is_open)
+        slot.state.check_room(num_tokens)
+        return _Patch(slot, clip, time, after.with_patch(num_tokens))
 
-    def _take_in(self, parts: list[tuple[Slot, Tensor, int]]) -> None:
-        slots, clips, times = zip(*parts, strict=True)
-        seen = self.runner.see(clips)
-        for slot in slots:  # all of it or none
-            slot.state.check_room(self.steps.num_tokens + (not slot.facts.is_open))
-        for slot, _, time in parts:
-            if not slot.facts.is_open:
-                self._open_span(slot, time)
-        self.runner.take_in(slots, seen, times)
+    def _add(self, patches: Sequence[_Patch], waiting: Sequence[_Waiting] = ()) -> None:
+        """Read patches, and keep frames that wait for their partners."""
+        encoded = self.runner.encode([patch.clip for patch in patches]) if patches else None
+        opening = [patch for patch in patches if not patch.slot.facts.is_open]
+        parts: list[_Patch | _Waiting] = [*patches, *waiting]
 
-    def _open_span(self, slot: Slot, time: int) -> None:
-        span = slot.state.span
-        self.read(slot, [self.model.config.vision_start_token_id])
-        with self.runner.working():
-            span.start.copy_(slot.state.next_position)
-            span.start_time.fill_(time)
-            span.is_open.fill_(True)
-        slot.know(is_open=True)
+        def change() -> None:
+            for patch in opening:
+                with self.runner.main_lane():
+                    self.runner.read(patch.slot, [self.model.config.vision_start_token_id])
+                    self.runner.open_span(patch.slot, patch.time)
+            if patches:
+                slots, _, times, facts = zip(*patches, strict=True)
+                self.runner.add_frames(slots, encoded, times, facts)
+            if waiting:
+                self.runner.hold(*zip(*waiting, strict=True))
+            for part in parts:
+                part.slot.facts = part.facts
 
-    def _note_frame(self, slot: Slot, waiting: Tensor | None, time: int) -> None:
-        span = slot.state.span
-        if waiting is not None:
-            span.waiting.copy_(waiting[None])
-        if self.mode == "video":
-            span.has_waiting.fill_(waiting is not None)
-        span.last_time.fill_(time)
-        span.num_frames += 1
-        slot.know(has_waiting=waiting is not None, last_time=time, num_frames=slot.facts.num_frames + 1)
+        is_one_step = self.runner.is_atomic and not opening and not (patches and waiting)
+        self._change([part.slot for part in parts], change, is_one_step)
 
-    @without_gradients
-    def close_span(self, slot: Slot) -> None:
-        """End the span, with a frame that still waits in it doubled."""
-        with self.lock:
-            self._take_in_waiting(slot)
-            if slot.facts.is_open:
-                self.read(slot, [self.model.config.vision_end_token_id])
-                self._note_end(slot)
+    def _change(self, slots: Sequence[Slot], change: Callable[[], None], is_one_step: bool) -> None:
+        """Change streams; after an error or an interrupt each is whole, as it was before or as it is after.
 
-    def _take_in_waiting(self, slot: Slot) -> None:
-        if not slot.facts.has_waiting:
-            return
-        span = slot.state.span
-        with self.runner.watching():
-            clip = span.waiting[0].expand(2, -1, -1, -1).clone()
-        self._take_in([(slot, clip, slot.facts.last_time)])
-        with self.runner.watching():
-            span.has_waiting.fill_(False)
-        slot.know(has_waiting=False)
-
-    def _note_end(self, slot: Slot) -> None:
-        with self.runner.working():
-            slot.state.span.is_open.fill_(False)
-        slot.know(is_open=False)
+        is_one_step: nothing can come between the parts of the change; else the rows are copied beforehand.
+        """
+        before: list[list[Tensor]] = []
+        if not is_one_step:
+            with self.runner.main_lane():
+                before = self.pool.rows(slots)
+        try:
+            change()
+        except BaseException:
+            self.runner.settle()
+            for slot, row in zip(slots, before, strict=False):
+                self.pool.restore_(slot, row)
+            for slot in slots:  # what the device has counts
+                slot.facts = replace(Facts.of(slot.state), num_dropped=slot.facts.num_dropped)
+            raise
 
     # ------ text
 
-    @without_gradients
+    @on_device
     def read_turn(self, slot: Slot, turn_ids: list[int]) -> Tensor:
         """End the span of a slot and read a turn, in one chunk where it can be: last hidden state [1, C]."""
         with self.lock:
-            self._take_in_waiting(slot)
+            facts = slot.facts
+            if facts.has_waiting:  # it stands for both frames of its patch
+                with self.runner.vision_lane():
+                    clip = slot.state.span.waiting[0].expand(2, -1, -1, -1).clone()
+                self._add([self._patch(slot, clip, facts.last_time, facts)])
             if not slot.facts.is_open:
                 return self.read(slot, turn_ids)
             hidden = self.read(slot, [self.model.config.vision_end_token_id, *turn_ids])
-            self._note_end(slot)
+            with self.runner.main_lane():
+                slot.state.span.is_open.fill_(False)
+            slot.facts = replace(slot.facts, is_open=False)
             return hidden
 
-    @without_gradients
+    @on_device
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
         """Read text after all that a slot holds: the last hidden state [1, C].
 
         Raises:
             StateError: full-attention layers have no room for it.
         """
-        with self.lock, self.runner.working():
+        with self.lock, self.runner.main_lane():
             slot.state.check_room(len(token_ids))
-            return self.runner.read(slot, token_ids)
+            hidden = self.runner.read(slot, token_ids)
+            slot.facts = slot.facts.with_text(len(token_ids))
+            return hidden
 
-    @without_gradients
-    def begin(
-        self,
-        slot: Slot,
-        hidden: Tensor,
-        sampling: Sampling,
-        on_text: Callable[[str], None] | None = None,
-    ) -> Answer:
-        """Start an answer to a question that a slot has read; `step` lets it grow.
-
-        Args:
-            hidden: [1, C], what reading the question returned. on_text: receives the text as it grows.
-        """
-        with self.lock, self.runner.working():
-            self.answers.start_(slot.index, sampling)
-            self.runner.first(slot, hidden, sampling.is_greedy)
-            answer = Answer(
-                slot, sampling, TextBuilder(self.processor.tokenizer), on_text or (lambda piece: None)
-            )
-            self._looks = [*self._looks, ([answer], self.runner.report([slot]))]
-            self._running.append(answer)
-        return answer
-
-    @without_gradients
-    def step(self) -> None:
-        """Let every answer that is being generated grow by a few tokens, all in common steps."""
-        with self.lock:
-            if isinstance(self.runner, Captured):  # the device works on while the host looks
-                earlier = self._looks
-                self._grow()
-                self._look(earlier)
-            else:
-                while self._looks:  # an answer that is over must not read on
-                    self._look(self._looks)
-                self._grow()
-            told = list(self._running)
-        for answer in told:
-            self._tell(answer)
-
-    def _grow(self) -> None:
-        growing = [answer for answer in self._running if not answer.is_over]
-        growing = [answer for answer in growing if self._has_room(answer)]
-        if not growing:
-            return
-        slots = [answer.slot for answer in growing]
-        is_greedy = all(answer.sampling.is_greedy for answer in growing)
-        try:
-            with self.runner.working():
-                for _ in range(self.runner.tokens_per_look):
-                    self.runner.token(slots, is_greedy)
-                self._looks = [*self._looks, (growing, self.runner.report(slots))]
-        except BaseException as error:  # some layers have read a token, others have not
-            for answer in growing:
-                self._fail(answer, StateError(f"a step of this answer was cut short ({error!r}). Ask again."))
-            raise
-
-    def _has_room(self, answer: Answer) -> bool:
-        try:
-            answer.slot.state.check_room(self.runner.tokens_per_look)
-        except StateError as error:
-            self._fail(answer, error)
-            return False
-        return True
-
-    def _look(self, looks: list[tuple[list[Answer], Callable[[], list[list[int]]]]]) -> None:
-        for look in looks:
-            answers, result = look
-            for answer, (is_over, count, *recent) in zip(answers, result(), strict=True):
-                if answer in self._running:
-                    answer.note(bool(is_over), count, recent)
-            self._looks = [other for other in self._looks if other is not look]
-
-    def _tell(self, answer: Answer, wait: bool = False) -> None:
-        """Outside the lock: a listener who takes his time, or fails, stops nobody else."""
-        try:
-            answer.tell(wait)
-        except Exception as error:
-            with self.lock:
-                self._fail(answer, error)
-
-    def _fail(self, answer: Answer, error: Exception) -> None:
-        answer.error = error
-        self.end(answer)
-
-    def end(self, answer: Answer) -> None:
-        """Let an answer grow no more; its slot stays taken."""
-        with self.lock:
-            if answer in self._running:
-                self._running.remove(answer)
-
-    def finish(self, answer: Answer, to_the_end: bool) -> str:
-        """Let an answer grow until it is over, together with all others: its text.
-
-        Args:
-            to_the_end: wait until its slot has read every token of it, not only until they are known.
+    @on_device
+    def read_prompt(self, slot: Slot, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Read text with pictures and videos, what `processor.turn_inputs` returns: last hidden state [1, C].
 
         Raises:
-            InputError: it was ended meanwhile.
-            Exception: what its `on_text` raised.
-            StateError: full-attention layers have no room for more of it, or a step of it was cut short.
+            StateError: full-attention layers have no room for it.
         """
-        try:
-            while not self._is_finished(answer, to_the_end):
-                self.step()
-            self._tell(answer, wait=True)
-        finally:
-            self.end(answer)
-        if answer.error is not None:
-            raise answer.error
-        return answer.text
+        if not inputs.keys() & {"pixel_values", "pixel_values_videos"}:
+            return self.read(slot, inputs["input_ids"][0].tolist())
+        with self.lock, self.runner.main_lane():
+            num_tokens = inputs["input_ids"].shape[1]
+            slot.state.check_room(num_tokens)
+            hidden = self.runner.read_embeds(slot, *self.steps.embed(inputs))
+            slot.facts = slot.facts.with_text(num_tokens)
+            return hidden
 
-    def _is_finished(self, answer: Answer, to_the_end: bool) -> bool:
-        """Whether an answer is over, all of its text complete then."""
-        with self.lock:
-            if answer.error is not None:
-                raise answer.error
-            if answer.is_over or (answer.is_known and not to_the_end):
-                answer.close()
-                return True
-            if answer not in self._running:
-                raise InputError(f"this answer was ended before it was over; it said {answer.text!r}.")
-            return False
+    def step(self) -> None:
+        """Let every answer that is being generated grow by a few tokens, all in common steps."""
+        self.scheduler.step()
 
     # ------ slots
 
-    @without_gradients
+    @on_device
     def take(self) -> Slot:
         """An empty slot; StateError where all are taken."""
-        with self.lock, self.runner.working():
+        with self.lock, self.runner.main_lane():
             return self.pool.take()
 
-    @without_gradients
+    @on_device
     def fork(self, slot: Slot) -> Slot:
         """Another slot that holds the same; StateError where all are taken."""
-        with self.lock, self.runner.working():
+        with self.lock, self.runner.main_lane():
             return self.pool.fork(slot)
 
-    @without_gradients
+    @on_device
     def replace_(self, slot: Slot, source: Slot) -> None:
         """Let one slot hold what another does."""
-        with self.lock, self.runner.working():
-            self.pool.replace_(slot, source)
+
+        def change() -> None:
+            with self.runner.main_lane():
+                self.pool.state.copy_row_(slot.index, source.index)
+            slot.facts = source.facts
+
+        with self.lock:
+            self._change([slot], change, is_one_step=len(self.pool.state.buffers) == 1)
 
     def release(self, slot: Slot) -> None:
-        """Take a slot back, and end an answer that still grows in it."""
+        """Take a slot back, and end an answer that still grows in it. May be called twice."""
         with self.lock:
-            self._running = [answer for answer in self._running if answer.slot is not slot]
+            self.scheduler.end_in(slot)
             self.pool.release(slot)
 
-    @without_gradients
+    @on_device
     def park(self, slot: Slot) -> Parked:
-        """Bring a slot's bytes to host memory and take it back."""
-        with self.lock, self.runner.working():
+        """A slot's bytes in host memory; the slot stays taken."""
+        with self.lock, self.runner.main_lane():
             return self.pool.park(slot)
 
-    @without_gradients
+    @on_device
     def unpark(self, parked: Parked) -> Slot:
         """A slot that holds what was parked; StateError where all are taken."""
-        with self.lock, self.runner.working():
+        with self.lock, self.runner.main_lane():
             return self.pool.unpark(parked)
 
     def twin(self) -> "Engine":
@@ -391,9 +328,32 @@ class Engine:
 
 
 def _can_capture(model: InfiniteVLForConditionalGeneration) -> bool:
-    """Whether all weights are on one GPU and the state is constant."""
+    """Whether all weights are on one GPU, in layers of our own, and the state is constant."""
+    if _has_adapters(model):
+        return False
     devices = {parameter.device for parameter in model.parameters()}
     return FULL not in model.config.text_config.layer_types and [d.type for d in devices] == ["cuda"]
+
+
+def unwrapped(model: Any) -> InfiniteVLForConditionalGeneration:
+    """The model itself, of one that peft wraps: its layers hold the adapters.
+
+    Raises:
+        InputError: what peft adds lies outside of the layers.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise InputError(
+            f"this model has a {model.active_peft_config.peft_type} adapter, which adds tokens to prompts. "
+            "Sessions run adapters of weights, such as LoRA."
+        )
+    return model.get_base_model()
+
+
+def _has_adapters(model: torch.nn.Module) -> bool:
+    """Whether peft put layers of its own in the place of others, which no layout of weights includes."""
+    return any(hasattr(layer, "base_layer") for layer in model.modules())
 
 
 def _checked_count(num_slots: Any) -> int:

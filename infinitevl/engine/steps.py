@@ -1,28 +1,26 @@
 """What an engine does on the device, as functions of tensors: run as they are, or captured and replayed."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from infinitevl.engine.answers import Answers
+from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.slots import put, write_facts
 from infinitevl.model.fused import Kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.model.positions import frame_positions, text_positions
+from infinitevl.model.positions import (
+    IMAGE,
+    VIDEO,
+    frame_positions,
+    prompt_positions,
+    text_positions,
+    token_kinds,
+)
 from infinitevl.model.vision import VisionPlan, vision_plan
-from infinitevl.processing.images import clip_patches
+from infinitevl.processing.pictures.patches import clip_patches
 from infinitevl.state import StreamState
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def without_gradients(function: F) -> F:
-    """Decorate a function that records no gradients and leaves its caller's inference mode.
-
-    Tensors made in inference mode cannot be changed outside of it, and an engine outlives each call.
-    """
-    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class Steps:
@@ -31,18 +29,18 @@ class Steps:
     In all of them `state` holds N streams and `rows` (int64 [B]) says which ones go on; None means all.
 
     Args:
-        look: the image processor's mean and standard deviation. frame_size: height, width in pixels.
+        image_processor: has the mean and standard deviation of pixels. frame_size: height, width in pixels.
         kernels: what a model whose weights are laid out runs on; None for any other model.
     """
 
     def __init__(
         self,
         model: InfiniteVLForConditionalGeneration,
-        look: Any,
+        image_processor: Any,
         frame_size: tuple[int, int],
         kernels: Kernels | None = None,
     ):
-        self.model, self.look, self.kernels = model, look, kernels
+        self.model, self.image_processor, self.kernels = model, image_processor, kernels
         vision = model.config.vision_config
         self.grid = (frame_size[0] // vision.merge_factor, frame_size[1] // vision.merge_factor)
 
@@ -52,16 +50,16 @@ class Steps:
         return self.grid[0] * self.grid[1]
 
     def plan(self, count: int, device: torch.device) -> VisionPlan:
-        """Where everything lies in `count` pictures: who captures `see` keeps it as long as the capture."""
+        """Where everything lies in `count` pictures; a captured `encode` reads it where it lay."""
         return vision_plan((self._patch_grid,) * count, self.model.model.visual.sizes, device)
 
-    def see(self, clips: Tensor, plan: VisionPlan | None = None) -> Tensor:
+    def encode(self, clips: Tensor, plan: VisionPlan | None = None) -> Tensor:
         """Pictures, uint8 [S, 1 or 2, 3, H, W] -> what the decoder reads of them, [S, tokens, C].
 
         One picture stands for both of a temporal patch. plan: of these S pictures; None finds it.
         """
         vision = self.model.config.vision_config
-        mean, std = self.look.image_mean, self.look.image_std
+        mean, std = self.image_processor.image_mean, self.image_processor.image_std
         merge = vision.spatial_merge_size
         clips = clips.expand(-1, vision.temporal_patch_size, -1, -1, -1)
         patches = clip_patches(clips, vision.patch_size, merge, mean, std).to(self.model.dtype)
@@ -77,27 +75,66 @@ class Steps:
         merge = self.model.config.vision_config.spatial_merge_size
         return 1, self.grid[0] * merge, self.grid[1] * merge
 
-    def take_in(self, state: StreamState, rows: Tensor | None, features: Tensor, times: Tensor) -> None:
-        """Read the tokens [S, tokens, C] of frames seen at `times` (int64 [S], microseconds)."""
+    def open_spans(self, state: StreamState, rows: Tensor | None, times: Tensor) -> None:
+        """Begin a span behind the vision-start token that was read; its first frame is at `times`."""
+        span = state.span
+        put(span.start, rows, state.next_position if rows is None else state.next_position[rows])
+        put(span.start_time, rows, times)
+
+    def add_frames(
+        self, state: StreamState, rows: Tensor | None, features: Tensor, times: Tensor, facts: Tensor
+    ) -> None:
+        """Read the tokens [S, tokens, C] of frames seen at `times` (int64 [S], microseconds).
+
+        facts: what holds afterwards (`Facts.row`), int64 [S, 4].
+        """
         span = state.span
         start, since = (x if rows is None else x[rows] for x in (span.start, span.start_time))
         speed = self.model.config.vision_config.tokens_per_second
         positions = frame_positions(start, times - since, *self.grid, speed)
         self.model.model.language_model(features, positions, state, rows=rows)
+        write_facts(span, rows, facts)
 
     def read(
         self, state: StreamState, rows: Tensor | None, token_ids: Tensor, num_valid: Tensor | None
     ) -> Tensor:
         """Read text [B, T], of each row num_valid (int64 [B]) tokens: last hidden state [B, C]."""
-        decoder = self.model.model.language_model
         start = state.next_position if rows is None else state.next_position[rows]
         positions = text_positions(start, token_ids.shape[1])
-        out = decoder(self.model.model.embed(token_ids), positions, state, num_valid, rows=rows)
+        return self.read_embeds(state, rows, self.model.model.embed(token_ids), positions, num_valid)
+
+    def read_embeds(
+        self,
+        state: StreamState,
+        rows: Tensor | None,
+        embeds: Tensor,
+        positions: Tensor,
+        num_valid: Tensor | None,
+    ) -> Tensor:
+        """Read what `embed` made of a prompt, [B, T, C] at positions [3, B, T]: last hidden state [B, C]."""
+        out = self.model.model.language_model(embeds, positions, state, num_valid, rows=rows)
         if num_valid is None:
             return out[:, -1]
         return out.gather(1, (num_valid - 1)[:, None, None].expand(-1, 1, out.shape[-1]))[:, 0]
 
-    def first(self, answers: Answers, answer_rows: Tensor, hidden: Tensor, is_greedy: bool) -> None:
+    def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """A prompt with pictures and videos, as the processor returns it, for `read_embeds`.
+
+        Returns:
+            Embeddings [1, T, C] on the device, and positions from the prompt's start on, int64 [3, 1, T].
+        """
+        model, config = self.model.model, self.model.config
+        kinds = token_kinds(inputs["input_ids"], config)
+        grids = {kind: inputs.get(f"{name}_grid_thw") for kind, name in ((IMAGE, "image"), (VIDEO, "video"))}
+        embeds = model.embed(inputs["input_ids"].to(self.model.device))
+        for kind, name in ((IMAGE, "pixel_values"), (VIDEO, "pixel_values_videos")):
+            if inputs.get(name) is not None:
+                places = kinds.to(embeds.device)
+                embeds = model.place_features(embeds, places, kind, inputs[name], grids[kind])
+        seconds, start = inputs.get("second_per_grid_ts"), torch.zeros(len(kinds), dtype=torch.int64)
+        return embeds, prompt_positions(kinds, start, config, grids[IMAGE], grids[VIDEO], seconds)[0]
+
+    def first(self, answers: AnswerRows, answer_rows: Tensor, hidden: Tensor, is_greedy: bool) -> None:
         """Pick the first token of answers whose questions end in `hidden` [B, C]."""
         answers.take_(answer_rows, self._logits(hidden), is_greedy)
 
@@ -105,7 +142,7 @@ class Steps:
         self,
         state: StreamState,
         rows: Tensor | None,
-        answers: Answers,
+        answers: AnswerRows,
         answer_rows: Tensor,
         is_greedy: bool,
     ) -> None:

@@ -18,7 +18,7 @@ from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, tidy
 from infinitevl.evaluation.streaming import Answered, Event, Session, Summary, WatchSettings, watch
-from infinitevl.processing.frames import Frame, Source
+from infinitevl.processing.sources.frames import Frame, Source
 
 
 @dataclass(frozen=True)
@@ -153,17 +153,9 @@ class _Stopwatch:
         self._session = session
         self.watching_seconds = self.answering_seconds = 0.0
 
-    @property
-    def dropped(self) -> int:
-        return self._session.dropped
-
-    @dropped.setter
-    def dropped(self, count: int) -> None:
-        self._session.dropped = count
-
-    def observe(self, frame: Any, at: float | None = None) -> None:
+    def observe(self, frame: Any) -> None:
         start = time.perf_counter()
-        self._session.observe(frame, at=at)
+        self._session.observe(frame)
         self.watching_seconds += time.perf_counter() - start
 
     def ask(self, question: str, **sampling: Any) -> str:

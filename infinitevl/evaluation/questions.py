@@ -1,28 +1,47 @@
-"""Parse questions with a time: `30s: what is on the sign?`."""
+"""Questions that wait for their moments in a stream: `30s: what is on the sign?`, `every 10s: who is it?`."""
 
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infinitevl.errors import InputError
 
 # A first word that starts with a digit and ends with a colon is meant as a time; "10:30 is ..." is not,
 # because a digit follows its colon.
-_TIMED = re.compile(r"\s*(?P<time>[+-]?\d\S*):(?!\d)\s*(?P<text>.*)", re.DOTALL)
+_TIMED = re.compile(r"\s*(?P<every>(?i:every)\s+)?(?P<time>[+-]?\d\S*):(?!\d)\s*(?P<text>.*)", re.DOTALL)
 _UNITS = re.compile(r"(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
 _CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class TimedQuestion:
-    """A question, and the second of the stream at which to ask it; None means at the end."""
+    """A question and the second of the stream at which it is asked; None means at the end.
+
+    every: seconds from one time to the next, for a question that is asked again and again.
+    """
 
     text: str
     at: float | None = None
+    every: float | None = None
+
+    def is_due(self, moment: float, including: bool) -> bool:
+        """Whether it is meant for a time before `moment`, or at it too."""
+        return self.at is not None and (self.at < moment or (including and self.at == moment))
+
+    def repeated(self, moment: float, including: bool) -> "TimedQuestion":
+        """A repeated question at the next multiple of its period that is not due at `moment`."""
+        assert self.every is not None
+        count = max(1, math.floor(moment / self.every))
+        question = replace(self, at=count * self.every)
+        while question.is_due(moment, including):
+            count += 1
+            question = replace(self, at=count * self.every)
+        return question
 
 
 def parse_question(line: str) -> TimedQuestion:
-    """Read `TIME: question` or a bare question, as in `1m30s: how many dogs so far?`.
+    """Read `TIME: question`, `every TIME: question` or a bare question, as in `1m30s: how many dogs so far?`.
 
     Raises:
         InputError: the question is empty, or the word before its colon looks like a time but is not one.
@@ -31,7 +50,11 @@ def parse_question(line: str) -> TimedQuestion:
     at, text = (parse_time(match["time"]), match["text"]) if match else (None, line)
     if not text.strip():
         raise InputError(f"there is no question in {line!r}; write it as '30s: what is on the sign?'")
-    return TimedQuestion(text.strip(), at)
+    if not (match and match["every"]):
+        return TimedQuestion(text.strip(), at)
+    if not at:
+        raise InputError(f"{line!r} would be asked without end; give a time above 0, as in 'every 10s: ...'")
+    return TimedQuestion(text.strip(), at, every=at)
 
 
 def parse_time(text: str) -> float:

@@ -6,22 +6,20 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.evaluation.questions import TimedQuestion, in_order
 from infinitevl.interrupt import Interrupt
-from infinitevl.processing.frames import Frame, Source
+from infinitevl.processing.sources.frames import Frame, Source
 
 
 class Session(Protocol):
     """What `watch` needs of a `StreamSession`."""
 
-    dropped: int
-
-    def observe(self, frame: Any, at: float | None = None) -> None: ...
+    def observe(self, frame: Any) -> None: ...
     def ask(
         self,
         question: str,
@@ -37,7 +35,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """The session has read a frame; at most one such event every `WatchSettings.report_every` seconds."""
+    """The session has observed a frame; at most one such event in `WatchSettings.report_every` seconds."""
 
     at: float
     image: Any
@@ -135,7 +133,8 @@ def watch(
 ) -> Outcome:
     """Watch `source` to its end, to `max_frames`, or until Ctrl-C, and answer every question.
 
-    A question for second s is asked when all frames up to s have been seen; the others are asked at the end.
+    A question for second s is asked when all frames up to s have been seen, of a live source at the first
+    frame from then on; what is left is asked at the end.
 
     Args:
         typed: returns the questions that a person has typed since the last call.
@@ -149,7 +148,7 @@ def watch(
     """
     watcher = _Watcher(session, source, deque(in_order(questions)), on_event, settings)
     with Interrupt() as interrupt:
-        broken = watcher.take_in(interrupt, typed)
+        broken = watcher.observe(interrupt, typed)
         watcher.answer_the_rest()
         watcher.answer_typed(interrupt.until_pressed(afterwards))
     return Outcome(watcher.summary(), broken)
@@ -165,17 +164,19 @@ class _Watcher:
     at: float = 0.0
     image: Any = None
     reported: float = 0.0
-    dropped_before: int = field(init=False)
+    repeated: set[str] = field(default_factory=set)  # repeated questions that were asked before
 
-    def __post_init__(self) -> None:
-        self.dropped_before = self.session.dropped
-
-    def take_in(self, interrupt: Interrupt, typed: Callable[[], list[str]]) -> InfiniteVLError | None:
+    def observe(self, interrupt: Interrupt, typed: Callable[[], list[str]]) -> InfiniteVLError | None:
         """Observe frame by frame; return the error with which the source broke, if it did."""
         try:
             for frame in interrupt.until_pressed(self._frames()):
-                self._answer_due(frame.time)
+                if self.image is None:
+                    self._begin_at(frame.time)
+                if not self.source.live:  # no frame is lost: the next one is the first that came later
+                    self._answer_due(frame.time, including=False)
                 self._observe(frame)
+                if self.source.live:  # the next one may come much later
+                    self._answer_due(frame.time, including=True)
                 self.answer_typed(typed())
         except InfiniteVLError as error:
             if self.image is None:
@@ -189,7 +190,9 @@ class _Watcher:
             raise InputError("the source holds no frame, so there is nothing to watch or to ask about")
         self._report_frame()
         while self.waiting:
-            self._answer(self.waiting.popleft().text)
+            question = self.waiting.popleft()
+            if question.text not in self.repeated or question.is_due(self.at, including=True):
+                self._answer(question.text)
 
     def answer_typed(self, lines: Iterable[str]) -> None:
         """Answer each line at once; report a line that cannot be answered, and go on."""
@@ -209,13 +212,12 @@ class _Watcher:
             if shift is None:
                 starts_at = self.settings.starts_at
                 shift = 0.0 if starts_at is None else starts_at - frame.time
-            yield frame if shift == 0.0 else Frame(frame.image, frame.time + shift)
+            yield frame if shift == 0.0 else replace(frame, time=frame.time + shift)
             if limit is not None and number + 1 >= limit:
                 return
 
-    def _observe(self, frame: Any) -> None:
-        self.session.observe(frame.image, at=frame.time)
-        self.session.dropped = self.dropped_before + self.source.dropped
+    def _observe(self, frame: Frame) -> None:
+        self.session.observe(frame)
         self.at, self.image = frame.time, frame.image
         if time.monotonic() - self.reported >= self.settings.report_every:
             self._report_frame()
@@ -224,9 +226,23 @@ class _Watcher:
         self.reported = time.monotonic()
         self.on_event(Seen(self.at, self.image, self.session.stats()))
 
-    def _answer_due(self, next_frame: float) -> None:
-        while self.waiting and self.waiting[0].at is not None and self.waiting[0].at < next_frame:
-            self._answer(self.waiting.popleft().text)
+    def _answer_due(self, moment: float, including: bool) -> None:
+        """Ask what is meant for a time before `moment`, or at it too; a repeated question only once."""
+        while self.waiting and self.waiting[0].is_due(moment, including):
+            question = self.waiting.popleft()
+            if question.every is not None:
+                self._wait_for(question.repeated(moment, including))
+                self.repeated.add(question.text)
+            self._answer(question.text)
+
+    def _begin_at(self, moment: float) -> None:
+        """Let repeated questions wait for their first time after the first frame."""
+        for question in [each for each in self.waiting if each.every is not None]:
+            self.waiting.remove(question)
+            self._wait_for(question.repeated(moment, including=True))
+
+    def _wait_for(self, question: TimedQuestion) -> None:
+        self.waiting = deque(in_order([*self.waiting, question]))
 
     def _answer(self, question: str) -> None:
         self.on_event(Asked(self.at, question))

@@ -1,9 +1,15 @@
 """What `infinitevl watch` says about questions whose moment never came."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from infinitevl import StreamSession, load
 from infinitevl.cli import app
 
 ASKED = ["--ask", "1s: now?", "--ask", "30s: late?", "--ask", "1m: later?", "--ask", "end?"]
@@ -38,3 +44,55 @@ def test_nothing_is_told_where_every_moment_came(tiny_folder, clip):
         clip, "--model", tiny_folder, "--ask", "1s: now?", "--ask", "1.8s: between?", "--ask", "end?"
     )
     assert "ended before" not in result.output
+
+
+@pytest.mark.parametrize("other", ["--report", "the source", "--resume-state and --report"])
+def test_files_that_would_write_over_each_other_are_refused_at_once(clip, tmp_path, other):
+    path = str(tmp_path / "kept")
+    given = {
+        "--report": [clip, "--save-state", path, "--report", f"{tmp_path}/./kept"],
+        "the source": [clip, "--save-state", clip],
+        "--resume-state and --report": [clip, "--resume-state", path, "--report", path],
+    }
+    before = Path(clip).read_bytes()
+    result = CliRunner().invoke(app, ["watch", *given[other]])
+    assert result.exit_code == 2 and "a file of its own" in result.stderr
+    assert Path(clip).read_bytes() == before and not Path(path).exists()
+
+
+def test_a_stream_is_kept_when_nobody_reads_its_answers_any_more(tiny_folder, clip, tmp_path):
+    """As in `watch ... | head -1`."""
+    path = tmp_path / "kept"
+    command = [
+        sys.executable,
+        "-c",
+        "from infinitevl.cli import main; main()",
+        "watch",
+        clip,
+        "--model",
+        tiny_folder,
+        "--device",
+        "cpu",
+        *SHORT,
+    ]
+    command += ["--save-state", str(path), "--ask", "every 0.2s: what?"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 2 and "standard output could not be written" in done.stderr
+    session = StreamSession.load(path, *load(tiny_folder, device="cpu"))
+    assert session.stats().frames > 0
+
+
+def test_a_stream_is_kept_and_told_where_its_display_fails(tiny_folder, clip, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr("infinitevl.cli.terminal.TextDisplay.finish", fail)
+    path = tmp_path / "kept"
+    result = CliRunner().invoke(
+        app, ["watch", clip, "--model", tiny_folder, "--save-state", str(path), *SHORT]
+    )
+    assert isinstance(result.exception, RuntimeError)
+    assert path.exists() and f"kept in {path}" in result.stderr

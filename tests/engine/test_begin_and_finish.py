@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from infinitevl import Engine, InputError, Sampling, StateError, StreamSession, observe_together
+from infinitevl import Engine, InputError, Sampling, StateError, StreamSession
 from tests.engine.streams import TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, tiny_model
 
@@ -19,7 +19,7 @@ def streams(engine):
     """Two streams that have seen three frames each, taken in together."""
     streams = [StreamSession.on(engine) for _ in range(2)]
     for index in range(3):
-        observe_together([(stream, random_frame(10 * n + index), index) for n, stream in enumerate(streams)])
+        engine.observe([(stream, random_frame(10 * n + index), index) for n, stream in enumerate(streams)])
     return streams
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from infinitevl.engine.chat import ChatSession
+from infinitevl import ChatSession, Engine, Sampling, StateError, StreamSession
+from infinitevl.engine.slots import Facts
 from infinitevl.errors import InfiniteVLError, InputError
-from tests.support import relative_error, tiny_processor
+from tests.engine.streams import snapshot, unchanged
+from tests.support import random_frame, relative_error, tiny_processor
 
 VISION_KEYS = (
     "pixel_values",
@@ -107,3 +109,77 @@ def test_text_is_streamed_and_nothing_or_no_picture_is_refused_without_a_trace(m
     with pytest.raises(InfiniteVLError):
         chat.say([image("absent.png")])
     assert all(torch.equal(tensor, before[name]) for name, tensor in chat.state.tensors().items())
+
+
+SHOWN = [image(picture(0)), {"type": "text", "text": "what is it"}]
+
+
+def said(chat):
+    """A chat that has seen a picture."""
+    chat.say(SHOWN, max_new_tokens=3)
+    return chat
+
+
+def test_a_fork_of_a_chat_goes_its_own_way(model):
+    chat = said(ChatSession(model, tiny_processor()))
+    before, twin = snapshot(chat), chat.fork()
+    assert unchanged(twin, before)
+    answer = twin.say("and now", max_new_tokens=6)
+    assert unchanged(chat, before)
+    assert chat.say("and now", max_new_tokens=6) == answer and unchanged(chat, snapshot(twin))
+
+
+@pytest.mark.parametrize("mode", ["image", "video"])
+def test_a_saved_chat_continues_bit_for_bit(model, tmp_path, mode):
+    processor = tiny_processor()
+    chat = said(ChatSession.on(Engine(model, processor, mode=mode), system="Be brief."))
+    chat.park()
+    chat.save(tmp_path / "chat")
+    loaded = ChatSession.load(tmp_path / "chat", model, processor)
+    assert unchanged(loaded, snapshot(chat)) and loaded.system == "Be brief."
+    assert loaded.say("and now", max_new_tokens=6) == chat.say("and now", max_new_tokens=6)
+    assert unchanged(loaded, snapshot(chat))
+
+
+def test_a_chat_is_no_stream_and_a_stream_no_chat(model, tmp_path):
+    processor = tiny_processor()
+    said(ChatSession(model, processor)).save(tmp_path / "chat")
+    stream = StreamSession(model, processor)
+    stream.observe(random_frame(0))
+    stream.save(tmp_path / "stream")
+    with pytest.raises(StateError, match="not the settings of a stream"):
+        StreamSession.load(tmp_path / "chat", model, processor)
+    with pytest.raises(StateError, match="not the settings of a chat"):
+        ChatSession.load(tmp_path / "stream", model, processor)
+
+
+def test_chats_and_streams_of_one_engine_answer_in_common_steps_as_if_alone(model, monkeypatch):
+    processor = tiny_processor()
+    alone = [said(ChatSession(model, processor)) for _ in range(2)], StreamSession(model, processor)
+    engine = Engine(model, processor, num_slots=6)
+    chats, stream = [said(ChatSession.on(engine)) for _ in range(2)], StreamSession.on(engine)
+    for session in (stream, alone[1]):
+        session.observe(random_frame(0))
+    wanted = [chat.say(f"word {n}", max_new_tokens=6) for n, chat in enumerate(alone[0])]
+    wanted.append(alone[1].ask("what?", max_new_tokens=6))
+    token, batches = engine.runner.token, []
+    monkeypatch.setattr(
+        engine.runner, "token", lambda slots, *a: (batches.append(len(slots)), token(slots, *a))
+    )
+    begun = [chat.begin(f"word {n}", Sampling(6)) for n, chat in enumerate(chats)]
+    begun.append(stream.begin("what?", Sampling(6)))
+    assert [each.finish(answer) for each, answer in zip([*chats, stream], begun, strict=True)] == wanted
+    assert 3 in batches and engine.pool.num_free == 3
+    for chat, other in zip(chats, alone[0], strict=True):
+        assert chat.slot.facts == Facts.of(chat.state) == other.slot.facts
+        for name, tensor in other.state.tensors().items():
+            assert relative_error(chat.state.tensors()[name].float(), tensor.float()) < 1e-5, name
+
+
+def test_a_chat_takes_one_turn_at_a_time(model):
+    chat = ChatSession(model, tiny_processor())
+    answer = chat.begin("hello", Sampling(3))
+    with pytest.raises(InputError, match="this chat keeps its turns and one is being answered"):
+        chat.begin("again", Sampling(3))
+    chat.cancel(answer)
+    assert chat.say("again", max_new_tokens=2) is not None

@@ -5,11 +5,12 @@ import threading
 import pytest
 import torch
 
+from infinitevl.engine.chat import ChatSession
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.sampling import Sampling
-from infinitevl.engine.session import StreamSession, observe_together
+from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InputError, StateError
-from infinitevl.processing.images import resize_frame
+from infinitevl.processing.pictures.scaling import resize_frame
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, relative_error
 
@@ -39,7 +40,7 @@ def test_streams_in_common_steps_equal_streams_alone(model, processor, mode):
     together = [on(engine) for _ in range(3)]
     for index, at in enumerate(TIMES):
         frames = [(session, random_frame(10 * n + index), at * (n + 1)) for n, session in enumerate(together)]
-        observe_together(frames if index % 2 else frames[::-1])
+        engine.observe(frames if index % 2 else frames[::-1])
     for n, session in enumerate(together):
         alone = StreamSession(model, processor, mode=mode)
         for index, at in enumerate(TIMES):
@@ -53,7 +54,7 @@ def test_streams_that_are_out_of_step_share_video_frames(model, processor):
     engine = Engine(model, processor, num_slots=3, mode="video")
     early, late = on(engine, [0.0]), on(engine)
     for index in range(4):
-        observe_together(
+        engine.observe(
             [(early, random_frame(1 + index), 1.0 + index), (late, random_frame(50 + index), index)]
         )
     assert close_to(early, watched(model, processor, [0.0, 1.0, 2.0, 3.0, 4.0], mode="video"))
@@ -183,11 +184,14 @@ def test_one_bad_frame_among_several_leaves_all_streams_as_they_were(model, proc
     a, b = on(engine, TIMES[:2]), on(engine, TIMES[:3])
     before = snapshot(a), snapshot(b)
     with pytest.raises(InputError):
-        observe_together([(a, random_frame(1), 50.0), (b, "no picture", 50.0)])
+        engine.observe([(a, random_frame(1), 50.0), (b, "no picture", 50.0)])
     with pytest.raises(InputError, match="time goes backwards"):
-        observe_together([(a, random_frame(1), 50.0), (b, random_frame(1), 0.0)])
+        engine.observe([(a, random_frame(1), 50.0), (b, random_frame(1), 0.0)])
+    for no_frame in ((ChatSession.on(engine), random_frame(1)), (a,)):
+        with pytest.raises(InputError, match=r"engine\.observe takes"):
+            engine.observe([no_frame])
     with pytest.raises(InputError, match="one engine"):
-        observe_together([(a, random_frame(1), 50.0), (a, random_frame(1), 51.0)])
+        engine.observe([(a, random_frame(1), 50.0), (a, random_frame(1), 51.0)])
     assert unchanged(a, before[0]) and unchanged(b, before[1])
     assert a.stats().seconds == TIMES[1]
 
@@ -313,5 +317,5 @@ def test_pictures_are_seen_alike_with_a_plan_that_is_kept(model, processor):
     frames = [resize_frame(random_frame(seed), engine.frame_size) for seed in range(2)]
     clips = torch.stack(frames)[:, None].to(model.device)
     with torch.no_grad():
-        kept = engine.steps.see(clips, engine.steps.plan(2, clips.device))
-        assert torch.equal(kept, engine.steps.see(clips))
+        kept = engine.steps.encode(clips, engine.steps.plan(2, clips.device))
+        assert torch.equal(kept, engine.steps.encode(clips))

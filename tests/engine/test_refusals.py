@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from infinitevl.engine.chat import ChatSession
-from infinitevl.engine.session import StreamSession
+from infinitevl import ChatSession, Engine, Frame, StreamSession
 from infinitevl.errors import InfiniteVLError, InputError, StateError
 from infinitevl.model.weights import fingerprint
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
-from tests.support import random_frame, tiny_model
+from tests.support import random_frame, relative_error, tiny_model
 
 NO_TIMES = [
     float("nan"),
@@ -232,3 +231,62 @@ def test_a_state_that_does_not_fit_its_settings_is_refused(model, processor, tmp
     video.save(tmp_path / "s")
     with pytest.raises(StateError, match=r"span\.waiting"):
         StreamSession.load(tmp_path / "s", model, processor)
+
+
+def test_what_is_made_in_inference_mode_works_outside_of_it(model, processor):
+    with torch.inference_mode():
+        chat, stream = ChatSession(model, processor), StreamSession(model, processor)
+        shared = StreamSession.on(Engine(model, processor))
+        stream.observe(random_frame(0))
+        twin = stream.fork()
+        ids = torch.tensor([[1, 2, 3]])
+        out = model(input_ids=ids)
+    for session in (stream, shared, twin):
+        session.observe(random_frame(1))
+        assert session.ask("what?", max_new_tokens=2) is not None
+    assert chat.say("hello", max_new_tokens=2) is not None
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=out.past_key_values)
+
+
+def test_a_model_in_the_wrapping_of_peft_runs_with_its_adapter(processor):
+    peft = pytest.importorskip("peft")
+    model = tiny_model()
+    plain = watched(model, processor, TIMES[:3])
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    merged = tiny_model()
+    wrapped_again = peft.get_peft_model(merged, wrapped.peft_config["default"])
+    wrapped_again.load_state_dict(wrapped.state_dict())
+    merged = wrapped_again.merge_and_unload()
+    given, wanted = (watched(each, processor, TIMES[:3]).state.tensors() for each in (wrapped, merged))
+    for name, tensor in given.items():
+        assert relative_error(tensor.float(), wanted[name].float()) < 1e-5, name
+    assert any(
+        relative_error(given[name].float(), x.float()) > 1e-3 for name, x in plain.state.tensors().items()
+    )
+    assert ChatSession(wrapped, processor).say("hello", max_new_tokens=2) is not None
+    with pytest.raises(InputError, match="merge_and_unload"):
+        StreamSession(wrapped, processor, quantization="int8")
+
+
+def test_a_frame_brings_its_time_and_what_was_dropped_before_it(model, processor, tmp_path):
+    session, pixels = StreamSession(model, processor), random_frame(0).permute(1, 2, 0).numpy()
+    for time, dropped in ((3.0, 0), (4.5, 2), (5.0, 1)):
+        session.observe(Frame(pixels, time, dropped))
+    stats = session.stats()
+    assert (stats.frames, stats.seconds, stats.dropped) == (3, 5.0, 3)
+    before = snapshot(session)
+    with pytest.raises(InputError, match="its own time"):
+        session.observe(Frame(pixels, 6.0), at=6.0)
+    assert unchanged(session, before)
+    session.save(tmp_path / "s")
+    assert StreamSession.load(tmp_path / "s", model, processor).dropped == 3
+
+
+def test_counting_a_stream_asks_nothing_of_the_device(model, processor, monkeypatch):
+    session = watched(model, processor, TIMES[:3])
+    monkeypatch.setattr(session.engine.runner, "settle", lambda: pytest.fail("the device was waited for"))
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda self: pytest.fail("a tensor was read"))
+    assert session.stats().tokens == 13

@@ -104,9 +104,9 @@ def test_a_token_is_shown_before_the_model_reads_it():
     engine, lengths = Engine(tiny_model(), tiny_processor()), []
     slot = engine.take()
     hidden = engine.read(slot, [1, 2, 3])
-    answer = engine.begin(slot, hidden, Sampling(max_new_tokens=2))
+    answer = engine.scheduler.begin(slot, hidden, Sampling(max_new_tokens=2))
     answer.builder.push = lambda token: str(lengths.append(int(slot.state.length)) or "")
-    engine.finish(answer, to_the_end=True)
+    engine.scheduler.finish(answer, to_the_end=True)
     assert lengths == [3, 4] and int(slot.state.length) == 5
 
 

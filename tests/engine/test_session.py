@@ -12,7 +12,7 @@ from PIL import Image
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import StateError
 from infinitevl.model.positions import text_positions
-from infinitevl.processing.prompt import encode_text, turn_ids
+from infinitevl.processing.prompt.encoding import encode_text, turn_ids
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, relative_error, tiny_model
 
@@ -55,7 +55,7 @@ def test_watching_frame_by_frame_equals_watching_at_once(model, processor, mode,
         embeds, positions = at_once(model, processor, times, "what was seen", mode)
         out = model(inputs_embeds=embeds, position_ids=positions)
         twin = session.fork()
-        twin.engine.close_span(twin.slot)
+        twin.engine.read_turn(twin.slot, [])
         fork = twin.state
     assert answer == processor.tokenizer.decode(out.logits[0, -1].argmax(), skip_special_tokens=True)
     # The states agree too, not only the first token.
@@ -163,7 +163,7 @@ def test_kept_turns_become_part_of_the_stream(model, processor):
 def test_a_frame_that_waits_is_asked_about_at_its_own_time(model, processor, waits_since):
     session = watched(model, processor, [0.0, 0.5, waits_since], mode="video")
     twin = session.fork()
-    twin.engine.close_span(twin.slot)
+    twin.engine.read_turn(twin.slot, [])
     fork = twin.state
     # Its time, or the other frames' second row, is the largest position; then comes vision-end.
     assert int(fork.next_position) == 1 + max(int(waits_since * 2), 1) + 1 + 1
@@ -235,7 +235,8 @@ def test_stats_count_frames_tokens_and_seconds(model, processor):
     session.dropped += 3
     stats = session.stats()
     assert (stats.frames, stats.tokens, stats.seconds, stats.dropped) == (10, 41, 11.0, 3)
-    assert len(stats.recurrent_norms) == 3 and all(norm > 0 for norm in stats.recurrent_norms)
+    norms = session.recurrent_norms()
+    assert len(norms) == 3 and all(norm > 0 for norm in norms)
     video = watched(model, processor, TIMES[:9], mode="video").stats()
     assert (video.frames, video.tokens) == (9, 17)
 

@@ -1,11 +1,12 @@
 """A session without a model, and a source without a video."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from infinitevl.errors import InputError
+from infinitevl.processing.sources.frames import Frame
 
 
 @dataclass
@@ -15,7 +16,6 @@ class FakeStats:
     tokens: int
     seconds: float
     state_bytes: int = 1000
-    recurrent_norms: list[float] = field(default_factory=list)
 
 
 class FakeSession:
@@ -25,10 +25,11 @@ class FakeSession:
         self.dropped = 0
         self.times = []
 
-    def observe(self, frame, at=None):
-        if self.times and at < self.times[-1]:
-            raise InputError(f"time went back to {at}")
-        self.times.append(at)
+    def observe(self, frame):
+        if self.times and frame.time < self.times[-1]:
+            raise InputError(f"time went back to {frame.time}")
+        self.times.append(frame.time)
+        self.dropped += frame.dropped
 
     def ask(self, question, *, max_new_tokens, temperature, top_p, seed=None, on_text):
         if question.startswith("refuse"):
@@ -43,24 +44,20 @@ class FakeSession:
         return FakeStats(len(self.times), self.dropped, 16 * len(self.times), seconds)
 
 
-@dataclass
-class FakeFrame:
-    time: float
-    image: object
-
-
 class FakeSource:
     """Grey frames at the given times; raises what it finds among them."""
 
-    def __init__(self, *times):
-        self.times = times
-        self.dropped = 0
+    live = False
+
+    def __init__(self, *times, dropped=0):
+        self.times, self.dropped = times, dropped
 
     def __iter__(self):
         for moment in self.times:
             if isinstance(moment, BaseException):
                 raise moment
-            yield FakeFrame(moment, np.full((48, 64, 3), 10 * (int(moment) % 25), dtype=np.uint8))
+            image = np.full((48, 64, 3), 10 * (int(moment) % 25), dtype=np.uint8)
+            yield Frame(image, moment, self.dropped)
 
 
 @pytest.fixture

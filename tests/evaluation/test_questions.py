@@ -22,6 +22,21 @@ def test_a_time_before_the_colon_is_read_in_every_form(line, at):
     assert parse_question(line) == TimedQuestion("what is it?", at)
 
 
+@pytest.mark.parametrize(("line", "every"), [("every 10s: who?", 10.0), ("Every 1m30s: who?", 90.0)])
+def test_a_question_can_be_asked_again_and_again(line, every):
+    assert parse_question(line) == TimedQuestion("who?", every, every)
+
+
+@pytest.mark.parametrize("line", ["every 0s: who?", "every 10: who?", "every 2s:"])
+def test_a_period_that_cannot_be_meant_is_refused(line):
+    with pytest.raises(InputError):
+        parse_question(line)
+
+
+def test_a_word_before_a_colon_that_is_no_period_is_part_of_the_question():
+    assert parse_question("every dog: where is it?") == TimedQuestion("every dog: where is it?")
+
+
 @pytest.mark.parametrize(
     "line",
     ["Look: what is it?", "10:30 is the time, is it not?", "2 dogs: where are they?", "Is 3s: a time?"],

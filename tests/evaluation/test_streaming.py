@@ -8,6 +8,7 @@ import pytest
 from infinitevl.errors import InputError, SourceError
 from infinitevl.evaluation.questions import parse_question
 from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Seen, WatchSettings, watch
+from infinitevl.processing.sources.frames import Frame
 
 EVERY_FRAME = WatchSettings(report_every=0)
 
@@ -37,6 +38,27 @@ def test_a_question_beyond_the_end_is_asked_at_the_end(session, source):
     assert answers(events) == [(1, "late?", "2 frames"), (1, "end?", "2 frames")]
 
 
+def test_a_repeated_question_is_asked_at_each_multiple_of_its_period(session, source):
+    _, events = run(session, source(0, 1, 2, 3, 4, 5, 6), "every 2s: now?")
+    assert answers(events) == [(2, "now?", "3 frames"), (4, "now?", "5 frames"), (6, "now?", "7 frames")]
+
+
+def test_a_repeated_question_is_asked_once_where_no_frame_came_and_once_of_a_short_stream(session, source):
+    _, events = run(session, source(0, 1, 9, 10), "every 2s: now?", "30s: late?")
+    assert answers(events) == [(1, "now?", "2 frames"), (10, "now?", "4 frames"), (10, "late?", "4 frames")]
+    _, events = run(type(session)(), source(0, 1), "every 1m: now?")
+    assert answers(events) == [(1, "now?", "2 frames")]
+
+
+def test_a_question_to_a_live_source_is_answered_by_what_was_seen_at_its_time(session, source):
+    """Frames between are dropped there: the newest one before the question may be old."""
+    live = source(0, 5, 6)
+    live.live = True
+    _, events = run(session, live, "2s: now?", "5s: then?", "every 3s: again?")
+    at_five = [(5, name, "2 frames") for name in ("now?", "again?", "then?")]
+    assert answers(events) == [*at_five, (6, "again?", "3 frames")]
+
+
 def test_an_answer_is_told_first_as_question_then_in_pieces_then_whole(session, source):
     _, events = run(session, source(0), "what?")
     kinds = [type(event) for event in events]
@@ -55,17 +77,15 @@ def test_watching_stops_after_max_frames(session, source):
 
 
 def test_a_resumed_stream_goes_on_after_its_last_frame(session, source):
-    session.observe(None, at=10.0)
+    session.observe(Frame(None, 10.0))
     run(session, source(0, 1, 2), settings=WatchSettings(starts_at=10.5))
     assert session.times == [10.0, 10.5, 11.5, 12.5]
 
 
 def test_frames_that_a_live_source_left_out_are_counted_on_top_of_earlier_ones(session, source):
     session.dropped = 4
-    frames = source(0, 1)
-    frames.dropped = 3
-    summary, _ = run(session, frames)
-    assert summary.dropped == 7
+    summary, _ = run(session, source(0, 1, dropped=3))
+    assert summary.dropped == 4 + 2 * 3
 
 
 def test_a_typed_question_is_answered_at_once_and_a_bad_one_does_not_end_the_stream(session, source):
@@ -113,9 +133,9 @@ def test_ctrl_c_between_two_frames_ends_the_stream_and_the_last_question_is_answ
 def test_ctrl_c_while_a_frame_is_taken_in_lets_it_be_taken_in_whole(session, source):
     observe = session.observe
 
-    def observe_and_press(frame, at):
+    def observe_and_press(frame):
         os.kill(os.getpid(), signal.SIGINT)
-        observe(frame, at)
+        observe(frame)
 
     session.observe = observe_and_press
     summary, _ = run(session, source(0, 1, 2))

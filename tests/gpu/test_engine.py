@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from infinitevl.engine.engine import Engine
-from infinitevl.engine.running import Captured
-from infinitevl.engine.session import StreamSession, observe_together
+from infinitevl import ChatSession, Engine, Sampling, StreamSession
+from infinitevl.engine.graph_runner import GraphRunner
+from infinitevl.engine.slots import Facts
 from tests.engine.streams import snapshot, unchanged
 from tests.engine.test_engine import *  # noqa: F403 (the same tests, with the model on the GPU)
 from tests.support import random_frame, relative_error, small_model, tiny_model, tiny_processor
@@ -33,8 +33,8 @@ def processor():
 def pair(model, processor, **kwargs):
     """Two sessions that have seen nothing: one replays, one runs every step anew."""
     return [
-        StreamSession.on(Engine(model, processor, num_slots=2, replay=replay, **kwargs))
-        for replay in (True, False)
+        StreamSession.on(Engine(model, processor, num_slots=2, enforce_eager=eager, **kwargs))
+        for eager in (False, True)
     ]
 
 
@@ -86,7 +86,7 @@ def test_a_step_is_captured_once(model, processor):
         session.observe(random_frame(index))
         session.ask("what?", max_new_tokens=6)
     runner = session.engine.runner
-    assert isinstance(runner, Captured)
+    assert isinstance(runner, GraphRunner)
     before = dict(runner._replays)
     for index in range(6, 20):
         session.observe(random_frame(index))
@@ -111,13 +111,13 @@ def test_what_is_read_of_a_state_comes_before_the_next_step(model, processor):
 def test_no_garbage_is_collected_while_a_step_is_captured(model, processor):
     """It could hold graphs of an engine that nobody has any more, and freeing them would end the capture."""
     session, collects = StreamSession(model, processor), {}
-    see = session.engine.steps.see
+    see = session.engine.steps.encode
 
     def watched(*args):
         collects[torch.cuda.is_current_stream_capturing()] = gc.isenabled()
         return see(*args)
 
-    session.engine.steps.see = watched
+    session.engine.steps.encode = watched
     session.observe(random_frame(0))
     assert collects == {False: True, True: False} and gc.isenabled()
 
@@ -183,13 +183,95 @@ def test_streams_out_of_order_in_a_batch_keep_their_own_state(model, processor):
     alone = [StreamSession(model, processor) for _ in range(3)]
     for index in range(20):
         order = [(index + n) % 3 for n in range(1 + index % 3)]
-        observe_together([(sessions[n], random_frame(index + 100 * n), None) for n in order])
+        engine.observe([(sessions[n], random_frame(index + 100 * n), None) for n in order])
         for n in order:
             alone[n].observe(random_frame(index + 100 * n))
     for ours, theirs in zip(sessions, alone, strict=True):
         wanted = theirs.state.tensors()
         for name, tensor in ours.state.tensors().items():
             assert relative_error(tensor, wanted[name]) < 1e-5, name
+
+
+IMAGE = {"type": "image", "image": Image.fromarray(random_frame(3).permute(1, 2, 0).numpy())}
+VIDEO = {
+    "type": "video",
+    "video": [Image.fromarray(random_frame(n).permute(1, 2, 0).numpy()) for n in range(4)],
+    "fps": 2.0,
+}
+TURNS = ["hello", [IMAGE, {"type": "text", "text": "what is it"}], [VIDEO, IMAGE], "again " * 600]
+
+
+def test_a_chat_that_replays_equals_one_that_runs_every_step_anew_and_the_cpus(model, processor):
+    engines = [Engine(model, processor, enforce_eager=eager) for eager in (False, True)]
+    replayed, rerun = map(ChatSession.on, engines)
+    there = ChatSession(tiny_chatter("cpu"), processor)
+    for _ in range(2):  # captured, then replayed
+        for turn in TURNS:
+            answer = replayed.say(turn, max_new_tokens=6)
+            assert rerun.say(turn, max_new_tokens=6) == answer == there.say(turn, max_new_tokens=6)
+            assert unchanged(replayed, snapshot(rerun))
+    assert {key[0] for key in engines[0].runner._replays} >= {"read", "read embeds", "token"}
+    wanted = there.state.tensors()
+    for name, tensor in replayed.state.tensors().items():
+        assert relative_error(tensor.cpu().float(), wanted[name].float()) < 1e-4, name
+
+
+def test_chats_and_streams_on_a_gpu_answer_together_are_forked_parked_and_saved(model, processor, tmp_path):
+    engine = Engine(model, processor, num_slots=6, mode="video")
+    chat, stream = ChatSession.on(engine), StreamSession.on(engine)
+    for index in range(3):
+        stream.observe(random_frame(index))
+    chat.say(TURNS[1], max_new_tokens=4)
+    with chat.fork() as twin:
+        wanted = twin.say("and now", max_new_tokens=6), stream.ask("what?", max_new_tokens=6)
+    chat.park()
+    begun = chat.begin("and now", Sampling(6)), stream.begin("what?", Sampling(6))
+    assert (chat.finish(begun[0]), stream.finish(begun[1])) == wanted
+    assert all(each.slot.facts == Facts.of(each.state) for each in (chat, stream))
+    chat.save(tmp_path / "chat")
+    loaded = ChatSession.load(tmp_path / "chat", model, processor)
+    assert loaded.say("more", max_new_tokens=4) == chat.say("more", max_new_tokens=4)
+    assert unchanged(loaded, snapshot(chat))
+
+
+def tiny_chatter(device):
+    model = tiny_model().to(device)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 499
+    return model
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("act", ["open_span", "add_frames", "hold"])
+def test_an_interrupt_on_a_gpu_leaves_a_frame_in_the_stream_or_none_of_it(
+    model, processor, mode, moment, act, monkeypatch
+):
+    session, wanted = (StreamSession(model, processor, mode=mode) for _ in range(2))
+    runner = session.engine.runner
+
+    def interrupt(*args):
+        if moment == "after":
+            getattr(GraphRunner, act)(runner, *args)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    for index in range(8):
+        for one in (session, wanted):
+            if one is session and index in (0, 1, 4, 5):
+                before = snapshot(session)
+                monkeypatch.setattr(runner, act, interrupt)
+                try:
+                    session.observe(random_frame(index), at=index)
+                except KeyboardInterrupt:
+                    assert session.slot.facts == Facts.of(session.state)
+                    if not unchanged(session, before) and session.slot.facts.num_frames > index:
+                        continue
+                    session.observe(random_frame(index), at=index)
+                monkeypatch.undo()
+                continue
+            one.observe(random_frame(index), at=index)
+        if mode == "image" or index % 2:
+            assert unchanged(session, snapshot(wanted)), index
 
 
 @pytest.mark.slow
@@ -205,11 +287,11 @@ def test_after_a_million_tokens_memory_and_speed_are_as_at_the_start(processor):
         session.engine.settle()
         held.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
         started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with session.engine.runner.working():
+        with session.engine.runner.main_lane():
             started.record()
         for _ in range(1000):
             session.observe(frame)
-        with session.engine.runner.working():
+        with session.engine.runner.main_lane():
             ended.record()
         session.engine.settle()
         taken.append(started.elapsed_time(ended))

@@ -81,8 +81,9 @@ def test_the_teacher_learns_from_where_it_starts(tmp_path):
         {"num_pictures": 64, "buckets": {"picture": 1}, "named": True},
         {"num_pictures": 64, "buckets": {"stream4": 1, "text": 1}},
     ]
-    changes = {"num_steps": 40, "log_every": 10, "learning_rate": 8e-4, "dtype": "bfloat16"}
+    changes = {"num_steps": 60, "log_every": 1, "learning_rate": 8e-4, "dtype": "bfloat16"}
     teach(pretraining(tmp_path / "start", tmp_path / "run", draws, **changes))
     lines = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text().splitlines()]
-    assert lines[-1]["answer_loss"] < lines[0]["answer_loss"]
-    assert lines[-1]["patch_loss"] < lines[0]["patch_loss"]
+    for name in ("answer_loss", "patch_loss"):  # a batch's own loss varies much, so means are compared
+        first, last = (sum(line[name] for line in part) / len(part) for part in (lines[:3], lines[-15:]))
+        assert last < 0.9 * first, name

@@ -14,7 +14,7 @@ from tests.project.source import ROOT, modules
 PUBLIC_NAMES = """
     Answer ChatSession CheckpointError Engine Frame InfiniteVLConfig InfiniteVLError
     InfiniteVLForConditionalGeneration InfiniteVLProcessor InputError Sampling SourceError StateCache
-    StateError StreamSession StreamState StreamStats list_models load merge_adapter_ observe_together
+    StateError StreamSession StreamState StreamStats list_models load merge_adapter_
     open_source process_vision_info
 """.split()
 MEGABYTE = 1_000_000

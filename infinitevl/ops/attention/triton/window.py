@@ -1,4 +1,4 @@
-"""Window attention over a ring, as Triton kernels with the signatures and results of `ops.window`.
+"""Window attention over a ring, as Triton kernels with the signatures and results of `ops.attention.torch`.
 
 Many tokens take three kernels: rotate the new queries and keys, attend, then merge the splits and write the
 new keys and values into the ring (only now: every query has read what they overwrite). One token takes two:

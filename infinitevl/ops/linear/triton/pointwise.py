@@ -19,7 +19,7 @@ def as_rows(x: Tensor, width: int) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean x^2 + eps) over the last axis, times `weight`; rounded as ops.norm.rms_norm rounds."""
+    """x / sqrt(mean x^2 + eps) over the last axis, times `weight`; rounded as `ops.linear.torch` rounds."""
     return _rms_norm(x, weight, eps, None)[0]
 
 

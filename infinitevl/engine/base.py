@@ -1,0 +1,224 @@
+"""What streams and chats share: a slot of an engine, and answers that grow in slots of their own."""
+
+import copy
+import json
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from infinitevl.engine.answers import Answer
+from infinitevl.engine.engine import Engine, unwrapped
+from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.settings import read_settings
+from infinitevl.engine.slots import Facts, Parked, Slot
+from infinitevl.errors import InputError, StateError
+from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.weights import fingerprint
+from infinitevl.processing.prompt.encoding import end_of_turn_ids
+from infinitevl.state import StreamState
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session as it was at one moment; `save` may run later, and in another thread."""
+
+    state: StreamState
+    mark: str
+    settings: str
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file, complete or not at all; InfiniteVLError if it cannot be written."""
+        self.state.save(path, self.mark, settings=self.settings)
+
+
+class Session:
+    """A stream or a chat in a slot; see `StreamSession` and `ChatSession`."""
+
+    kind: ClassVar[str]  # what messages call it
+    _settings: ClassVar[tuple[str, ...]]  # what is saved beside the state
+    system: str | None
+    keep_turns: bool
+
+    def _enter(self, engine: Engine, is_alone: bool) -> None:
+        self.engine = engine
+        self._is_alone = is_alone
+        self._slot: Slot | None = engine.take()
+        self._parked: Parked | None = None
+        # The answer that will become part of the session, unless everybody lets go of it.
+        self._kept: Callable[[], Answer | None] = lambda: None
+
+    @property
+    def model(self) -> InfiniteVLForConditionalGeneration:
+        """The engine's model."""
+        return self.engine.model
+
+    @property
+    def processor(self) -> Any:
+        """The engine's processor."""
+        return self.engine.processor
+
+    @property
+    def slot(self) -> Slot:
+        """The session's slot, taken again after `park`.
+
+        Raises:
+            StateError: the session was closed, or all slots are taken.
+        """
+        with self.engine.lock:
+            if self._slot is None:
+                if self._parked is None:
+                    raise StateError(f"this {self.kind} was closed. Open another one, or load a saved one.")
+                self._slot, self._parked = self.engine.unpark(self._parked), None
+            return self._slot
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the state lies in host memory."""
+        return self._parked is not None
+
+    @property
+    def state(self) -> StreamState:
+        """The state of this session, complete at the moment of asking; waits for the device."""
+        slot = self.slot
+        self.engine.settle()
+        return slot.state
+
+    def recurrent_norms(self) -> list[float]:
+        """Frobenius norm of each Gated DeltaNet's recurrent state; waits for the device."""
+        return self.state.recurrent_norms
+
+    def _begin(
+        self,
+        read: Callable[[Slot], Tensor],
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+    ) -> Answer:
+        """Start an answer to what `read` takes into a copy of this session; it returns [1, C]."""
+        with self.engine.lock:  # what reading returns stands until somebody else reads
+            self._check_free()
+            slot = self.engine.fork(self.slot)
+            try:
+                answer = self.engine.scheduler.begin(slot, read(slot), sampling, on_text)
+                self._kept = weakref.ref(answer) if self.keep_turns else lambda: None
+                return answer
+            except BaseException:
+                self.engine.release(slot)
+                raise
+
+    def finish(self, answer: Answer) -> str:
+        """The text of an answer that `begin` started, complete. Every answer is finished or cancelled once.
+
+        Raises:
+            InputError: it was finished or cancelled before, or meanwhile.
+            Exception: what its `on_text` raised. StateError: see `begin`; also where a step was cut short.
+        """
+        self._check_held(answer)
+        try:
+            text = self.engine.scheduler.finish(answer, to_the_end=self.keep_turns)
+            if self.keep_turns:
+                self._keep(answer)
+        finally:
+            self.cancel(answer)
+        return text
+
+    def _keep(self, answer: Answer) -> None:
+        """Let the session go on behind an answer."""
+        with self.engine.lock:
+            self._check_held(answer)
+            answer.slot.facts = answer.slot.facts.with_text(len(answer.tokens))
+            self.engine.read(answer.slot, end_of_turn_ids(self.processor.tokenizer))
+            self.engine.replace_(self.slot, answer.slot)
+
+    def _check_free(self) -> None:
+        """Refuse what a turn that is going to be kept would undo."""
+        kept = self._kept()
+        if kept is not None and self.engine.pool.holds(kept.slot):
+            raise InputError(
+                f"this {self.kind} keeps its turns and one is being answered: finish or cancel it."
+            )
+
+    def _check_held(self, answer: Answer) -> None:
+        if not self.engine.pool.holds(answer.slot):
+            raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
+
+    def cancel(self, answer: Answer) -> None:
+        """Give up an answer that `begin` started, and its slot. May be called twice."""
+        self.engine.release(answer.slot)
+
+    def fork(self) -> Self:
+        """An independent session that holds the same.
+
+        Raises:
+            StateError: the session shares an engine whose slots are all taken.
+        """
+        with self.engine.lock:
+            slot, twin = self.slot, copy.copy(self)
+            twin._kept = lambda: None
+            if self._is_alone:
+                twin._enter(self.engine.twin(), is_alone=True)
+                twin._fill(self.state, slot.facts)
+            else:
+                twin._slot = self.engine.fork(slot)
+        return twin
+
+    def park(self) -> None:
+        """Move the state to host memory and free the slot; the next use brings it back, bit for bit."""
+        with self.engine.lock:
+            slot = self._slot
+            if slot is not None:
+                self._parked, self._slot = self.engine.park(slot), None
+                self.engine.release(slot)
+
+    def close(self) -> None:
+        """Give the slot back; what was not saved is gone. May be called twice."""
+        with self.engine.lock:
+            slot, self._slot, self._parked = self._slot, None, None
+            if slot is not None:
+                self.engine.release(slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write state and settings to one file, complete or not at all.
+
+        Raises:
+            InfiniteVLError: the file could not be written.
+        """
+        self.snapshot().save(path)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of state and settings as they are now; waits for the device."""
+        mark = fingerprint(self.model, self.model.config)
+        settings = {name: getattr(self, name) for name in self._settings}
+        with self.engine.lock:
+            state = self.state.fork()
+            state.span.num_dropped.fill_(self.slot.facts.num_dropped)
+        return Snapshot(state, mark, json.dumps(settings))
+
+    @classmethod
+    def _saved(
+        cls, path: str | os.PathLike[str], model: InfiniteVLForConditionalGeneration
+    ) -> tuple[StreamState, dict[str, Any]]:
+        """State and settings of a file that `save` wrote.
+
+        Raises:
+            StateError: not a state of such a session, damaged, or of another model.
+        """
+        model = unwrapped(model)
+        mark, devices = fingerprint(model, model.config), model.model.layer_devices
+        config = model.config.text_config
+        state = StreamState.load(path, config, mark, dtype=model.dtype, device=devices)
+        return state, read_settings(path, cls.kind, cls._settings)
+
+    def _fill(self, state: StreamState, facts: Facts | None = None) -> None:
+        """Take over a state; facts None reads them from it."""
+        self.state.copy_(state)
+        self.slot.facts = Facts.of(state) if facts is None else facts

@@ -1,0 +1,324 @@
+"""Runs an engine's steps as CUDA graphs on one GPU: captured when first needed, replayed from then on."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.graphs import Lanes, Replay, Rerun
+from infinitevl.engine.preprocess import Preprocessor
+from infinitevl.engine.slots import Facts, Slot, SlotPool, write_facts
+from infinitevl.engine.steps import Steps
+from infinitevl.model.vision import VisionPlan
+
+# Captured sizes of a chunk of a prompt. What is longer than the last is read as it is, in pieces of
+# LONG_CHUNK: so much work hides its launches, and a graph of it would hold on to gigabytes.
+LONG_CHUNK = 8192
+CHUNK_SIZES = (16, 32, 64, 128, 256, 512)
+
+
+class GraphRunner:
+    """Steps as replayed graphs, a graph for every number of streams that was met.
+
+    The pool's last row is the scratch row: it fills up batches and is what warm-ups write to.
+    """
+
+    tokens_per_poll = 4
+    polls_late = True
+
+    def __init__(
+        self,
+        steps: Steps,
+        pool: SlotPool,
+        answers: AnswerRows,
+        preprocess: Preprocessor,
+        clip_length: int,
+        enforce_eager: bool,
+    ):
+        self.steps, self.pool, self.answers, self.preprocess = steps, pool, answers, preprocess
+        self.clip_length, self.device = clip_length, pool.state.length.device
+        self.scratch = pool.num_slots
+        self.lanes = Lanes(self.device, replays=not enforce_eager)
+        self.is_atomic = not enforce_eager
+        self._replays: dict[tuple[Any, ...], Replay | Rerun] = {}
+        self._plans: dict[int, VisionPlan] = {}  # by number of pictures: captured steps read them there
+        self._buffer = 0  # which of two sets of buffers the next frame uses
+        self._reusable: list[torch.cuda.Event | None] = [None, None]  # when each set may be used again
+        self._fence: torch.cuda.Event | None = None  # what on the main lane the next frame must wait for
+        self._readers: dict[int, torch.cuda.Stream] = {}  # of callers who may be reading the state
+
+    # ------ frames
+
+    def prepare(self, frames: Sequence[Any]) -> list[Tensor]:
+        """Frames as pictures, uint8 [3, H, W]; those on a GPU are copied, so the caller may go on at once."""
+        lanes = self.lanes
+        owned = [lanes.bring("vision", x) if isinstance(x, Tensor) and x.is_cuda else x for x in frames]
+        with self.vision_lane():
+            return [self.preprocess(frame) for frame in owned]
+
+    def encode(self, clips: Sequence[Tensor]) -> Replay | Rerun:
+        """What the decoder will read of clips, each uint8 [1 or 2, 3, H, W], once their lane gets there."""
+        buffer = self._buffer
+        replay = self._vision(self._size(len(clips)), buffer)
+        if (reusable := self._reusable[buffer]) is not None:
+            reusable.synchronize()  # never more than two frames ahead of the device
+        with self.lanes.on("vision"):
+            for static, clip in zip(replay.inputs[0], clips, strict=False):
+                static.copy_(clip, non_blocking=True)
+            replay()
+        return replay
+
+    def open_span(self, slot: Slot, time: int) -> None:
+        """Begin a span behind the vision-start token, on the main lane."""
+        self.steps.open_spans(slot.state, None, torch.tensor([time]).to(self.device))
+
+    def add_frames(
+        self, slots: Sequence[Slot], encoded: Replay | Rerun, times: Sequence[int], facts: Sequence[Facts]
+    ) -> None:
+        """Let the decoder read encoded frames, as soon as they are there."""
+        buffer, size = self._buffer, self._size(len(slots))
+        replay = self._decoder(size, buffer, encoded.outputs)
+        filled = [*times, *[0] * (size - len(times))]
+        self.lanes.wait("main", self.lanes.mark("vision"))
+        with self.lanes.on("main"):
+            replay(self._indices(slots, size), torch.tensor(filled), _padded_rows(facts, size))
+        self._reusable[buffer] = self.lanes.mark("main")
+        self._buffer = 1 - buffer
+
+    def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None:
+        """Keep pictures until their partners come: the vision lane has them, the main lane counts them."""
+        size = self._size(len(slots))
+
+        def make() -> Replay | Rerun:
+            def step(rows: Tensor, facts: Tensor) -> None:
+                write_facts(self.pool.state.span, rows, facts)
+
+            return self.lanes.capture("main", step, self._scratch(size), self._numbers(size, 4))
+
+        replay = self._replay(("hold", size), make)
+        with self.vision_lane():
+            for slot, picture in zip(slots, pictures, strict=True):
+                slot.state.span.waiting.copy_(picture[None])
+        self.lanes.wait("main", self.lanes.mark("vision"))
+        with self.lanes.on("main"):
+            replay(self._indices(slots, size), _padded_rows(facts, size))
+
+    def _vision(self, size: int, buffer: int) -> Replay | Rerun:
+        def make() -> Replay | Rerun:
+            height, width = (side * self._side for side in self.steps.grid)
+            clips = torch.zeros(
+                size, self.clip_length, 3, height, width, dtype=torch.uint8, device=self.device
+            )
+            # Not in the lane's own pool: there another graph's inner tensors may lie where the result does,
+            # and the vision lane replays that graph while the main lane still reads.
+            features = torch.zeros(
+                size,
+                self.steps.num_tokens,
+                self.steps.model.config.text_config.hidden_size,
+                dtype=self.steps.model.dtype,
+                device=self.device,
+            )
+            plan = self._plans.setdefault(size, self.steps.plan(size, self.device))
+
+            def step(clips: Tensor) -> Tensor:
+                return features.copy_(self.steps.encode(clips, plan))
+
+            return self.lanes.capture("vision", step, clips)
+
+        return self._replay(("encode", size, buffer), make)
+
+    def _decoder(self, size: int, buffer: int, features: Tensor) -> Replay | Rerun:
+        def make() -> Replay | Rerun:
+            def step(rows: Tensor, times: Tensor, facts: Tensor) -> None:
+                self.steps.add_frames(self.pool.state, rows, features, times, facts)
+
+            inputs = self._scratch(size), self._numbers(size), self._numbers(size, 4)
+            return self.lanes.capture("main", step, *inputs)
+
+        return self._replay(("add frames", size, buffer), make)
+
+    @property
+    def _side(self) -> int:
+        return self.steps.model.config.vision_config.merge_factor
+
+    # ------ prompts
+
+    def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
+        """Read text: the last hidden state [1, C], which stands until the next reading."""
+        assert token_ids, "there is text to read"
+        for start in range(0, len(token_ids), LONG_CHUNK):
+            hidden = self._read_piece(slot, token_ids[start : start + LONG_CHUNK])
+        return hidden
+
+    def _read_piece(self, slot: Slot, token_ids: list[int]) -> Tensor:
+        rows, count = self._indices([slot], 1), len(token_ids)
+        size = _chunk_size(count)
+        if size is None:
+            ids = torch.tensor([token_ids]).to(self.device)
+            return self.steps.read(self.pool.state, rows.to(self.device), ids, None)
+        ids = torch.tensor([token_ids + [0] * (size - count)])
+        return self._text(size)(rows, ids, torch.tensor([count]))
+
+    def _text(self, size: int) -> Replay | Rerun:
+        def make() -> Replay | Rerun:
+            def step(rows: Tensor, ids: Tensor, num_valid: Tensor) -> Tensor:
+                return self.steps.read(self.pool.state, rows, ids, num_valid)
+
+            return self.lanes.capture(
+                "main", step, self._scratch(1), self._numbers(1, size), self._numbers(1) + 1
+            )
+
+        return self._replay(("read", size), make)
+
+    def read_embeds(self, slot: Slot, embeds: Tensor, offsets: Tensor) -> Tensor:
+        """Read what `Steps.embed` returned: the last hidden state, which stands until the next reading."""
+        positions = offsets.to(self.device) + slot.state.next_position
+        for start in range(0, embeds.shape[1], LONG_CHUNK):
+            piece = slice(start, start + LONG_CHUNK)
+            hidden = self._read_embeds_piece(slot, embeds[:, piece], positions[..., piece])
+        return hidden
+
+    def _read_embeds_piece(self, slot: Slot, embeds: Tensor, positions: Tensor) -> Tensor:
+        rows, count = self._indices([slot], 1), embeds.shape[1]
+        size = _chunk_size(count)
+        if size is None:
+            return self.steps.read_embeds(self.pool.state, rows.to(self.device), embeds, positions, None)
+        missing = size - count
+        padded = pad(embeds, (0, 0, 0, missing)), pad(positions, (0, missing))
+        return self._embeds(size, embeds)(rows, *padded, torch.tensor([count]))
+
+    def _embeds(self, size: int, like: Tensor) -> Replay | Rerun:
+        def make() -> Replay | Rerun:
+            def step(rows: Tensor, embeds: Tensor, positions: Tensor, num_valid: Tensor) -> Tensor:
+                return self.steps.read_embeds(self.pool.state, rows, embeds, positions, num_valid)
+
+            embeds = like.new_zeros(1, size, like.shape[2])
+            inputs = embeds, self._numbers(3, 1, size), self._numbers(1) + 1
+            return self.lanes.capture("main", step, self._scratch(1), *inputs)
+
+        return self._replay(("read embeds", size), make)
+
+    # ------ answers
+
+    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None:
+        """Pick the first token of an answer."""
+
+        def make() -> Replay | Rerun:
+            def step(rows: Tensor, hidden: Tensor) -> None:
+                self.steps.first(self.answers, rows, hidden, is_greedy)
+
+            return self.lanes.capture("main", step, self._scratch(1), hidden.clone())
+
+        self._replay(("first", is_greedy), make)(self._indices([slot], 1), hidden)
+
+    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None:
+        """One more token for each answer; one that is over reads on in the scratch row."""
+        size = self._size(len(slots))
+
+        def make() -> Replay | Rerun:
+            def step(answer_rows: Tensor) -> None:
+                rows = answer_rows.masked_fill(self.answers.done[answer_rows], self.scratch)
+                self.steps.token(self.pool.state, rows, self.answers, answer_rows, is_greedy)
+
+            return self.lanes.capture("main", step, self._scratch(size))
+
+        self._replay(("token", size, is_greedy), make)(self._indices(slots, size))
+
+    def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]:
+        """How the answers stand now; the result waits for the device when it is called."""
+        found = self.answers.report(self._indices(slots, len(slots)).to(self.device, non_blocking=True))
+        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        host.copy_(found, non_blocking=True)
+        ready = self.lanes.mark("main")
+
+        def result() -> list[list[int]]:
+            ready.synchronize()
+            return host.tolist()
+
+        return result
+
+    # ------ lanes
+
+    def vision_lane(self) -> AbstractContextManager[Any]:
+        """Around all that prepares the next frame: its own lane, after what was done to the state since."""
+        self._let_readers_finish("vision")
+        if self._fence is not None:
+            self.lanes.wait("vision", self._fence)
+            self._fence = None
+        return self.lanes.on("vision")
+
+    def main_lane(self) -> AbstractContextManager[Any]:
+        """Around everything else: the main lane, after the frame that is being prepared."""
+        return _MainLane(self)
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """Where the decoder runs."""
+        return self.lanes.streams["main"]
+
+    def settle(self) -> None:
+        """Return when everything that was asked for is done.
+
+        What the caller asks of the state on his stream, now or later, comes before steps asked for after it.
+        """
+        for stream in self.lanes.streams.values():
+            stream.synchronize()
+        reader = torch.cuda.current_stream(self.device)
+        self._readers[reader.cuda_stream] = reader
+
+    def _let_readers_finish(self, name: str) -> None:
+        for stream in list(self._readers.values()):
+            self.lanes.follow(name, stream)
+
+    # ------ inputs
+
+    def _replay(self, key: tuple[Any, ...], make: Callable[[], Replay | Rerun]) -> Replay | Rerun:
+        if key not in self._replays:
+            self._replays[key] = make()
+        return self._replays[key]
+
+    def _size(self, count: int) -> int:
+        """Streams in the captured step that takes `count`: the next power of two, or all there are."""
+        return min(1 << (count - 1).bit_length(), self.pool.num_slots)
+
+    def _indices(self, slots: Sequence[Slot], size: int) -> Tensor:
+        indices = [slot.index for slot in slots]
+        return torch.tensor(indices + [self.scratch] * (size - len(indices)))
+
+    def _scratch(self, size: int) -> Tensor:
+        return torch.full((size,), self.scratch, device=self.device)
+
+    def _numbers(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+
+def _chunk_size(count: int) -> int | None:
+    """The captured size for a chunk of so many tokens; None for one that is read as it is."""
+    return next((size for size in CHUNK_SIZES if size >= count), None)
+
+
+def _padded_rows(facts: Sequence[Facts], size: int) -> Tensor:
+    """`Facts.row` of each stream and of the scratch row's, int64 [size, 4]."""
+    return torch.tensor([each.row() for each in [*facts, *[Facts()] * (size - len(facts))]])
+
+
+class _MainLane(AbstractContextManager):
+    """The main lane, in order with the vision lane on both sides."""
+
+    def __init__(self, runner: GraphRunner):
+        self._runner = runner
+        self._lane = runner.lanes.on("main")
+
+    def __enter__(self) -> None:
+        lanes = self._runner.lanes
+        self._runner._let_readers_finish("main")
+        lanes.wait("main", lanes.mark("vision"))
+        self._lane.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._lane.__exit__(*error)
+        self._runner._fence = self._runner.lanes.mark("main")

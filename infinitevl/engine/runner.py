@@ -1,0 +1,133 @@
+"""Runs an engine's steps as plain calls, on any device; `GraphRunner` does the same with CUDA graphs."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.preprocess import Preprocessor
+from infinitevl.engine.slots import Facts, Slot, SlotPool, write_facts
+from infinitevl.engine.steps import Steps
+from infinitevl.state import StreamState
+
+
+class Runner(Protocol):
+    """What an engine asks of a runner; see `EagerRunner`."""
+
+    tokens_per_poll: int
+    polls_late: bool
+    is_atomic: bool
+
+    @property
+    def stream(self) -> "torch.cuda.Stream | None": ...
+    def prepare(self, frames: Sequence[Any]) -> list[Tensor]: ...
+    def encode(self, clips: Sequence[Tensor]) -> Any: ...
+    def open_span(self, slot: Slot, time: int) -> None: ...
+    def add_frames(
+        self, slots: Sequence[Slot], encoded: Any, times: Sequence[int], facts: Sequence[Facts]
+    ) -> None: ...
+    def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None: ...
+    def read(self, slot: Slot, token_ids: list[int]) -> Tensor: ...
+    def read_embeds(self, slot: Slot, embeds: Tensor, offsets: Tensor) -> Tensor: ...
+    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None: ...
+    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None: ...
+    def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]: ...
+    def vision_lane(self) -> AbstractContextManager[Any]: ...
+    def main_lane(self) -> AbstractContextManager[Any]: ...
+    def settle(self) -> None: ...
+
+
+class EagerRunner:
+    """Steps as plain calls; the host polls answers before every token.
+
+    tokens_per_poll: steps of the answers between two reports. polls_late: the host reads a report while the
+    next tokens are generated already. is_atomic: an interrupt cannot cut `add_frames` or `hold` in two.
+    """
+
+    tokens_per_poll = 1
+    polls_late = False
+    is_atomic = False
+    stream = None
+
+    def __init__(self, steps: Steps, pool: SlotPool, answers: AnswerRows, preprocess: Preprocessor):
+        self.steps, self.pool, self.answers, self.preprocess = steps, pool, answers, preprocess
+
+    def prepare(self, frames: Sequence[Any]) -> list[Tensor]:
+        """Frames of any kind as pictures of the stream's size, uint8 [3, H, W].
+
+        Raises:
+            InputError: not a picture.
+        """
+        return [self.preprocess(frame) for frame in frames]
+
+    def encode(self, clips: Sequence[Tensor]) -> Tensor:
+        """What the decoder will read of clips, each uint8 [1 or 2, 3, H, W]."""
+        return self.steps.encode(torch.stack(list(clips)))
+
+    def open_span(self, slot: Slot, time: int) -> None:
+        """Begin a span behind the vision-start token; its first frame is at `time` (microseconds)."""
+        self.steps.open_spans(slot.state, None, self._numbers([time]))
+
+    def add_frames(
+        self, slots: Sequence[Slot], encoded: Tensor, times: Sequence[int], facts: Sequence[Facts]
+    ) -> None:
+        """Read frames seen at `times` (microseconds); `facts` hold afterwards."""
+        state, rows = self._where(slots)
+        self.steps.add_frames(
+            state, rows, encoded, self._numbers(times), self._numbers([each.row() for each in facts])
+        )
+
+    def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None:
+        """Keep pictures until their partners come; `facts` hold afterwards."""
+        for slot, picture, after in zip(slots, pictures, facts, strict=True):
+            slot.state.span.waiting.copy_(picture[None])
+            write_facts(slot.state.span, None, self._numbers([after.row()]))
+
+    def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
+        """Read text: the last hidden state [1, C]."""
+        return self.steps.read(slot.state, None, self._numbers([token_ids]), None)
+
+    def read_embeds(self, slot: Slot, embeds: Tensor, offsets: Tensor) -> Tensor:
+        """Read what `Steps.embed` returned: the last hidden state [1, C]."""
+        start = slot.state.next_position
+        return self.steps.read_embeds(slot.state, None, embeds, offsets.to(start.device) + start, None)
+
+    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None:
+        """Pick the first token of an answer."""
+        self.steps.first(self.answers, self._indices([slot]), hidden, is_greedy)
+
+    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None:
+        """One more token for each answer that is not over."""
+        state, rows = self._where(slots)
+        self.steps.token(state, rows, self.answers, self._indices(slots), is_greedy)
+
+    def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]:
+        """How the answers stand now; the result waits for the device when it is called."""
+        report = self.answers.report(self._indices(slots))
+        return report.tolist
+
+    def vision_lane(self) -> AbstractContextManager[Any]:
+        """Around all that prepares the next frame."""
+        return nullcontext()
+
+    def main_lane(self) -> AbstractContextManager[Any]:
+        """Around everything else."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Return when everything that was asked for is done."""
+
+    def _numbers(self, values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.pool.state.length.device)
+
+    def _indices(self, slots: Sequence[Slot]) -> Tensor:
+        return self._numbers([slot.index for slot in slots])
+
+    def _where(self, slots: Sequence[Slot]) -> tuple[StreamState, Tensor | None]:
+        """One stream is its own state; of several, the pool's rows."""
+        if len(slots) == 1:
+            return slots[0].state, None
+        return self.pool.state, self._indices(slots)

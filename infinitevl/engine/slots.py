@@ -1,0 +1,185 @@
+"""Slots: rows of one state that are given out, each with the facts that the host knows about it."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from infinitevl.errors import StateError
+from infinitevl.state import SpanState, StreamState
+
+_ON_DEVICE = ("is_open", "has_waiting", "num_frames", "last_time")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a slot holds, known without asking the device.
+
+    Whoever changes a slot works out the facts after the change. The step that makes it writes them into the
+    row (`write_facts`), and the host keeps the same object.
+
+    num_tokens: in the state's past. is_open: the vision span. has_waiting: a frame waits for its partner.
+    num_frames: seen, a waiting one included. last_time: of the newest, microseconds. num_dropped: frames that
+    live sources dropped; written to the row only when it is saved.
+    """
+
+    num_tokens: int = 0
+    is_open: bool = False
+    has_waiting: bool = False
+    num_frames: int = 0
+    last_time: int = 0
+    num_dropped: int = 0
+
+    @classmethod
+    def of(cls, state: StreamState) -> "Facts":
+        """Read them from the state of one stream; waits for the device."""
+        span = state.span
+        return cls(
+            int(state.length),
+            bool(span.is_open),
+            bool(span.has_waiting),
+            int(span.num_frames),
+            int(span.last_time),
+            int(span.num_dropped),
+        )
+
+    def with_text(self, num_tokens: int) -> "Facts":
+        """After so many tokens more."""
+        return replace(self, num_tokens=self.num_tokens + num_tokens)
+
+    def with_frame(self, time: int, num_dropped: int) -> "Facts":
+        """After a new frame at `time`, before which a source dropped so many."""
+        dropped, frames = self.num_dropped + num_dropped, self.num_frames + 1
+        return replace(self, num_frames=frames, last_time=time, num_dropped=dropped)
+
+    def with_patch(self, num_tokens: int) -> "Facts":
+        """After the tokens of a whole temporal patch, which lie in an open span."""
+        return replace(self.with_text(num_tokens), is_open=True, has_waiting=False)
+
+    def row(self) -> list[int]:
+        """What `write_facts` takes of them."""
+        return [int(getattr(self, name)) for name in _ON_DEVICE]
+
+
+def write_facts(span: SpanState, rows: Tensor | None, facts: Tensor) -> None:
+    """Write `Facts.row` of each stream (int64 [B, 4]) into rows of a state (int64 [B], None for all)."""
+    for name, values in zip(_ON_DEVICE, facts.unbind(1), strict=True):
+        put(getattr(span, name), rows, values)
+
+
+def put(field: Tensor, rows: Tensor | None, values: Tensor) -> None:
+    """Write values [B, ...] into rows of a field of the state."""
+    values = values.to(field.dtype)
+    if rows is None:
+        field.copy_(values)
+    else:
+        field.index_copy_(0, rows, values)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A row that somebody holds; `state` is that row alone, as a view."""
+
+    index: int
+    state: StreamState
+    facts: Facts = Facts()
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A stream in host memory: its row of each buffer."""
+
+    rows: list[Tensor]
+    facts: Facts
+
+
+class SlotPool:
+    """The rows of one state, given out as slots.
+
+    A row is taken as long as somebody holds its `Slot` and has not released it. So a call that an interrupt
+    cuts short cannot keep a row: the slot is gone with it.
+
+    Args:
+        state: of as many streams as there are rows. num_slots: rows that are given out, the first ones.
+    """
+
+    def __init__(self, state: StreamState, num_slots: int):
+        self.state, self.num_slots = state, num_slots
+        self._views = [state.row(index) for index in range(num_slots)]
+        self._given: dict[int, weakref.ref[Slot]] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Slots that nobody has."""
+        return sum(self._is_free(index) for index in range(self.num_slots))
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether it is still given out; its row may be another slot's if not."""
+        given = self._given.get(slot.index)
+        return given is not None and given() is slot
+
+    def take(self) -> Slot:
+        """An empty slot.
+
+        Raises:
+            StateError: all are taken.
+        """
+        slot = self._take()
+        self.state.reset_row_(slot.index)
+        return slot
+
+    def fork(self, slot: Slot) -> Slot:
+        """Another slot that holds the same."""
+        twin = self._take()
+        self.state.copy_row_(twin.index, slot.index)
+        twin.facts = slot.facts
+        return twin
+
+    def release(self, slot: Slot) -> None:
+        """Take a slot back."""
+        if self.holds(slot):
+            del self._given[slot.index]
+
+    def park(self, slot: Slot) -> Parked:
+        """A copy of a slot in host memory."""
+        return Parked([_to_host(buffer[slot.index]) for buffer in self.state.buffers], slot.facts)
+
+    def unpark(self, parked: Parked) -> Slot:
+        """A slot that holds what was parked, bit for bit."""
+        slot = self._take()
+        self.restore_(slot, parked.rows)
+        slot.facts = parked.facts
+        return slot
+
+    def rows(self, slots: Sequence[Slot]) -> list[list[Tensor]]:
+        """Copies of slots on their devices, for `restore_`."""
+        return [[buffer[slot.index].clone() for buffer in self.state.buffers] for slot in slots]
+
+    def restore_(self, slot: Slot, row: Sequence[Tensor]) -> None:
+        """Write a copied row back."""
+        for buffer, kept in zip(self.state.buffers, row, strict=True):
+            buffer[slot.index].copy_(kept)
+
+    def _is_free(self, index: int) -> bool:
+        given = self._given.get(index)
+        return given is None or given() is None
+
+    def _take(self) -> Slot:
+        index = next((index for index in range(self.num_slots) if self._is_free(index)), None)
+        if index is None:
+            raise StateError(
+                f"all {self.num_slots} slots of this engine are taken (a stream has one, and a question "
+                "while it is answered). Close or park a stream, or build the engine with more num_slots."
+            )
+        slot = Slot(index, self._views[index])
+        self._given[index] = weakref.ref(slot)
+        return slot
+
+
+def _to_host(row: Tensor) -> Tensor:
+    if not row.is_cuda:
+        return row.clone()
+    host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True)
+    return host.copy_(row)
