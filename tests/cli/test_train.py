@@ -2,7 +2,6 @@ import os
 import signal
 
 import pytest
-
 from typer.testing import CliRunner
 
 from infinitevl.cli import app
