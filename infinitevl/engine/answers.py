@@ -33,7 +33,8 @@ class Answer:
     is_over: bool = False
     error: Exception | None = None
     pieces: deque[str] = field(default_factory=deque)
-    _telling: Any = field(default_factory=threading.RLock)
+    _telling: Any = field(default_factory=threading.Lock)
+    _teller: int | None = None  # the thread that hands pieces on
 
     @property
     def text(self) -> str:
@@ -62,13 +63,18 @@ class Answer:
             self.pieces.append(piece)
 
     def tell(self, wait: bool) -> None:
-        """Hand new pieces to `on_text`, in order, unless another thread is at it; `wait` lets it finish."""
-        if not self._telling.acquire(blocking=wait):
+        """Hand new pieces to `on_text`, in order, unless another thread is at it; `wait` lets it finish.
+
+        An `on_text` that asks something itself gets its next piece when it has returned.
+        """
+        if self._teller == threading.get_ident() or not self._telling.acquire(blocking=wait):
             return
         try:
+            self._teller = threading.get_ident()
             while self.pieces:
                 self.on_text(self.pieces.popleft())
         finally:
+            self._teller = None
             self._telling.release()
 
 

@@ -8,6 +8,7 @@ had asked.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from infinitevl.engine.answers import Answer
@@ -105,8 +106,8 @@ class StreamSession(Session):
 
     def _start(self, engine: Engine, keep_turns: bool, system: str | None, is_alone: bool) -> None:
         self.keep_turns, self.system = keep_turns, system
-        self.mode, self.frame_size = engine.mode, engine.frame_size
         self._enter(engine, is_alone)
+        self.mode, self.frame_size = engine.mode, engine.frame_size
 
     def observe(self, frame: Any, at: float | None = None) -> None:
         """Take in a frame. On a GPU this returns before the frame was read; whatever comes next waits for it.
@@ -230,8 +231,10 @@ class StreamSession(Session):
 
     @dropped.setter
     def dropped(self, count: int) -> None:
+        if not isinstance(count, Integral) or not 0 <= count < 2**63:
+            raise InputError(f"dropped is {count!r}; give a whole number of frames, at least 0.")
         with self.engine.lock:
-            self.slot.facts = replace(self.slot.facts, num_dropped=count)
+            self.slot.facts = replace(self.slot.facts, num_dropped=int(count))
 
     def _checked_time(self, at: float | None) -> int:
         """Microseconds of a new frame."""
@@ -251,6 +254,8 @@ class StreamSession(Session):
 def _microseconds(at: Any, largest: float) -> int:
     """Whole microseconds of a time in seconds, whatever kind of number it is."""
     try:
+        if isinstance(at, str | bytes | bytearray):
+            raise TypeError("text is no number")
         seconds = float(at)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"the time of a frame is {at!r}; give seconds as a number.") from error
