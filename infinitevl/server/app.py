@@ -3,12 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from infinitevl.engine.engine import Engine
@@ -18,13 +16,12 @@ from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.limits import Guard
 from infinitevl.server.media import MediaReader
 from infinitevl.server.metrics import Metrics
+from infinitevl.server.page import add_page
 from infinitevl.server.prompts import PromptMaker
 from infinitevl.server.registry import Registry
 from infinitevl.server.security import Keys
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.worker import EngineWorker
-
-PAGE = Path(__file__).parent / "page"
 
 
 def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
@@ -52,8 +49,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app.include_router(chat.router)
     app.include_router(stream_calls.router)
     _add_operation(app)
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    add_page(app)
     return app
 
 
