@@ -207,10 +207,7 @@ class StreamSession(Session):
                 f"{path} is a stream of mode and frame size {given}, this engine's are {own}. Build an "
                 "engine with these, or load it alone."
             )
-        keeps, system = settings["keep_turns"], settings["system"]
-        if not isinstance(keeps, bool) or not isinstance(system, str | None):
-            raise StateError(f"{path} has settings that no stream has. Use another copy.")
-        session = cls.on(engine, keep_turns=keeps, system=system)
+        session = cls.on(engine, keep_turns=settings["keep_turns"], system=settings["system"])
         session._fill(state)
         return session
 

@@ -251,7 +251,8 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
         answering = server.context.worker.answering
         streamed = VERY_LONG | {"stream": True}
         with server.client.stream("POST", "/v1/chat/completions", json=streamed) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # the connection ends with it
+            next(lines)
             until(lambda: answering.growing)
         until(lambda: not answering.growing)
 
