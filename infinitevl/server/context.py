@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
-from infinitevl.processing.prompt import turn_ids
+from infinitevl.processing.prompt.encoding import turn_ids
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.security import Keys

@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.processing.addresses import data_uri, is_data_uri, read_file
-from infinitevl.processing.fetch import fetch
-from infinitevl.processing.images import open_image
+from infinitevl.processing.fetching.addresses import data_uri, is_data_uri, read_file
+from infinitevl.processing.fetching.fetch import fetch
+from infinitevl.processing.pictures.opening import open_image
 from infinitevl.server.errors import ApiError, invalid
 from infinitevl.server.schemas import ChatRequest, ImagePart, ImageUrl, ProcessorKwargs, VideoPart, VideoUrl
 from infinitevl.server.security import allowed_file

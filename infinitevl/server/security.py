@@ -12,7 +12,7 @@ from fastapi import Request
 
 from infinitevl.errors import InputError
 from infinitevl.files import atomic_write
-from infinitevl.processing.addresses import local_path
+from infinitevl.processing.fetching.addresses import local_path
 from infinitevl.server.errors import ApiError
 
 LOCAL_OWNER = "local"

@@ -5,9 +5,9 @@ import re
 import threading
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.processing.addresses import printable
-from infinitevl.processing.frames import Source
-from infinitevl.processing.video import open_source
+from infinitevl.processing.fetching.addresses import printable
+from infinitevl.processing.sources.frames import Source
+from infinitevl.processing.sources.opening import open_source
 from infinitevl.server.errors import ApiError, masked
 from infinitevl.server.security import allowed_file
 from infinitevl.server.settings import ServerSettings

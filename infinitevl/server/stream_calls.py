@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.processing.images import open_image
+from infinitevl.processing.pictures.opening import open_image
 from infinitevl.server.chat import usage
 from infinitevl.server.context import Context, Owner, Parts, owner_of
 from infinitevl.server.errors import ApiError, invalid

@@ -12,8 +12,8 @@ import numpy as np
 
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.session import StreamSession
-from infinitevl.processing.addresses import printable
-from infinitevl.processing.frames import Frame
+from infinitevl.processing.fetching.addresses import printable
+from infinitevl.processing.sources.frames import Frame
 from infinitevl.server.errors import invalid
 
 _RATE_WINDOW = 5.0  # seconds over which frames a second are counted

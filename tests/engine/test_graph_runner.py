@@ -15,16 +15,32 @@ from tests.engine.test_chat import CONVERSATIONS
 from tests.support import random_frame, relative_error
 
 
+class Step(Rerun):
+    """A step that refuses to run outside of the lane that it was captured on."""
+
+    lane: str
+    lanes: "OneLane"
+
+    def __call__(self, *values):
+        assert self.lanes.current == self.lane, f"a step of {self.lane} runs on {self.lanes.current}"
+        return super().__call__(*values)
+
+
 class OneLane:
     """The lanes of a device that does one thing after the other."""
 
     streams: dict = {}  # noqa: RUF012
 
     def __init__(self, device, replays):
-        self.device = device
+        self.device, self.current = device, "the caller's stream"
 
+    @contextlib.contextmanager
     def on(self, name):
-        return contextlib.nullcontext()
+        before, self.current = self.current, name
+        try:
+            yield
+        finally:
+            self.current = before
 
     def mark(self, name):
         return self
@@ -38,7 +54,9 @@ class OneLane:
     def capture(self, name, step, *inputs):
         for _ in range(2):
             outputs = step(*inputs)
-        return Rerun(step, inputs, outputs)
+        replay = Step(step, inputs, outputs)
+        replay.lane, replay.lanes = name, self
+        return replay
 
 
 @pytest.fixture
