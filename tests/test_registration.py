@@ -23,7 +23,7 @@ ORDERS = {
     "Auto classes first": "from transformers import AutoModelForCausalLM, AutoProcessor; import infinitevl",
     "the processor first": "import infinitevl; infinitevl.InfiniteVLProcessor",
     "the engine first": "from infinitevl import Engine; import infinitevl",
-    "one module first": "import infinitevl.processing.images; import infinitevl",
+    "one module first": "import infinitevl.processing.pictures.opening; import infinitevl",
     "peft first": "import infinitevl; import peft",
 }
 
@@ -87,4 +87,20 @@ def test_the_watched_modules_keep_their_source_and_loader() -> None:
             "print('AutoModelForCausalLM' in inspect.getsource(modeling_auto), modeling_auto.__spec__.name)"
         )
         == "True transformers.models.auto.modeling_auto"
+    )
+
+
+def test_a_reloaded_package_still_registers_and_loads() -> None:
+    run(
+        "import importlib, infinitevl, infinitevl.registration as registration\n"
+        "importlib.reload(registration).register_when_needed()\n"
+        f"importlib.reload(infinitevl)\n{LOAD}"
+    )
+
+
+def test_auto_processor_takes_what_a_pipeline_passes() -> None:
+    run(
+        "import infinitevl\nfrom transformers import AutoProcessor\n"
+        f"folder = {str(builtin_folder())!r}\n"
+        "AutoProcessor.from_pretrained(folder, _from_pipeline='image-text-to-text', dtype='auto')"
     )

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infinitevl.config import InfiniteVLConfig
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from infinitevl.training.data.loading import Batch as Loaded
 from infinitevl.training.data.loading import BatchPlan, Loader, ShardState
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.public import open_mixture, read_public_data
-from infinitevl.training.data.source import open_source
+from infinitevl.training.data.source import open_samples
 from infinitevl.training.data.tokens import Limits, TokenWriter
 from infinitevl.training.recipes import DataSettings
 from infinitevl.training.stages.reading import Batch
@@ -68,7 +68,7 @@ class PackedFeed:
 def _mixture(settings: DataSettings, seed: int) -> Mixture:
     if settings.public is not None and settings.mixture is not None:
         return open_mixture(read_public_data(settings.public), settings.mixture, seed)
-    sources = [open_source(source.path, source.form) for source in settings.sources]
+    sources = [open_samples(source.path, source.form) for source in settings.sources]
     weights = [source.weight or len(opened) for source, opened in zip(settings.sources, sources, strict=True)]
     return Mixture(sources, seed, weights, settings.samples_per_epoch)
 

@@ -84,7 +84,7 @@ def _line_starts(path: Path) -> np.ndarray:
     return np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()])
 
 
-def open_source(path: str | Path, form: str | Convert = "messages") -> Source:
+def open_samples(path: str | Path, form: str | Convert = "messages") -> Source:
     """Opens a .jsonl or .json file, or a folder that `datasets` wrote with save_to_disk.
 
     form: "messages", "sharegpt", or a function that brings a row into the form of messages.

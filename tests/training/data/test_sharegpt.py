@@ -7,7 +7,7 @@ from PIL import Image
 
 from infinitevl.errors import InputError
 from infinitevl.training.data.sharegpt import ShareGPT
-from infinitevl.training.data.source import open_source
+from infinitevl.training.data.source import open_samples
 
 HUMAN = {"from": "human", "value": "<image><image>\nWhich is <b>larger</b>?"}
 GPT = {"from": "gpt", "value": "The second <image>."}
@@ -63,7 +63,7 @@ def test_a_file_of_the_published_codes_form_is_read(tmp_path):
     Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
     rows = [{"conversations": [{"from": "human", "value": "<image>What?"}, GPT], "images": ["a.png"]}]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    sample = open_source(tmp_path / "data.json", "sharegpt")[0]
+    sample = open_samples(tmp_path / "data.json", "sharegpt")[0]
     assert sample.where == f"{tmp_path / 'data.json'}, entry 1"
     assert sample.messages[0]["content"][0]["image"] == str(tmp_path / "a.png")
 
