@@ -118,45 +118,52 @@ def chat(
     )
 
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A video file, a folder of pictures, a camera (/dev/video0), or an rtsp or http address."
+    ),
+]
+AskOption = Annotated[
+    list[str] | None,
+    typer.Option("--ask", help="'30s: what is on the sign?', or a bare question for the end; repeatable."),
+]
+FpsOption = Annotated[
+    float | None, typer.Option("--fps", help="At most so many frames a second; default: every frame.")
+]
+LiveOption = Annotated[
+    bool, typer.Option("--live", help="Play a file at its own pace; the newest frame wins.")
+]
+ModeOption = Annotated[
+    FrameMode | None,
+    typer.Option("--mode", help="Each frame a picture (default), or two frames a temporal patch."),
+]
+KeepTurnsOption = Annotated[
+    bool, typer.Option("--keep-turns", help="Questions and answers become part of the stream.")
+]
+SaveStateOption = Annotated[
+    str | None, typer.Option("--save-state", metavar="FILE", help="Keep the stream for later.")
+]
+ResumeStateOption = Annotated[
+    str | None,
+    typer.Option("--resume-state", metavar="FILE", help="Go on with a kept stream; its time goes on too."),
+]
+MaxFramesOption = Annotated[
+    int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
+]
+
+
 @command(app)
 def watch(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A video file, a folder of pictures, a camera (/dev/video0), or an rtsp or http address."
-        ),
-    ],
-    ask: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ask", help="'30s: what is on the sign?', or a bare question for the end; repeatable."
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option("--fps", help="At most so many frames a second; default: every frame.")
-    ] = None,
-    live: Annotated[
-        bool, typer.Option("--live", help="Play a file at its own pace; the newest frame wins.")
-    ] = False,
-    mode: Annotated[
-        FrameMode | None,
-        typer.Option("--mode", help="Each frame a picture (default), or two frames a temporal patch."),
-    ] = None,
-    keep_turns: Annotated[
-        bool, typer.Option("--keep-turns", help="Questions and answers become part of the stream.")
-    ] = False,
-    save_state: Annotated[
-        str | None, typer.Option("--save-state", metavar="FILE", help="Keep the stream for later.")
-    ] = None,
-    resume_state: Annotated[
-        str | None,
-        typer.Option(
-            "--resume-state", metavar="FILE", help="Go on with a kept stream; its time goes on too."
-        ),
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
-    ] = None,
+    source: SourceArgument,
+    ask: AskOption = None,
+    fps: FpsOption = None,
+    live: LiveOption = False,
+    mode: ModeOption = None,
+    keep_turns: KeepTurnsOption = False,
+    save_state: SaveStateOption = None,
+    resume_state: ResumeStateOption = None,
+    max_frames: MaxFramesOption = None,
     max_new_tokens: MaxNewTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     report: ReportOption = None,

@@ -221,14 +221,14 @@ def memory(
     benchmark.run(bench, list(benchmark.TOKENS) if lengths is None else lengths, mode.value)
 
 
-class Sharding(StrEnum):
+class ShardingChoice(StrEnum):
     """How weights are spread over several processes."""
 
     fsdp = "fsdp"
     grad_op = "fsdp-grad-op"
 
 
-class Stage(StrEnum):
+class StageChoice(StrEnum):
     """Stages whose steps can be measured."""
 
     distill_layers = "distill-layers"
@@ -240,7 +240,7 @@ class Stage(StrEnum):
 @measurement()
 def train(
     shared: Shared,
-    stage: Annotated[Stage, typer.Option("--stage", help="Which stage's step.")] = Stage.sft,
+    stage: Annotated[StageChoice, typer.Option("--stage", help="Which stage's step.")] = StageChoice.sft,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=64, help="Of a packed row; default: 8192, long-sft 32768.")
     ] = None,
@@ -255,8 +255,8 @@ def train(
         ),
     ] = None,
     sharding: Annotated[
-        Sharding, typer.Option("--sharding", help="Of weights, with several processes.")
-    ] = Sharding.fsdp,
+        ShardingChoice, typer.Option("--sharding", help="Of weights, with several processes.")
+    ] = ShardingChoice.fsdp,
 ) -> None:
     """Time, memory and losses of a training step; with torchrun on several GPUs, and how that scales."""
     if int(os.environ.get("WORLD_SIZE", "1")) > rows:

@@ -11,7 +11,7 @@ from infinitevl.cli.output import print_json, write
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import TextDisplay
 from infinitevl.engine.session import StreamSession
-from infinitevl.evaluation.demo import Demo, DemoResult, Mark, examine, open_demo
+from infinitevl.evaluation.demo import Demo, DemoResult, Mark, open_demo, watch_demo
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Answered, Event
 from infinitevl.evaluation.units import show_bytes
@@ -49,7 +49,7 @@ class _JsonMarks:
             recorder(event, truth=mark.truth, right=mark.right)
             print_json(asdict(mark))
 
-        result = examine(session, demo, recorder, mark)
+        result = watch_demo(session, demo, recorder, mark)
         counts = {"right": result.num_right, "asked": len(result.marks)}
         print_json(result.summary.line() | counts | {"frames_per_second": round(result.frames_per_second, 2)})
         return result
@@ -76,7 +76,7 @@ class _TextMarks:
         write(f"{self._num_frames} frames that no model was trained on. ")
         write(f"Attention sees the last {self._window_size:,} tokens; the rest is memory.\n\n")
         try:
-            result = examine(session, demo, show, mark)
+            result = watch_demo(session, demo, show, mark)
         finally:
             self._display.pause()
         self._conclude(result, recorder)

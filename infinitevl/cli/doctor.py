@@ -48,7 +48,7 @@ class Finding:
     note: str = ""
 
 
-def examine(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
+def inspect_machine(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
     """Findings one after the other; `model` is a folder or a name, None for the built-in one."""
     yield from _machine()
     yield from _packages()
@@ -61,7 +61,7 @@ def show_findings(model: str | None, device: str | None, dtype: str, *, as_json:
     """Print the findings as a table, or one JSON object a line; exit code 1 if something is wrong."""
     check_device(device)
     wrong: list[Finding] = []
-    findings = _noting(examine(model, device, dtype), wrong)
+    findings = _noting(inspect_machine(model, device, dtype), wrong)
     if as_json:
         for finding in findings:
             print_json(asdict(finding))

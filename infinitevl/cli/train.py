@@ -33,27 +33,38 @@ PicturesOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the checkpoint in the recipe's folder.")
 ]
+TeacherOption = Annotated[
+    str,
+    typer.Option(
+        "--teacher", metavar="FOLDER_OR_NAME", help="A Qwen2.5-VL, or a model of ours with attention alone."
+    ),
+]
+StudentOption = Annotated[str, typer.Option("--out", metavar="FOLDER", help="A new folder for the student.")]
+LayerTypesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layer-types",
+        metavar="TYPE,TYPE,...",
+        help="Of every layer: sliding, linear or full; overrides --period.",
+    ),
+]
+LinearHeadDimOption = Annotated[
+    int | None, typer.Option("--linear-head-dim", min=1, help="Key width of a head; default: as attention.")
+]
+InitializerRangeOption = Annotated[
+    float | None,
+    typer.Option(
+        "--initializer-range",
+        help="Deviation of fresh projections; default: the teacher's. Small models: hidden_size^-0.5.",
+    ),
+]
 
 
 @command(app)
 def init(
-    teacher: Annotated[
-        str,
-        typer.Option(
-            "--teacher",
-            metavar="FOLDER_OR_NAME",
-            help="A Qwen2.5-VL, or a model of ours with attention alone.",
-        ),
-    ],
-    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="A new folder for the student.")],
-    layer_types: Annotated[
-        str | None,
-        typer.Option(
-            "--layer-types",
-            metavar="TYPE,TYPE,...",
-            help="Of every layer: sliding, linear or full; overrides --period.",
-        ),
-    ] = None,
+    teacher: TeacherOption,
+    out: StudentOption,
+    layer_types: LayerTypesOption = None,
     period: Annotated[
         int, typer.Option("--period", min=1, help="One window layer, then period - 1 Gated DeltaNets.")
     ] = 4,
@@ -61,20 +72,11 @@ def init(
     linear_heads: Annotated[
         int | None, typer.Option("--linear-heads", min=1, help="Heads of a new mixer; default: as attention.")
     ] = None,
-    linear_head_dim: Annotated[
-        int | None,
-        typer.Option("--linear-head-dim", min=1, help="Key width of a head; default: as attention."),
-    ] = None,
+    linear_head_dim: LinearHeadDimOption = None,
     expand: Annotated[
         float, typer.Option("--expand", help="Value width of a head over its key width.")
     ] = 2.0,
-    initializer_range: Annotated[
-        float | None,
-        typer.Option(
-            "--initializer-range",
-            help="Deviation of fresh projections; default: the teacher's. Small models: hidden_size^-0.5.",
-        ),
-    ] = None,
+    initializer_range: InitializerRangeOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the fresh projections.")] = 0,
 ) -> None:
     """Make a student: chosen layers get new Gated DeltaNets, all else is inherited bit for bit."""

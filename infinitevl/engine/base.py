@@ -73,10 +73,7 @@ class Session:
         return self.state.recurrent_norms
 
     def _begin(
-        self,
-        read: Callable[[Slot], Tensor],
-        sampling: Sampling,
-        on_text: Callable[[str], None] | None,
+        self, read: Callable[[Slot], Tensor], sampling: Sampling, on_text: Callable[[str], None] | None
     ) -> Answer:
         """Start an answer to what `read` takes into a copy of this session; it returns [1, C]."""
         with self.engine.lock:  # what reading returns stands until somebody else reads

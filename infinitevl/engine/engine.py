@@ -111,9 +111,7 @@ class Engine:
         kernels = fuse_(model, quantization=quantization) if is_laid_out else None
         num_rows = num_slots + has_graphs  # the scratch row
         state = model.allocate_state(
-            num_rows,
-            max_length=max_length,
-            frame_size=self.frame_size if mode == "video" else (0, 0),
+            num_rows, max_length=max_length, frame_size=self.frame_size if mode == "video" else (0, 0)
         )
         self._settings: dict[str, Any] = {
             "num_slots": num_slots,

@@ -38,11 +38,7 @@ class Scheduler:
 
     @on_device
     def begin(
-        self,
-        slot: Slot,
-        hidden: Tensor,
-        sampling: Sampling,
-        on_text: Callable[[str], None] | None = None,
+        self, slot: Slot, hidden: Tensor, sampling: Sampling, on_text: Callable[[str], None] | None = None
     ) -> Answer:
         """Start an answer to a question that a slot has read.
 

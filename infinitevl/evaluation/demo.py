@@ -17,7 +17,7 @@ from PIL import Image
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, tidy
-from infinitevl.evaluation.streaming import Answered, Event, Session, Summary, WatchSettings, watch
+from infinitevl.evaluation.streaming import Answered, Event, StreamLike, Summary, WatchSettings, watch
 from infinitevl.processing.frames import Frame, Source
 
 
@@ -116,8 +116,8 @@ class DemoResult:
         return self.summary.frames / max(self.watching_seconds, 1e-9)
 
 
-def examine(
-    session: Session,
+def watch_demo(
+    session: StreamLike,
     demo: Demo,
     on_event: Callable[[Event], None],
     on_mark: Callable[[Answered, Mark], None],
@@ -149,7 +149,7 @@ def examine(
 class _Stopwatch:
     """A session that knows how long it has been watching and answering."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: StreamLike) -> None:
         self._session = session
         self.watching_seconds = self.answering_seconds = 0.0
 

@@ -16,20 +16,12 @@ from infinitevl.interrupt import Interrupt
 from infinitevl.processing.frames import Frame, Source
 
 
-class Session(Protocol):
+class StreamLike(Protocol):
     """What `watch` needs of a `StreamSession`."""
 
+    @property
+    def ask(self) -> Callable[..., str]: ...
     def observe(self, frame: Any) -> None: ...
-    def ask(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> str: ...
     def stats(self) -> Any: ...
 
 
@@ -122,7 +114,7 @@ def nothing_typed() -> list[str]:
 
 
 def watch(
-    session: Session,
+    session: StreamLike,
     source: Source,
     questions: Iterable[TimedQuestion] = (),
     on_event: Callable[[Event], None] = lambda event: None,
@@ -156,7 +148,7 @@ def watch(
 
 @dataclass
 class _Watcher:
-    session: Session
+    session: StreamLike
     source: Source
     waiting: deque[TimedQuestion]
     on_event: Callable[[Event], None]

@@ -88,6 +88,6 @@ def write_rows_(stored: Tensor, new: Tensor, rows: Tensor | None) -> None:
         stored.index_copy_(0, rows, new.to(stored.dtype))
 
 
-def dense(numbers: Tensor | None) -> Tensor | None:
+def contiguous(numbers: Tensor | None) -> Tensor | None:
     """Numbers [B], one right behind the other, as kernels read them; in a state they lie a row apart."""
     return None if numbers is None else numbers.contiguous()

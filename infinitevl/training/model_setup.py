@@ -12,7 +12,7 @@ from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 Model = InfiniteVLForConditionalGeneration
 
 
-def place_(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def move_(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Moves a model to the device: weights that train in float32, all others in `dtype`."""
     for parameter in model.parameters():
         kept = torch.float32 if parameter.requires_grad else dtype

@@ -15,7 +15,7 @@ from infinitevl.training.parts import part_of
 from infinitevl.training.pictures import write_pictures
 from infinitevl.training.recipes import Recipe
 from infinitevl.training.stage import Stage, open_stage
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 from infinitevl.training.task import Feed
 
 _SHOWN = 4  # samples of the first row

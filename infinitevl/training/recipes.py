@@ -147,13 +147,13 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
     """
-    recipe = parse_recipe(read_settings(path), str(path))
+    recipe = parse_recipe(read_yaml(path), str(path))
     if recipe.data is None:
         raise InputError(f"{path}: missing setting 'data'")
     return recipe
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads the plain values of a YAML file; InputError if there is no such file, or none in it."""
     file = Path(path)
     try:
@@ -193,7 +193,7 @@ def identity(recipe: StageRecipe) -> dict[str, Any]:
 
 def field_names() -> set[str]:
     """Returns the name of every setting that any stage has."""
-    models: list[type[BaseModel]] = [
+    models: tuple[type[BaseModel], ...] = (
         DistillLayers,
         DistillLogits,
         Sft,
@@ -201,7 +201,7 @@ def field_names() -> set[str]:
         DataSettings,
         SourceSettings,
         LoraSettings,
-    ]
+    )
     return {name for model in models for name in model.model_fields}
 
 
@@ -209,8 +209,6 @@ def _told(problem: Any, names: set[str]) -> str:
     """Words one of pydantic's errors."""
     place = ".".join(str(part) for part in problem["loc"] if part not in _STAGE_NAMES)
     if problem["type"] == "extra_forbidden":
-        if new := _RENAMED.get(place):
-            return f"setting {place!r} is now called {new!r}"
         close = difflib.get_close_matches(place.split(".")[-1], names, n=1)
         return f"unknown setting {place!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
     if problem["type"] == "missing":
@@ -221,5 +219,4 @@ def _told(problem: Any, names: set[str]) -> str:
     return f"{place}: {message}" + ("" if problem["type"] == "value_error" else f", not {problem['input']!r}")
 
 
-_RENAMED = {"precision": "dtype"}
 _STAGE_NAMES = ("distill-layers", "distill-logits", "sft", "long-sft")

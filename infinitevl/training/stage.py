@@ -15,14 +15,14 @@ from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed
 from infinitevl.training.flops import Weights, stage_flops
 from infinitevl.training.lora import add_adapters, check_installed, merged, save_adapter
-from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, place_
+from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, move_
 from infinitevl.training.parts import SFT_PARTS, freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, Sft, identity
 from infinitevl.training.sharding import Sharded
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
-from infinitevl.training.stages.reading import Batch, answers, real_tokens, work
+from infinitevl.training.stages.inputs import Batch, answers, real_tokens, work
 from infinitevl.training.stages.sft import sft
-from infinitevl.training.starts import ADAPTER, MODEL, open_processor, open_start, place_of
+from infinitevl.training.starts import ADAPTER, MODEL, find_start, open_processor, open_start
 from infinitevl.training.task import Feed, LossModule, TrainTask
 from infinitevl.training.teacher import load_teacher
 from infinitevl.training.trainer import Trainer, processes
@@ -110,7 +110,7 @@ def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = Non
     taught = recipe.teacher if isinstance(recipe, DistillLayers | DistillLogits) else None
     for name in (recipe.student, taught):
         if name is not None:
-            place_of(name)  # a wrong path is told before anything large is loaded
+            find_start(name)  # a wrong path is told before anything large is loaded
     if isinstance(recipe, LongSft):
         check_installed()
     student, adapted = open_student(recipe)
@@ -132,11 +132,11 @@ def prepare_stage(
 ) -> Stage:
     """Moves models to the device, ready to train; frozen weights that both have are held once."""
     saved_dtype, weights = student.dtype, Weights.of(student, len(student.config.text_config.layer_types))
-    place_(student, recipe.torch_dtype, device)
+    move_(student, recipe.torch_dtype, device)
     checkpoint_layers_(student, recipe.checkpointed_layers if recipe.gradient_checkpointing else 0)
     shared, same = 0, frozenset[int]()
     if teacher is not None:
-        place_(teacher, recipe.torch_dtype, device)
+        move_(teacher, recipe.torch_dtype, device)
         shared, same = share_frozen_(student, teacher), same_layers(student, teacher)
     if recipe.compile:
         for model in (student, teacher):

@@ -25,16 +25,16 @@ def open_start(name: str) -> InfiniteVLForConditionalGeneration:
     Raises:
         CheckpointError: nothing usable under that name; says what to do.
     """
-    place_of(name)
+    find_start(name)
     return open_model(name, torch.float32 if opening.is_builtin(name) else "auto")
 
 
 def open_processor(name: opening.Name) -> InfiniteVLProcessor:
-    """Loads the processor of a name that `place_of` knows."""
-    return InfiniteVLProcessor.from_pretrained(place_of(name))
+    """Loads the processor of a name that `find_start` knows."""
+    return InfiniteVLProcessor.from_pretrained(find_start(name))
 
 
-def place_of(name: opening.Name) -> str:
+def find_start(name: opening.Name) -> str:
     """Resolves a name as `opening.place_of` does; the error says which stage writes a missing folder."""
     path = Path(name)
     if not opening.is_builtin(name):

@@ -29,7 +29,7 @@ from infinitevl.training.checkpoint import (
 from infinitevl.training.optimizer import clip_gradients_, make_adamw, set_learning_rate_
 from infinitevl.training.settings import TrainerSettings
 from infinitevl.training.sharding import Sharded, make_sharding, trained_weights
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 from infinitevl.training.task import Loss, TrainTask
 from infinitevl.training.training_log import LOG, TrainingLog
 
@@ -107,7 +107,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.feed.next_batches()
         counts = self._counts(batches)
-        batches = [self.to_device(batch) for batch in batches]
+        batches = [to_device(batch, self.accelerator.device) for batch in batches]
         # after the data, whose loader may draw numbers too
         torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * world + rank)
         sums = self.backward(batches, world / max(counts["answers"], 1))
@@ -122,10 +122,6 @@ class Trainer:
         if self.step % self.settings.log_every == 0 or self.step == self.settings.num_steps:
             self.log.write(self.step, facts | counts)
         return {**facts, **counts, "flops": flops}
-
-    def to_device(self, batch: Batch) -> Batch:
-        """Moves a batch's tensors to this process's device."""
-        return to_device(batch, self.accelerator.device)
 
     def backward(self, batches: Sequence[Batch], scale: float) -> dict[str, Tensor]:
         """Adds up the gradients of a step's batches; processes exchange them once, with the last one.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from infinitevl.errors import InputError
 from infinitevl.interrupt import ignore_interrupts
 from infinitevl.training.data.mixture import Mixture
-from infinitevl.training.data.packing import pack_samples, pad_samples
+from infinitevl.training.data.packing import pack_samples
 from infinitevl.training.data.tokens import Tokens, TokenWriter
 
 MOST_SHARDS = 32  # each holds samples in memory from which it fills its next batches
@@ -25,18 +25,15 @@ _NAMED = 20  # skipped samples that an error lists
 class BatchPlan:
     """How samples become batches.
 
-    max_tokens: of a batch, padding counted. packed: samples share one row; otherwise each has its own.
-    batches_per_step: over all processes. max_skipped: bad samples that one process bears; a row counts once.
-    ahead: samples are read until they would fill so many batches; more of them make fuller batches, but a
-    picture takes 19 KB of memory a token. fill: packed rows have max_tokens exactly.
+    max_tokens: of a batch, which is one packed row. batches_per_step: over all processes. max_skipped: bad
+    samples that one process bears; a row counts once. ahead: samples are read until they would fill so many
+    batches; more of them make fuller batches, but a picture takes 19 KB of memory a token.
     """
 
     max_tokens: int
-    packed: bool = True
     batches_per_step: int = 1
     max_skipped: int = 100
     ahead: float = 2.0
-    fill: bool = False
 
     def num_shards(self, num_samples: int) -> int:
         """Returns the largest divisor of batches_per_step up to MOST_SHARDS and an epoch's samples."""
@@ -56,7 +53,7 @@ class ShardState:
 
 
 @dataclass(frozen=True)
-class Batch:
+class LoadedBatch:
     """Arguments of the model's `forward`, where the samples come from, and the shard's state after them."""
 
     inputs: dict[str, Any]
@@ -95,7 +92,7 @@ class Shard:
         self.pending = [(source, row) for source, row in state.pending]
         self.buffer: list[tuple[tuple[int, int], Tokens]] = []
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         while self.pending:
             self._read(self.pending.pop(0))
         places = self._places()
@@ -131,19 +128,12 @@ class Shard:
             self.skipped[source.where(row)] = str(error)
             check_skipped(self.skipped, self.plan.max_skipped)
 
-    def _take(self) -> Batch:
-        choose = choose_packed if self.plan.packed else choose_padded
-        chosen = choose([len(tokens) for _, tokens in self.buffer], self.plan.max_tokens)
+    def _take(self) -> LoadedBatch:
+        chosen = choose_packed([len(tokens) for _, tokens in self.buffer], self.plan.max_tokens)
         taken = [self.buffer[index] for index in chosen]
         self.buffer = [each for index, each in enumerate(self.buffer) if index not in set(chosen)]
         names = [self.mixture.sources[source].where(row) for (source, row), _ in taken]
-        return Batch(self._join([tokens for _, tokens in taken]), names, self.shard, self.state())
-
-    def _join(self, samples: Sequence[Tokens]) -> dict[str, Any]:
-        pad_id = self.writer.tokenizer.pad_token_id or 0
-        if not self.plan.packed:
-            return pad_samples(samples, pad_id)
-        return pack_samples(samples, self.plan.max_tokens if self.plan.fill else None, pad_id)
+        return LoadedBatch(pack_samples([tokens for _, tokens in taken]), names, self.shard, self.state())
 
 
 def choose_packed(lengths: Sequence[int], max_tokens: int) -> list[int]:
@@ -153,17 +143,6 @@ def choose_packed(lengths: Sequence[int], max_tokens: int) -> list[int]:
         if lengths[index] <= room:
             chosen.append(index)
             room -= lengths[index]
-    return sorted(chosen)
-
-
-def choose_padded(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Chooses samples for a padded batch: the oldest, then those of the nearest lengths."""
-    chosen, longest = [0], lengths[0]
-    for index in sorted(range(1, len(lengths)), key=lambda index: (abs(lengths[index] - lengths[0]), index)):
-        longest = max(longest, lengths[index])
-        if longest * (len(chosen) + 1) > max_tokens:
-            break
-        chosen.append(index)
     return sorted(chosen)
 
 
@@ -202,7 +181,7 @@ class Loader:
             count for count in range(num_workers + 1) if not count or not len(self.own) % count
         )
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[LoadedBatch]]:
         for shard in self.shards:
             shard.go_on_from(self.states[shard.shard])
         batches = iter(
@@ -231,7 +210,7 @@ class _InTurn(IterableDataset):
     def __init__(self, shards: Sequence[Shard]):
         self.shards = shards
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         worker = get_worker_info()
         mine = self.shards if worker is None else self.shards[worker.id :: worker.num_workers]
         streams = [iter(shard) for shard in mine]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infinitevl.errors import InputError
-from infinitevl.training.data.source import Source
+from infinitevl.training.data.source import Samples
 
 
 class Mixture:
@@ -24,7 +24,7 @@ class Mixture:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Samples],
         seed: int,
         weights: Sequence[float] | None = None,
         num_samples: int | None = None,

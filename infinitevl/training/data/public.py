@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 from infinitevl.errors import InputError
 from infinitevl.training.data.adapters import ADAPTERS
 from infinitevl.training.data.mixture import Mixture
-from infinitevl.training.data.source import Source
+from infinitevl.training.data.source import Samples
 from infinitevl.training.settings import Strict
 
 
@@ -86,7 +86,7 @@ def open_mixture(data: PublicData, name: str, seed: int, load: Load = load_subse
     if name not in data.mixtures:
         raise InputError(f"There is no mixture {name!r}; valid are {', '.join(data.mixtures)}.")
     wanted = data.mixtures[name]
-    sources: list[Source] = []
+    sources: list[Samples] = []
     weights: list[float] = []
     for category, share in wanted.shares.items():
         found = [each for listed in data.categories[category] for each in _opened(listed, load)]
@@ -96,10 +96,10 @@ def open_mixture(data: PublicData, name: str, seed: int, load: Load = load_subse
     return Mixture(sources, seed, weights, wanted.samples)
 
 
-def _opened(listed: PublicSource, load: Load) -> list[Source]:
+def _opened(listed: PublicSource, load: Load) -> list[Samples]:
     adapter = ADAPTERS[listed.adapter]
     return [
-        Source(
+        Samples(
             f"{listed.dataset}/{subset}/{listed.split}",
             load(listed, subset),
             adapter,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.training.losses import layer_loss, logits_loss
-from infinitevl.training.stages.reading import Batch, answers, longest, picked, read, real_tokens
+from infinitevl.training.stages.inputs import Batch, answers, embed_batch, longest, picked, real_tokens
 
 Model = InfiniteVLForConditionalGeneration
 
@@ -22,11 +22,11 @@ def distill_layers(
     Returns:
         Mean over layers of the squared error, times 1000, summed over real tokens.
     """
-    reading = read(teacher, batch)
+    inputs = embed_batch(teacher, batch)
     counts = real_tokens(batch)
-    x, length = reading.embeds, longest(batch)
+    x, length = inputs.embeds, longest(batch)
     losses: list[Tensor] = []
-    pairs = zip(reading.layers(student), reading.layers(teacher), strict=True)
+    pairs = zip(inputs.layers(student), inputs.layers(teacher), strict=True)
     for number, (layer, taught) in enumerate(pairs):
         with torch.no_grad():
             wanted = taught(x)
@@ -51,11 +51,11 @@ def distill_logits(
     Returns:
         KL(teacher || student) at the temperature, times its square, summed over those tokens.
     """
-    reading = read(teacher, batch)
+    inputs = embed_batch(teacher, batch)
     asked = (real_tokens(batch) if all_tokens else answers(batch)[0]).flatten().nonzero()[:, 0]
     with torch.no_grad():
-        wanted = picked(reading.through(teacher), asked)
-    given = picked(reading.through(student), asked)
+        wanted = picked(inputs.through(teacher), asked)
+    given = picked(inputs.through(student), asked)
     return logits_loss(given, student.lm_head.weight, wanted, teacher.lm_head.weight, temperature)
 
 

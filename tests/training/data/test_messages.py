@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from infinitevl.errors import InputError
-from infinitevl.training.data.source import Source, open_source
+from infinitevl.training.data.source import Samples, open_samples
 
 QUESTION = {"role": "user", "content": "What is it?"}
 ANSWER = {"role": "assistant", "content": "A boat."}
@@ -23,7 +23,7 @@ def folder(tmp_path):
 def write(folder, *rows, name="data.jsonl"):
     text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
     (folder / name).write_text(text + "\n")
-    return open_source(folder / name)
+    return open_samples(folder / name)
 
 
 def asked(*parts, **row):
@@ -43,7 +43,7 @@ def test_lines_become_samples_with_media_by_full_path(folder):
 def test_a_line_is_found_again_after_letters_of_several_bytes(folder):
     rows = [{"messages": [{"role": "user", "content": "é世界"}, ANSWER]}, {"messages": [QUESTION, ANSWER]}]
     (folder / "data.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-    source = open_source(folder / "data.jsonl")
+    source = open_samples(folder / "data.jsonl")
     assert source[1].messages[0]["content"][0]["text"] == "What is it?"
     assert source[0].messages[0]["content"][0]["text"] == "é世界"
 
@@ -73,7 +73,7 @@ def test_a_json_list_and_a_saved_dataset_are_read_as_well(folder):
     datasets = pytest.importorskip("datasets")
     rows = [asked({"type": "image"}, images=["a.png"]), asked({"type": "text", "text": "?"}, images=None)]
     (folder / "data.json").write_text(json.dumps(rows))
-    assert len(open_source(folder / "data.json")) == 2
+    assert len(open_samples(folder / "data.json")) == 2
     features = datasets.Features(
         {
             "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
@@ -82,7 +82,7 @@ def test_a_json_list_and_a_saved_dataset_are_read_as_well(folder):
     )
     flat = {"messages": [[QUESTION, ANSWER]], "images": [[]]}
     datasets.Dataset.from_dict(flat, features=features).save_to_disk(folder / "saved")
-    source = open_source(folder / "saved")
+    source = open_samples(folder / "saved")
     assert source[0].messages[0]["content"][0]["text"] == "What is it?"
     assert source[0].where.endswith("saved, row 1")
 
@@ -92,7 +92,7 @@ def test_pictures_of_a_dataset_arrive_in_memory(folder):
     content = {"image": str(folder / "a.png"), "question": "What is it?"}
     features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
     dataset = datasets.Dataset.from_list([content], features=features)
-    source = Source("boats", dataset, lambda row: asked({"type": "image"}, images=[row["image"]]), folder)
+    source = Samples("boats", dataset, lambda row: asked({"type": "image"}, images=[row["image"]]), folder)
     assert source[0].messages[0]["content"][0]["image"].size == (28, 28)
 
 
@@ -130,6 +130,6 @@ def test_errors_name_file_line_and_field(folder, row, said):
 
 def test_files_and_forms_that_do_not_exist_are_refused(folder):
     with pytest.raises(InputError, match="does not exist"):
-        open_source(folder / "nothing.jsonl")
+        open_samples(folder / "nothing.jsonl")
     with pytest.raises(InputError, match="valid are messages, sharegpt"):
-        open_source(folder / "a.png", "alpaca")
+        open_samples(folder / "a.png", "alpaca")

@@ -8,7 +8,7 @@ import torch
 from infinitevl.errors import InputError
 from infinitevl.processing import prompt
 from infinitevl.training.data.messages import Sample
-from infinitevl.training.data.source import open_source
+from infinitevl.training.data.source import open_samples
 from infinitevl.training.data.tokens import Limits, TokenWriter
 from infinitevl.training.losses import IGNORED
 from tests.processing.media import make_picture, write_video
@@ -107,7 +107,7 @@ def test_a_video_and_a_document_by_path_have_as_many_tokens_as_the_limits_say(tm
     ]
     row = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "word"}]}
     (tmp_path / "data.jsonl").write_text(json.dumps(row))
-    sample = open_source(tmp_path / "data.jsonl")[0]
+    sample = open_samples(tmp_path / "data.jsonl")[0]
     limits = Limits(400, max_pixels=56 * 56, fps=5, max_frames=16, max_frame_pixels=28 * 28 * 2)
     tokens = TokenWriter(tiny_processor(), tiny_config(), limits).write(sample)
     assert tokens.video_grid_thw[0, 0] == 8, "16 frames, two a patch"

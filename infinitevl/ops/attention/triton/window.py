@@ -20,7 +20,7 @@ from infinitevl.ops.attention.triton.window_kernels import (
     rotate_kernel,
     step_kernel,
 )
-from infinitevl.ops.rows import dense
+from infinitevl.ops.rows import contiguous
 
 ALL_TOKENS = 1 << 30  # the window of full attention
 
@@ -74,7 +74,7 @@ def window_chunk_(
         [B, T, H, D].
     """
     _check(q, k, v, cos, sin, keys, values)
-    length, rows, num_valid = length.contiguous(), dense(rows), dense(num_valid)
+    length, rows, num_valid = length.contiguous(), contiguous(rows), contiguous(num_valid)
     tiles = tiles or chunk_tiles(q, k, keys)
     q, k = _rotate(q, k, cos, sin)
     out = torch.empty_like(q)
@@ -99,7 +99,7 @@ def window_step_(
 ) -> Tensor:
     """One token: the same with T = 1 and a ring as long as the window."""
     _check(q, k, v, cos, sin, keys, values)
-    length, rows = length.contiguous(), dense(rows)
+    length, rows = length.contiguous(), contiguous(rows)
     batch, _, heads, dim = q.shape
     kv_heads, slots = keys.shape[1:3]
     tiles = tiles or step_tiles(q, keys)
