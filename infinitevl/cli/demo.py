@@ -27,7 +27,7 @@ def run_demo(
     dtype: str,
     quantization: str,
 ) -> None:
-    """Stream, ask, mark, and write the page if one was asked for."""
+    """Watch the stream, mark the answers, and write the report if --report is given."""
     check_folder(report)
     demo = open_demo(num_frames)
     network, processor = load_model(model, device, dtype, quantization)
@@ -42,7 +42,7 @@ def run_demo(
 
 
 class _JsonMarks:
-    """Every mark as an object, and the summary with right answers and speed as the last."""
+    """Print every mark as a JSON object, and last the summary with right answers and speed."""
 
     def run(self, session: Any, demo: Demo, recorder: Recorder) -> DemoResult:
         def mark(event: Answered, mark: Mark) -> None:
@@ -56,7 +56,7 @@ class _JsonMarks:
 
 
 class _TextMarks:
-    """Progress, answers as they are generated with the truth beside them, and the line of speed."""
+    """Show progress, answers beside the truth, and the speed."""
 
     def __init__(self, demo: Demo, window_size: int) -> None:
         self._window_size, self._num_frames = window_size, demo.source.num_frames

@@ -31,7 +31,7 @@ PicturesOption = Annotated[
     typer.Option("--pictures", metavar="FOLDER", help="With --dry-run: write the first row's pictures here."),
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on from the checkpoint in the recipe's folder.")
+    bool, typer.Option("--resume", help="Continue from the checkpoint in the recipe's folder.")
 ]
 TeacherOption = Annotated[
     str,
@@ -122,7 +122,7 @@ def distill_logits(
     pictures: PicturesOption = None,
     resume: ResumeOption = False,
 ) -> None:
-    """Stage 1b: new mixers learn the teacher's next tokens, end to end."""
+    """Stage 1b: new mixers learn the teacher's distribution of next tokens."""
     _run("distill-logits", recipe, dry_run, pictures, resume)
 
 
@@ -150,7 +150,7 @@ def long_sft(
 
 @command(app)
 def export(recipe: RecipeOption) -> None:
-    """Write the model of a run's checkpoint as a folder that answers, wherever the run stands."""
+    """Write the model of an unfinished run's checkpoint as a model folder."""
     settings = _read(recipe)
     from infinitevl.training import stage
 
@@ -185,27 +185,27 @@ def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: boo
     try:
         folder = teach(recipe, resume=resume)
     except KeyboardInterrupt as error:
-        told = str(error) or "Stopped before the first step."
-        print(f"{told} {_how_to_go_on(recipe.out)}", flush=True)
+        message = str(error) or "Stopped before the first step."
+        print(f"{message} {_how_to_continue(recipe.out)}", flush=True)
         raise typer.Exit(_INTERRUPTED) from error
     if folder is None:
         raise typer.Exit(_INTERRUPTED)
     print(f"The finished model is in {folder}.")
 
 
-def _how_to_go_on(out: str) -> str:
+def _how_to_continue(out: str) -> str:
     from pathlib import Path
 
     from infinitevl.training.checkpoint import CHECKPOINT
 
     path = Path(out) / CHECKPOINT
     if path.exists():
-        return f"The same command with --resume goes on from {path}."
+        return f"The same command with --resume continues from {path}."
     return "There is no checkpoint yet: the same command starts again."
 
 
 def _full_names(text: str | None) -> list[str] | None:
-    """`sliding,linear` -> the configuration's names; names that are not known are told later."""
+    """`sliding,linear` -> the configuration's names; surgery refuses unknown names."""
     if text is None:
         return None
     kinds = [kind.strip() for kind in text.split(",")]

@@ -38,7 +38,7 @@ model = PeftModel.from_pretrained(model, "{folder}")
 
 
 def check_installed() -> None:
-    """See that adapters can be made, before anything large is loaded.
+    """Checks that adapters can be made, before anything large is loaded.
 
     Raises:
         InfiniteVLError: peft is not installed.

@@ -22,7 +22,7 @@ def move_(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def checkpoint_layers_(model: Model, count: int | None) -> None:
-    """Lets the first `count` decoder layers (None: all) recompute their activations in the backward pass."""
+    """Makes the first `count` decoder layers (None: all) recompute activations in the backward pass."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for block in model.model.visual.blocks:
         block.gradient_checkpointing = False  # frozen: it keeps nothing in any case

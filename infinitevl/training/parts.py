@@ -50,10 +50,10 @@ def part_of(name: str, layer_types: Sequence[str]) -> Part:
     layer = _LAYER.match(name)
     if layer is None:
         return Part.VISION if name.startswith("model.visual.") else Part.EMBEDDING
-    number, room = int(layer[1]), layer[2]
-    if room == "self_attn":
+    number, module = int(layer[1]), layer[2]
+    if module == "self_attn":
         return Part.DELTA_NET if layer_types[number] == LINEAR else Part.ATTENTION
-    return Part.FEED_FORWARD if room == "mlp" else Part.NORM
+    return Part.FEED_FORWARD if module == "mlp" else Part.NORM
 
 
 def role(name: str, layer_types: Sequence[str], stage: str) -> str:

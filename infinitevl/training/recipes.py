@@ -136,7 +136,7 @@ class LongSft(StageRecipe):
 
 Recipe = DistillLayers | DistillLogits | Sft | LongSft
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
-# What may change when a run goes on: where things lie, and how often they are written.
+# Settings that may change when a run resumes: paths, how often files are written, how it computes.
 _FREE = {"out", "save_every", "log_every", "log_to"}
 _FREE |= {"dtype", "gradient_checkpointing", "checkpointed_layers", "compile", "sharding"}
 
@@ -180,7 +180,7 @@ def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
 def explained(error: ValidationError, where: str, known: Iterable[str] = ()) -> InputError:
     """Words pydantic's error, setting by setting; `known`: names of settings beside those of a stage."""
     names = field_names() | set(known)
-    return InputError(f"{where}: {'; '.join(_told(problem, names) for problem in error.errors())}")
+    return InputError(f"{where}: {'; '.join(_problem_text(problem, names) for problem in error.errors())}")
 
 
 def identity(recipe: StageRecipe) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def field_names() -> set[str]:
     return {name for model in models for name in model.model_fields}
 
 
-def _told(problem: Any, names: set[str]) -> str:
+def _problem_text(problem: Any, names: set[str]) -> str:
     """Words one of pydantic's errors."""
     place = ".".join(str(part) for part in problem["loc"] if part not in _STAGE_NAMES)
     if problem["type"] == "extra_forbidden":

@@ -36,8 +36,8 @@ class Stage:
     """The models, data and loss of one stage.
 
     adapted: the peft model around the student, if there is one. saved_dtype: of the start and of the finished
-    model. bytes_shared: of frozen weights that teacher and student hold once. same: numbers of the layers of
-    which they hold all weights once.
+    model. bytes_shared: of frozen weights that teacher and student share. same: numbers of the layers whose
+    weights they share.
     """
 
     recipe: Recipe
@@ -99,7 +99,7 @@ def set_trainable_(student: Model, recipe: Recipe) -> Any:
 
 
 def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = None) -> Stage:
-    """Loads what the recipe names, with exactly the weights of its stage trainable.
+    """Loads the models and data of a recipe; only the weights of its stage are trainable.
 
     Args:
         feed: what to learn from instead of the recipe's `data`.
@@ -110,7 +110,7 @@ def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = Non
     taught = recipe.teacher if isinstance(recipe, DistillLayers | DistillLogits) else None
     for name in (recipe.student, taught):
         if name is not None:
-            find_start(name)  # a wrong path is told before anything large is loaded
+            find_start(name)  # a wrong path fails before anything large is loaded
     if isinstance(recipe, LongSft):
         check_installed()
     student, adapted = open_student(recipe)
@@ -130,7 +130,7 @@ def prepare_stage(
     feed: Feed,
     device: torch.device,
 ) -> Stage:
-    """Moves models to the device, ready to train; frozen weights that both have are held once."""
+    """Moves models to the device, ready to train; they share equal frozen weights."""
     saved_dtype, weights = student.dtype, Weights.of(student, len(student.config.text_config.layer_types))
     move_(student, recipe.torch_dtype, device)
     checkpoint_layers_(student, recipe.checkpointed_layers if recipe.gradient_checkpointing else 0)
@@ -168,7 +168,7 @@ def teach(
 
     Raises:
         KeyboardInterrupt: Ctrl-C before the first step or twice; the message says what is kept.
-        InfiniteVLError: the run stopped; the message says why, and the last checkpoint is whole.
+        InfiniteVLError: the run stopped; the message says why, and the last checkpoint is complete.
     """
     folder = Path(recipe.out)
     check_new_run(folder, resume)
@@ -204,19 +204,19 @@ def check_new_run(folder: Path, resume: bool) -> None:
 
 
 def leave(trainer: Trainer) -> None:
-    """Saves a run that has steps left, and says how it goes on."""
+    """Saves a run that has steps left, and says how to continue."""
     if trainer.saved_step != trainer.step:
         trainer.save()
     if trainer.accelerator.is_main_process:
         print(
             f"Stopped after step {trainer.step} of {trainer.settings.num_steps}; "
-            f"{trainer.folder / CHECKPOINT} holds it. The same command with --resume goes on from there.",
+            f"{trainer.folder / CHECKPOINT} holds it. The same command with --resume continues it.",
             flush=True,
         )
 
 
 def take_weights(stage: Stage, trainer: Trainer) -> None:
-    """Gives the stage's student the trained weights, whole, in the first process. All must call it."""
+    """Gives the stage's student the complete trained weights, in the first process. All must call it."""
     if not isinstance(trainer.sharding, Sharded):
         trainer.sharding.restore_module()
         return
@@ -249,7 +249,7 @@ def draw_curve(folder: Path, title: str) -> None:
 
 
 def write_model(stage: Stage, folder: Path) -> None:
-    """Writes a folder that `infinitevl.load` takes, in the dtype of the start; the student is then merged."""
+    """Writes a folder for `infinitevl.load`, in the dtype of the start; the student is then merged."""
     student = stage.student if stage.adapted is None else merged(stage.adapted)
     student.gradient_checkpointing_disable()
     student.eval().to(stage.saved_dtype).save_pretrained(folder)

@@ -30,7 +30,7 @@ def open_start(name: str) -> InfiniteVLForConditionalGeneration:
 
 
 def open_processor(name: opening.Name) -> InfiniteVLProcessor:
-    """Loads the processor of a name that `find_start` knows."""
+    """Loads the processor of a model, by a name that `find_start` resolves."""
     return InfiniteVLProcessor.from_pretrained(find_start(name))
 
 
@@ -48,11 +48,11 @@ def find_start(name: opening.Name) -> str:
 
 
 def _how_to_get(path: Path) -> str | None:
-    """Says which command writes a missing folder, as far as its name tells."""
+    """Says which command writes a missing folder, if its name shows that."""
     run, stage = path.parent, path.parent.name.replace("_", "-")
     if path.name == MODEL and (run / CHECKPOINT).exists():
         return (
-            f"the run in {run} is not finished: go on with it (--resume), or make a model of it "
+            f"the run in {run} is not finished: continue it (--resume), or make a model of it "
             "(`infinitevl train export`)."
         )
     if path.name == MODEL and stage in STAGES:

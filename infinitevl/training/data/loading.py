@@ -1,8 +1,8 @@
 """Makes batches within a budget of tokens from samples in order; a run can resume after any of them.
 
-The order is dealt out to a fixed number of shards. A step takes as many batches from each, whoever reads
-it: one process or several, with or without workers. So a run may resume with another number of either, which
-torchdata's StatefulDataLoader refuses: its state belongs to one process and one number of workers.
+The order is divided over a fixed number of shards. A step takes equally many batches from each, whether one
+process reads them or several, with or without workers. So a run may resume with another number of either,
+which torchdata's StatefulDataLoader refuses: its state belongs to one process and one number of workers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +26,8 @@ class BatchPlan:
     """How samples become batches.
 
     max_tokens: of a batch, which is one packed row. batches_per_step: over all processes. max_skipped: bad
-    samples that one process bears; a row counts once. ahead: samples are read until they would fill so many
-    batches; more of them make fuller batches, but a picture takes 19 KB of memory a token.
+    samples of one process after which the run stops; a row counts once. ahead: how many batches are held as
+    samples to choose from; more make fuller batches, but a picture takes 19 KB of memory a token.
     """
 
     max_tokens: int
@@ -43,7 +43,7 @@ class BatchPlan:
 
 @dataclass
 class ShardState:
-    """Where a shard stands: what it reads next in which epoch, samples read and not yet used as (source,
+    """The position of a shard: what it reads next in which epoch, samples read and not yet used as (source,
     row), and the bad ones so far as (place, reason). Plain values, ready for JSON."""
 
     epoch: int = 0
@@ -84,9 +84,9 @@ class Shard:
         self.mixture, self.writer, self.plan = mixture, writer, plan
         self.shard, self.num_epochs = shard, num_epochs
         self.num_shards = plan.num_shards(mixture.num_samples)
-        self.go_on_from(state or ShardState())
+        self.restore(state or ShardState())
 
-    def go_on_from(self, state: ShardState) -> None:
+    def restore(self, state: ShardState) -> None:
         """Continues from `state`; samples are read only when batches are asked for."""
         self.epoch, self.position, self.skipped = state.epoch, state.position, dict(state.skipped)
         self.pending = [(source, row) for source, row in state.pending]
@@ -104,7 +104,7 @@ class Shard:
             yield self._take()
 
     def state(self) -> ShardState:
-        """Returns where the shard stands now."""
+        """Returns the shard's present position."""
         pending = [place for place, _ in self.buffer] + self.pending
         return ShardState(self.epoch, self.position, pending, list(self.skipped.items()))
 
@@ -151,7 +151,7 @@ class Loader:
 
     Args:
         rank, world_size: this process among those that read together; they divide the shards.
-        states: of all shards, from `states` of every process, to go on there.
+        states: of all shards, merged from `states` of every process, to resume from.
         num_workers: at most so many processes read ahead, as many as divide this process's shards; 0: none.
     """
 
@@ -183,7 +183,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[list[LoadedBatch]]:
         for shard in self.shards:
-            shard.go_on_from(self.states[shard.shard])
+            shard.restore(self.states[shard.shard])
         batches = iter(
             DataLoader(
                 _InTurn(self.shards),

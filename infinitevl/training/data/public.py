@@ -60,25 +60,25 @@ Load = Callable[[PublicSource, str], Any]
 
 
 def read_public_data(path: str | Path) -> PublicData:
-    """A file such as recipes/4b/data.yaml; InputError that names what is unknown, missing or wrong in it."""
+    """Reads a file such as recipes/4b/data.yaml; InputError names what is unknown, missing or wrong."""
     try:
         return PublicData.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise InputError(f"{path}: {'; '.join(told)}") from error
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise InputError(f"{path}: {'; '.join(problems)}") from error
 
 
 def load_subset(source: PublicSource, subset: str) -> Any:
-    """The rows of one subset, downloaded where they are not there yet, kept on the disk."""
+    """Loads the rows of one subset; downloads it once."""
     import datasets
 
     return datasets.load_dataset(source.dataset, subset, split=source.split)
 
 
 def open_mixture(data: PublicData, name: str, seed: int, load: Load = load_subset) -> Mixture:
-    """The samples of one mixture.
+    """Opens the samples of one mixture.
 
     Raises:
         InputError: there is no such mixture.

@@ -25,7 +25,7 @@ class ShareGPT:
     system_tag: str = "system"
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with messages; each <image> and <video> of a question is the next of images and videos.
+        """Converts a row to messages; each <image> and <video> in a question takes the next image or video.
 
         Answers are text, whatever is in them. Raises InputError that names the field.
         """

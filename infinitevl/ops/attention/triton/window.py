@@ -57,7 +57,7 @@ def window_chunk_(
     *,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """Many tokens after what the ring holds; the ring takes them in, in place.
+    """Read many tokens after those in the ring, and add them to the ring, in place.
 
     Args:
         q: [B, T, H, D], k, v: [B, T, H_kv, D], not yet rotated, any strides but the last.
@@ -97,7 +97,7 @@ def window_step_(
     *,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """One token: the same with T = 1 and a ring as long as the window."""
+    """Read one token: the same with T = 1 and a ring as long as the window."""
     _check(q, k, v, cos, sin, keys, values)
     length, rows = length.contiguous(), contiguous(rows)
     batch, _, heads, dim = q.shape

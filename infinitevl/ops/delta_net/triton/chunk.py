@@ -62,7 +62,7 @@ def _scan(
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
     BV: tl.constexpr, BRIEF: tl.constexpr, BC: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (heads, value blocks and one more, rows); that one more renews conv_state, which nobody reads now.
+    """Grid (heads, value blocks and one more, rows); that one more renews conv_state, which is free now.
 
     The state is carried transposed, [BV, BK]: as the first operand of every product it stays in registers.
     """
