@@ -34,7 +34,7 @@ from builtin.world.tasks import CHAT, Sample, Turn, about_kind, picture_sample, 
 from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
-from infinitevl.processing.images import frame_patches
+from infinitevl.processing.pictures.patches import frame_patches
 from infinitevl.state import StreamState
 
 LONGEST_ANSWER = 40

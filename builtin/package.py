@@ -19,7 +19,7 @@ from builtin.world.render import FRAME_SIZE
 from infinitevl.errors import InputError
 from infinitevl.model import adapters
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 
 MOST_BYTES = 34_000_000  # of weights; the tests' own come on top
 

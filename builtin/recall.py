@@ -38,7 +38,7 @@ from infinitevl.config import FULL, SLIDING
 from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
-from infinitevl.processing.images import frame_patches
+from infinitevl.processing.pictures.patches import frame_patches
 from infinitevl.state import DeltaState, StreamState
 
 TASKS = ("first sign", "keyed sign", "last sign")

@@ -16,7 +16,7 @@ from builtin.world.splits import TRAIN, rng_of
 from builtin.world.streams import StreamSize, stream_sample
 from builtin.world.tasks import pair_sample, picture_sample, text_sample
 from infinitevl.errors import InputError
-from infinitevl.processing.prompt import CHAT_TEMPLATE, DEFAULT_SYSTEM, END, SPECIAL_TOKENS
+from infinitevl.processing.prompt.template import CHAT_TEMPLATE, DEFAULT_SYSTEM, END, SPECIAL_TOKENS
 
 VOCABULARY_SIZE = 2048
 PIECES = r"[A-Z0-9]| ?[a-z]+|\s+|[^\sA-Za-z0-9]+"

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from infinitevl.model.infinitevl import (
         InfiniteVLForConditionalGeneration as InfiniteVLForConditionalGeneration,
     )
-    from infinitevl.processing.frames import Frame as Frame
-    from infinitevl.processing.processor import InfiniteVLProcessor as InfiniteVLProcessor
-    from infinitevl.processing.video import open_source as open_source
-    from infinitevl.processing.vision_info import process_vision_info as process_vision_info
+    from infinitevl.processing.processor.processor import InfiniteVLProcessor as InfiniteVLProcessor
+    from infinitevl.processing.processor.vision_info import process_vision_info as process_vision_info
+    from infinitevl.processing.sources.frames import Frame as Frame
+    from infinitevl.processing.sources.opening import open_source as open_source
     from infinitevl.state import StreamState as StreamState
 
     __version__: str
@@ -43,11 +43,11 @@ _HOMES = {
     "ChatSession": "infinitevl.engine.chat",
     "CheckpointError": "infinitevl.errors",
     "Engine": "infinitevl.engine.engine",
-    "Frame": "infinitevl.processing.frames",
+    "Frame": "infinitevl.processing.sources.frames",
     "InfiniteVLConfig": "infinitevl.config",
     "InfiniteVLError": "infinitevl.errors",
     "InfiniteVLForConditionalGeneration": "infinitevl.model.infinitevl",
-    "InfiniteVLProcessor": "infinitevl.processing.processor",
+    "InfiniteVLProcessor": "infinitevl.processing.processor.processor",
     "InputError": "infinitevl.errors",
     "Sampling": "infinitevl.engine.sampling",
     "SourceError": "infinitevl.errors",
@@ -59,8 +59,8 @@ _HOMES = {
     "list_models": "infinitevl.engine.loading",
     "load": "infinitevl.engine.loading",
     "merge_adapter_": "infinitevl.model.adapters",
-    "open_source": "infinitevl.processing.video",
-    "process_vision_info": "infinitevl.processing.vision_info",
+    "open_source": "infinitevl.processing.sources.opening",
+    "process_vision_info": "infinitevl.processing.processor.vision_info",
 }
 __all__ = [*_HOMES]
 

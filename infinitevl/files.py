@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,12 +64,34 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
                 part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """Yield a new folder within `folder`, to prepare files in; it is removed afterwards.
+
+    Those that killed processes left there go first: they may hold the space that is needed.
+
+    Raises:
+        OSError: `folder` is missing or not writable.
+    """
+    part = _part_path(folder / "aside")
+    _remove_stale(folder / "aside")
+    part.mkdir()
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _new_part(target: Path) -> Path:
-    """An empty file beside the target whose name says who writes it, with the mode that the umask leaves."""
-    name = f".{_short(target.name)}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part"
-    part = target.parent / name
+    """Make an empty file beside the target, with the mode that the umask leaves."""
+    part = _part_path(target)
     part.touch(exist_ok=False)
     return part
+
+
+def _part_path(target: Path) -> Path:
+    """A new name beside the target that says who writes there."""
+    return target.parent / f".{_short(target.name)}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part"
 
 
 def _short(name: str) -> str:
@@ -92,7 +115,7 @@ def _remove_stale(target: Path) -> None:
             continue
         if not _is_alive(int(found["process"])):
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -19,7 +19,7 @@ _CONFIG, _MODEL, _PROCESSOR = (
 )
 _CLASSES = {  # our class for each table, and its module
     _MODEL: ("infinitevl.model.infinitevl", "InfiniteVLForConditionalGeneration"),
-    _PROCESSOR: ("infinitevl.processing.processor", "InfiniteVLProcessor"),
+    _PROCESSOR: ("infinitevl.processing.processor.processor", "InfiniteVLProcessor"),
 }
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 

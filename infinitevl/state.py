@@ -7,7 +7,6 @@ stream is a single copy.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,8 @@ from infinitevl import state_file
 from infinitevl.config import FULL, LINEAR, InfiniteVLTextConfig
 from infinitevl.errors import StateError
 from infinitevl.files import atomic_write
+from infinitevl.state_buffers import Device, Place, Shape, arrange, zeros
 from infinitevl.state_file import shape_text
-
-_ALIGNMENT = 256  # bytes; what every kernel's widest access asks for
-Device = str | torch.device
 
 
 @dataclass
@@ -77,10 +74,10 @@ class StreamState:
     length: Tensor  # int64 [B]
     next_position: Tensor  # int64 [B]
     buffers: list[Tensor]  # uint8 [B, bytes of a row], one a device; every tensor above is a view of one
-    places: "tuple[_Place, ...]"  # where, in the order of `tensors`
+    places: tuple[Place, ...]  # where, in the order of `tensors`
 
     @classmethod
-    @torch.inference_mode(False)  # whose tensors could not be changed outside of it
+    @torch.inference_mode(False)  # what is made in inference mode could be changed nowhere else
     def allocate(
         cls,
         config: InfiniteVLTextConfig,
@@ -104,20 +101,21 @@ class StreamState:
             StateError: full-attention layers without `max_length`, a list of devices of another length, or no
                 memory for so many streams.
         """
-        first, *_ = devices = _layer_devices(config, device)
+        devices = _layer_devices(config, device)
         layers = [
             _layer_shapes(config, kind, dtype, where, max_length)
             for kind, where in zip(config.layer_types, devices, strict=True)
         ]
-        counts = {name: _Shape((), torch.int64, first) for name in _COUNTS}
-        flags = {name: _Shape((), torch.bool, first) for name in _FLAGS}
-        waiting = _Shape((3, *frame_size), torch.uint8, first)
+        first = devices[0]
+        counts = {name: Shape((), torch.int64, first) for name in _COUNTS}
+        flags = {name: Shape((), torch.bool, first) for name in _FLAGS}
+        waiting = Shape((3, *frame_size), torch.uint8, first)
         length, next_position = counts.pop("length"), counts.pop("next_position")
         span = SpanState(**counts, **flags, waiting=waiting)  # type: ignore[arg-type]
         wanted = cls(layers, span, length, next_position, [], ())  # type: ignore[arg-type]
         shapes: list[Any] = list(wanted.tensors().values())
-        places, sizes = _arrange(shapes)
-        buffers = [_zeros(batch_size, size, where) for where, size in sizes.items()]
+        places, sizes = arrange(shapes)
+        buffers = [zeros(batch_size, size, where) for where, size in sizes.items()]
         return wanted._on(buffers, places)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -163,6 +161,7 @@ class StreamState:
         """A new state whose row b is row index[b] of this one (int64 [B'])."""
         return self._on([x.index_select(0, index.to(x.device)) for x in self.buffers], self.places)
 
+    @torch.inference_mode(False)
     def row(self, index: int) -> "StreamState":
         """Row `index` alone, as a view: what changes here changes there."""
         return self._on([buffer[index : index + 1] for buffer in self.buffers], self.places)
@@ -217,7 +216,7 @@ class StreamState:
             self.length.index_copy_(0, rows, self.length[rows] + num_new)
             self.next_position.index_copy_(0, rows, torch.maximum(self.next_position[rows], end))
 
-    def _on(self, buffers: list[Tensor], places: "tuple[_Place, ...]") -> "StreamState":
+    def _on(self, buffers: list[Tensor], places: tuple[Place, ...]) -> "StreamState":
         """The same fields as views of other buffers."""
         views = iter([place.view(buffers) for place in places])
         layers = [_renew_fields(layer, views) for layer in self.layers]
@@ -229,11 +228,13 @@ class StreamState:
         buffers = [b if b.nbytes == b.untyped_storage().nbytes() else b.clone() for b in self.buffers]
         return {"buffers": buffers, "places": self.places, "layer_types": [type(x) for x in self.layers]}
 
+    @torch.inference_mode(False)
     def __setstate__(self, kept: dict[str, Any]) -> None:
         empty = [kind(*[None] * len(dataclasses.fields(kind))) for kind in kept["layer_types"]]
         span = SpanState(*[None] * len(dataclasses.fields(SpanState)))  # type: ignore[arg-type]
         self.layers, self.span = empty, span
-        self.__dict__.update(vars(self._on(kept["buffers"], kept["places"])))
+        buffers = [b.clone() if b.is_inference() else b for b in kept["buffers"]]
+        self.__dict__.update(vars(self._on(buffers, kept["places"])))
 
     def save(self, path: str | os.PathLike[str], fingerprint: str, *, settings: str = "") -> None:
         """Write a safetensors file, complete or not at all.
@@ -311,20 +312,6 @@ _COUNTS = ("length", "next_position", "start", "start_time", "last_time", "num_f
 _FLAGS = ("is_open", "has_waiting")
 
 
-def _zeros(batch_size: int, num_bytes: int, device: Device) -> Tensor:
-    """Room for so many streams of num_bytes each; StateError where the device has not so much memory."""
-    try:
-        return torch.zeros(batch_size, num_bytes, dtype=torch.uint8, device=device)
-    except RuntimeError as error:  # torch has a class of its own for this on a GPU only
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        raise StateError(
-            f"the state of {batch_size:,} streams takes {batch_size * num_bytes / 1e9:,.1f} GB "
-            f"({num_bytes / 1e6:.2f} MB each), and {device} has not so much free. Make room for fewer; "
-            "`infinitevl doctor` says how many fit."
-        ) from error
-
-
 def _layer_devices(config: InfiniteVLTextConfig, device: Device | Sequence[Device]) -> list[Device]:
     if isinstance(device, str | torch.device):
         return [device] * config.num_hidden_layers
@@ -335,44 +322,6 @@ def _layer_devices(config: InfiniteVLTextConfig, device: Device | Sequence[Devic
     return list(device)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """One row of a tensor of the state."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: Device
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where in the buffers a tensor lies."""
-
-    buffer: int
-    start: int
-    wanted: _Shape
-
-    def view(self, buffers: list[Tensor]) -> Tensor:
-        buffer = buffers[self.buffer]
-        flat = buffer[:, self.start : self.start + self.wanted.nbytes]
-        return flat.view(self.wanted.dtype).view(len(buffer), *self.wanted.shape)
-
-
-def _arrange(shapes: Sequence[_Shape]) -> tuple[tuple[_Place, ...], dict[Device, int]]:
-    """A place for each tensor, and the bytes of a row for each device."""
-    sizes: dict[Device, int] = {}
-    places = []
-    for shape in shapes:
-        start = sizes.setdefault(shape.device, 0)
-        places.append(_Place(list(sizes).index(shape.device), start, shape))
-        sizes[shape.device] = start + -(-shape.nbytes // _ALIGNMENT) * _ALIGNMENT
-    return tuple(places), sizes
-
-
 def _layer_shapes(
     config: InfiniteVLTextConfig, kind: str, dtype: torch.dtype, device: Device, max_length: int | None
 ) -> Any:
@@ -380,7 +329,7 @@ def _layer_shapes(
     if kind == LINEAR:
         recurrent_state = (config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
         conv_state = (config.conv_size - 1, config.conv_channels)
-        shapes: Any = _Shape(recurrent_state, torch.float32, device), _Shape(conv_state, dtype, device)
+        shapes: Any = Shape(recurrent_state, torch.float32, device), Shape(conv_state, dtype, device)
         return DeltaState(*shapes)
     slots = max_length if kind == FULL else config.sliding_window
     if not isinstance(slots, Integral) or slots < 1:
@@ -388,7 +337,7 @@ def _layer_shapes(
             f"max_length is {slots!r}; a model with full-attention layers needs the number of tokens to make "
             "room for."
         )
-    shapes = [_Shape((config.num_key_value_heads, int(slots), config.head_dim), dtype, device)] * 2
+    shapes = [Shape((config.num_key_value_heads, int(slots), config.head_dim), dtype, device)] * 2
     return FullState(*shapes) if kind == FULL else WindowState(*shapes)
 
 

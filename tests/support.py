@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 
 DATA = Path(__file__).parent / "data"
 SPECIAL = (

@@ -23,7 +23,7 @@ ORDERS = {
     "Auto classes first": "from transformers import AutoModelForCausalLM, AutoProcessor; import infinitevl",
     "the processor first": "import infinitevl; infinitevl.InfiniteVLProcessor",
     "the engine first": "from infinitevl import Engine; import infinitevl",
-    "one module first": "import infinitevl.processing.images; import infinitevl",
+    "one module first": "import infinitevl.processing.pictures.opening; import infinitevl",
     "peft first": "import infinitevl; import peft",
 }
 

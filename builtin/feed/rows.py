@@ -8,7 +8,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from builtin.world.tasks import CHAT, STREAM, TEXT, Sample
-from infinitevl.processing.prompt import DEFAULT_SYSTEM, END, IMAGE_PAD, START, VISION_END, VISION_START
+from infinitevl.processing.prompt.template import (
+    DEFAULT_SYSTEM,
+    END,
+    IMAGE_PAD,
+    START,
+    VISION_END,
+    VISION_START,
+)
 
 GRID = 4  # merged tokens a side of a frame of 112 pixels
 FRAME_TOKENS = GRID * GRID

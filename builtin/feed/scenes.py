@@ -15,7 +15,7 @@ from builtin.feed.settings import SceneSettings
 from builtin.world.packs import load_world
 from builtin.world.render import FRAME_SIZE, PATCH, PatchNamer, render
 from builtin.world.splits import rng_of
-from infinitevl.processing.images import frame_patches
+from infinitevl.processing.pictures.patches import frame_patches
 from infinitevl.training.checkpoint import check_same_run
 from infinitevl.training.stages.inputs import Batch
 

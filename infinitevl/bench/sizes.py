@@ -16,7 +16,7 @@ from infinitevl.engine.loading import load
 from infinitevl.errors import InputError
 from infinitevl.model.decoder import RotaryEmbedding
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.processor import PUBLISHED_FRAME_SIZE, InfiniteVLProcessor
+from infinitevl.processing.processor.processor import PUBLISHED_FRAME_SIZE, InfiniteVLProcessor
 
 SIZES = ("4b", "builtin", "tiny")
 PUBLISHED_BYTES = 9e9  # 4.41 B weights in 16 bits

@@ -149,7 +149,7 @@ def _kernels(device: str | None) -> Iterator[Finding]:
 
 
 def _video() -> Iterator[Finding]:
-    from infinitevl.processing.video import open_source
+    from infinitevl.processing.sources.opening import open_source
 
     try:
         with tempfile.TemporaryDirectory() as folder:

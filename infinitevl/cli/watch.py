@@ -14,8 +14,8 @@ from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Event, Outcome, Seen, WatchSettings, nothing_typed, watch
-from infinitevl.processing.frames import DEFAULT_FPS
-from infinitevl.processing.video import Source, open_source
+from infinitevl.processing.sources.frames import DEFAULT_FPS, Source
+from infinitevl.processing.sources.opening import open_source
 
 if TYPE_CHECKING:
     from infinitevl.engine.session import StreamSession

@@ -17,7 +17,7 @@ from infinitevl.engine.slots import Facts, Parked, Slot
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.weights import fingerprint
-from infinitevl.processing.prompt import end_of_turn_ids
+from infinitevl.processing.prompt.encoding import end_of_turn_ids
 from infinitevl.state import StreamState
 
 

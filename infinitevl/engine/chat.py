@@ -10,7 +10,7 @@ from infinitevl.engine.engine import Engine
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.prompt import DEFAULT_SYSTEM
+from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
 
 Content = str | Sequence[dict[str, Any]]
 _GREEDY = Sampling()

@@ -26,6 +26,7 @@ from infinitevl.engine.steps import Steps
 from infinitevl.errors import InputError
 from infinitevl.model.fused import fuse_, quantization_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.weights import check_values
 
 Mode = Literal["image", "video"]
 
@@ -81,6 +82,7 @@ class Engine:
     Raises:
         InputError: a bad mode, number, frame size or quantization.
         StateError: full-attention layers without a usable `max_length`.
+        CheckpointError: weights without values (a model on the meta device).
     """
 
     @on_device
@@ -100,6 +102,7 @@ class Engine:
             raise InputError(f"mode is {mode!r}; choose 'image' or 'video'.")
         num_slots = _checked_count(num_slots)
         model = unwrapped(model)
+        check_values(model)
         vision = model.config.vision_config
         self.model, self.processor, self.mode = model, processor, mode
         wanted = processor.frame_size if frame_size is None else frame_size

@@ -12,7 +12,7 @@ from infinitevl.errors import CheckpointError
 from infinitevl.model.fused import check_quantization, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, is_path, open_model, place_of
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def list_models() -> tuple[ModelEntry, ...]:
     return _MODELS
 
 
+@torch.inference_mode(False)  # its weights may be trained later
 def load(
     name: str | os.PathLike[str] | None = None,
     *,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from infinitevl.errors import InputError
-from infinitevl.processing.images import open_image, resize_frame
-from infinitevl.processing.resize import Resizer
+from infinitevl.processing.pictures.opening import open_image
+from infinitevl.processing.pictures.resizer import Resizer
+from infinitevl.processing.pictures.scaling import resize_frame
 
 _MOST_SIZES = 8
 

@@ -16,8 +16,9 @@ from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import MICROSECONDS, to_microseconds
-from infinitevl.processing.frames import Frame
-from infinitevl.processing.prompt import DEFAULT_SYSTEM, turn_ids
+from infinitevl.processing.prompt.encoding import turn_ids
+from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
+from infinitevl.processing.sources.frames import Frame
 
 # Largest time, in seconds x tokens per second: differences of such times fit into int64 microseconds.
 _LARGEST_TIME = 1e12

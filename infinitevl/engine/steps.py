@@ -19,7 +19,7 @@ from infinitevl.model.positions import (
     token_kinds,
 )
 from infinitevl.model.vision import VisionPlan, vision_plan
-from infinitevl.processing.images import clip_patches
+from infinitevl.processing.pictures.patches import clip_patches
 from infinitevl.state import StreamState
 
 

@@ -18,7 +18,7 @@ from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, tidy
 from infinitevl.evaluation.streaming import Answered, Event, StreamLike, Summary, WatchSettings, watch
-from infinitevl.processing.frames import Frame, Source
+from infinitevl.processing.sources.frames import Frame, Source
 
 
 @dataclass(frozen=True)

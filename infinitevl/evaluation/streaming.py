@@ -13,7 +13,7 @@ from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.evaluation.questions import TimedQuestion, in_order
 from infinitevl.interrupt import Interrupt
-from infinitevl.processing.frames import Frame, Source
+from infinitevl.processing.sources.frames import Frame, Source
 
 
 class StreamLike(Protocol):

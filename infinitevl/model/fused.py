@@ -71,6 +71,7 @@ class Fusable(nn.Module):
             layout = _quantized(self, layout, quantization)
         self.__dict__["layout"] = replace(layout, kernels=kernels)
 
+    @torch.inference_mode(False)  # weights of inference mode could not be trained
     def unfuse_(self) -> None:
         """Give every parameter memory of its own again.
 
@@ -124,6 +125,7 @@ class Fusable(nn.Module):
         super().__setattr__(name, value)
 
 
+@torch.inference_mode(False)
 def fuse_(model: nn.Module, kernels: Kernels | None = None, quantization: str | None = None) -> Kernels:
     """Lay out every layer of `model` that can be, for `kernels` (default: the best of its device).
 
@@ -202,6 +204,7 @@ def _shares_block(parameter: nn.Parameter) -> bool:
     return parameter.is_cuda and parameter.nbytes < _SHARED_BLOCK
 
 
+@torch.inference_mode(False)
 def fuse_onto_(model: nn.Module, device: torch.device, quantization: str) -> Kernels:
     """Move `model` to `device` quantized, as `fuse_` has it; one layer at most is there in full."""
     check_quantization(quantization)

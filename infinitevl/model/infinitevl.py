@@ -36,6 +36,7 @@ from infinitevl.model.inputs import (
 from infinitevl.model.positions import IMAGE, TEXT, VIDEO, prompt_positions
 from infinitevl.model.pretrained import InfiniteVLPreTrainedModel
 from infinitevl.model.vision import VisionEncoder
+from infinitevl.model.weights import check_values
 from infinitevl.ops.rows import Packed
 from infinitevl.state import StreamState
 
@@ -137,6 +138,7 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
 
         Raises:
             InputError: the arguments do not fit each other.
+            CheckpointError: the weights have no values (a model on the meta device).
             StateError: no room in a full-attention layer, or a cache of another batch size.
         """
         config = self.config
@@ -180,7 +182,12 @@ class InfiniteVLModel(InfiniteVLPreTrainedModel):
     def _embeds(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         text = self.config.text_config
         check_tokens(input_ids, inputs_embeds, text.vocab_size, text.hidden_size)
-        return self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[arg-type]
+        embeds: Any = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[arg-type]
+        given = embeds if input_ids is None else input_ids
+        if "meta" in (embeds.device.type, given.device.type):
+            check_values(self)
+            raise InputError("the inputs are on the meta device, which holds no values. Give real tensors.")
+        return embeds
 
     def _cache(self, past: object, use_cache: bool | None, embeds: Tensor) -> StateCache | None:
         cache = as_state_cache(past)

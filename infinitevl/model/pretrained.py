@@ -1,5 +1,7 @@
 """What transformers needs to know about every part of an InfiniteVL: start, load, save."""
 
+import contextlib
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +17,20 @@ from infinitevl.model.decoder import RotaryEmbedding
 from infinitevl.model.delta_net import CausalConv1d, GatedDeltaNet
 from infinitevl.model.fused import fusable, unfused
 from infinitevl.model.layers import RMSNorm
+from infinitevl.model.saving import saving_errors, whole_folder, write_model_card
 from infinitevl.model.weights import (
     PREFIX_MAPPING,
     check_files,
     check_finite,
     check_loading,
+    check_values,
     loading_errors,
-    saving_errors,
-    write_model_card,
 )
 
 # softplus(dt_bias) = 0.001 at the start of a new mixer.
 _DT_BIAS_START = -6.907255
+# What `save_pretrained` of transformers may be given by place after is_main_process.
+_SAVE_ARGUMENTS = tuple(inspect.signature(PreTrainedModel.save_pretrained).parameters)[3:-1]
 
 
 class InfiniteVLPreTrainedModel(PreTrainedModel):
@@ -61,6 +65,7 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
+    @torch.inference_mode(False)  # weights of inference mode could not be trained
     def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -101,15 +106,26 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Write configuration, weights (newer prefix) and a model card; everything as in transformers.
 
+        All files are written aside and then take the place of older ones, except with `push_to_hub` and
+        `distributed_checkpoint`.
+
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written, or a weight has no values (a model on the meta
+                device). What was in the folder stays.
         """
+        kwargs |= dict(zip(_SAVE_ARGUMENTS, args, strict=False))
         kwargs.setdefault("save_original_format", False)
-        with saving_errors(save_directory):
+        if kwargs.get("state_dict") is None:
+            check_values(self)
+        is_direct = kwargs.get("push_to_hub") or kwargs.get("distributed_checkpoint")
+        with saving_errors(save_directory), contextlib.ExitStack() as stack:
+            folder: Any = save_directory
+            if not is_direct:
+                folder = stack.enter_context(whole_folder(save_directory, kwargs.get("variant")))
             with unfused(self):
-                super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-            if is_main_process:
-                write_model_card(save_directory, self.config)
+                super().save_pretrained(folder, is_main_process, **kwargs)
+            if is_main_process and not (Path(save_directory) / "README.md").exists():
+                write_model_card(folder, self.config)
 
 
 def _start_mixer(mixer: GatedDeltaNet) -> None:

@@ -89,7 +89,7 @@ def _delta_chunk(
 
 
 def segment_decay(log_decay: Tensor) -> Tensor:
-    """Return exp(sum of log_decay over j < l <= i) at [..., i, j], the decay from token j to i; 0 where j > i.
+    """Return exp(sum of log_decay over j < l <= i) at [..., i, j], the decay from j to i; zero where j > i.
 
     Each sum is taken over its own segment. A difference of running sums would lose all digits after a strong
     decay.

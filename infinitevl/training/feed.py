@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infinitevl.config import InfiniteVLConfig
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from infinitevl.training.data.loading import BatchPlan, LoadedBatch, Loader, ShardState
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.public import open_mixture, read_public_data

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.prompt import IMAGE_PAD, VIDEO_PAD
+from infinitevl.processing.prompt.template import IMAGE_PAD, VIDEO_PAD
 from infinitevl.training.losses import CHUNK_TOKENS, IGNORED
 from infinitevl.training.parts import part_of
 from infinitevl.training.pictures import write_pictures

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from infinitevl.training.checkpoint import CHECKPOINT, read_checkpoint
 from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed

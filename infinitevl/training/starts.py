@@ -8,7 +8,7 @@ from infinitevl.errors import CheckpointError
 from infinitevl.model import adapters, opening
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import open_model
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from infinitevl.training.checkpoint import CHECKPOINT
 from infinitevl.training.parts import STAGES
 

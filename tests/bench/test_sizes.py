@@ -8,7 +8,7 @@ import torch
 from infinitevl.bench.sizes import FRAME_SIZES, byte_tokenizer, model_of_size, random_ids
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import InputError
-from infinitevl.processing.prompt import SPECIAL_TOKENS
+from infinitevl.processing.prompt.template import SPECIAL_TOKENS
 from tests.support import DATA
 
 

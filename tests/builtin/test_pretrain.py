@@ -17,7 +17,7 @@ from builtin.stages import open_feed, read_stage, teach
 from builtin.start import read_shape
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.processing.prompt import SPECIAL_TOKENS
+from infinitevl.processing.prompt.template import SPECIAL_TOKENS
 from infinitevl.training.checkpoint import read_checkpoint
 from infinitevl.training.training_log import LOG, losses
 from tests.builtin.small import RECIPES, ROOT, pretraining, write_tiny_start

@@ -61,7 +61,7 @@ def tiny_folder(tmp_path_factory):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-    from infinitevl.processing.processor import InfiniteVLProcessor
+    from infinitevl.processing.processor.processor import InfiniteVLProcessor
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny")

@@ -10,7 +10,7 @@ from infinitevl.engine.engine import Engine
 from infinitevl.engine.sampling import Sampling
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InputError, StateError
-from infinitevl.processing.images import resize_frame
+from infinitevl.processing.pictures.scaling import resize_frame
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, relative_error
 

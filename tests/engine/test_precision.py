@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from infinitevl.engine.session import StreamSession
-from infinitevl.processing.prompt import turn_ids
+from infinitevl.processing.prompt.encoding import turn_ids
 from infinitevl.state import StreamState
 from tests.support import random_frame, relative_error, tiny_model, tiny_processor
 

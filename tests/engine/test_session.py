@@ -12,7 +12,7 @@ from PIL import Image
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import StateError
 from infinitevl.model.positions import text_positions
-from infinitevl.processing.prompt import encode_text, turn_ids
+from infinitevl.processing.prompt.encoding import encode_text, turn_ids
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, relative_error, tiny_model
 

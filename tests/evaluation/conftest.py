@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infinitevl.errors import InputError
-from infinitevl.processing.frames import Frame
+from infinitevl.processing.sources.frames import Frame
 
 
 @dataclass

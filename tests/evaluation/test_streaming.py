@@ -8,7 +8,7 @@ import pytest
 from infinitevl.errors import InputError, SourceError
 from infinitevl.evaluation.questions import parse_question
 from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Seen, WatchSettings, watch
-from infinitevl.processing.frames import Frame
+from infinitevl.processing.sources.frames import Frame
 
 EVERY_FRAME = WatchSettings(report_every=0)
 

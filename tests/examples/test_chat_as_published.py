@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from infinitevl.processing.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from tests.support import tiny_model, tiny_processor
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chat_as_published.py"

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from infinitevl.processing.prompt import SPECIAL_TOKENS
+from infinitevl.processing.prompt.template import SPECIAL_TOKENS
 
 WHEEL = "dashscope==2.0.2"
 VOCABULARY = "dashscope/resources/qwen.tiktoken"

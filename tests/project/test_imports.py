@@ -15,8 +15,9 @@ ROOMS = {
     "config_fields": set(),
     "config": {"config_fields"},
     "ops": set(),
+    "state_buffers": set(),
     "state_file": set(),
-    "state": {"config", "state_file"},
+    "state": {"config", "state_buffers", "state_file"},
     "processing": {"config"},
     "model": {"config", "ops", "state"},
     "engine": {"config", "model", "processing", "state", "state_file"},
@@ -24,6 +25,15 @@ ROOMS = {
     "bench": {"config", "engine", "model", "ops", "processing", "state", "training"},
     "evaluation": {"engine", "processing"},
 }
+# the folders of processing, from the bottom up
+PROCESSING = {
+    "fetching": set(),
+    "prompt": set(),
+    "pictures": {"fetching"},
+    "sources": {"fetching", "pictures"},
+    "processor": {"fetching", "pictures", "prompt", "sources"},
+}
+PROCESSING_DOORS = {"av": "sources", "httpx": "fetching", "httpcore": "fetching"}
 # the package's own __init__, the commands and what the Auto classes are told may import every room
 KERNELS = [f"infinitevl.ops.{name}.triton" for name in ("attention", "delta_net", "linear")]
 EVERYTHING = {"", "cli", "registration"}
@@ -57,6 +67,17 @@ def test_rooms_import_downward_only(module: str) -> None:
         if found.module.split(".")[0] == "infinitevl" and room(found.module) not in allowed
     ]
     assert not wrong, f"{module} may import {sorted(allowed)} of ours, but has {wrong}"
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if name.startswith("infinitevl.processing.")])
+def test_folders_of_processing_import_downward_only(module: str) -> None:
+    here = module.split(".")[2]
+    allowed = PROCESSING[here] | {here}
+    for found in imports_of(module):
+        if found.module.startswith("infinitevl.processing."):
+            assert found.module.split(".")[2] in allowed, f"{module}, line {found.line}: {found.module}"
+        elif door := PROCESSING_DOORS.get(found.module.split(".")[0]):
+            assert here == door, f"{module}, line {found.line}: {found.module} belongs to {door}/"
 
 
 # What the built-in model is made with and the package need not know.

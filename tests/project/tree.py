@@ -58,7 +58,7 @@ def _section(folder: Path) -> str:
     lines = [
         f"- `{path.name}` {first_sentence(path)}" for path in sorted(folder.glob("*.py")) if path != init
     ]
-    return f"## {name}/\n\n{about}\n\n" + "\n".join(lines) + "\n"
+    return "\n\n".join([f"## {name}/", about, *(["\n".join(lines)] if lines else [])]) + "\n"
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from infinitevl.errors import InputError
+from infinitevl.processing.prompt.media_settings import check_settings
 from infinitevl.training.data.media import document_pages, find_media
 
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = ("text", "image", "video", "document")
 _WHOLE_SETTINGS = (
-    *("min_pixels", "max_pixels", "resized_height", "resized_width", "nframes", "min_frames"),
+    *("min_pixels", "max_pixels", "resized_height", "resized_width", "nframes", "num_frames", "min_frames"),
     *("max_frames", "total_pixels"),
 )
 _SETTINGS = (*_WHOLE_SETTINGS, "fps", "video_start", "video_end", "sample_fps")
@@ -145,7 +146,11 @@ def _parts(part: Any, path: str, root: Path, spare: dict[str, Iterator[Any]]) ->
             f"field {path}.{kind}: is missing; the part has {sorted(map(str, part))}. Give a path there, or "
             f"one more in {kind}s."
         )
-    settings = {key: _setting(part, key, path) for key in _SETTINGS if part.get(key) is not None}
+    given = {str(key): value for key, value in part.items() if value is not None}  # as in tables
+    settings = {key: _setting(given, key, path) for key in _SETTINGS if key in given}
+    check_settings(given, path)
+    if "num_frames" in settings:  # transformers' name
+        settings["nframes"] = settings.pop("num_frames")
     found = find_media(source, root, f"{path}.{kind}")
     if kind != "document":
         return [{"type": kind, kind: found, **settings}]

@@ -9,10 +9,20 @@ from torch import Tensor
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.model.positions import TEXT, prompt_positions, token_kinds
-from infinitevl.processing import prompt
-from infinitevl.processing.options import CallOptions
-from infinitevl.processing.processor import InfiniteVLProcessor
-from infinitevl.processing.vision_info import VIDEO_MIN_TOKENS
+from infinitevl.processing.processor.call_options import CallOptions
+from infinitevl.processing.processor.processor import InfiniteVLProcessor
+from infinitevl.processing.processor.vision_info import VIDEO_MIN_TOKENS
+from infinitevl.processing.prompt.encoding import (
+    encode_chat,
+    encode_text,
+    end_of_turn_ids,
+    protect_messages,
+    render,
+    special_strings,
+    token_id,
+    unused_mark,
+)
+from infinitevl.processing.prompt.template import DEFAULT_SYSTEM, START
 from infinitevl.training.data.messages import Sample
 from infinitevl.training.losses import IGNORED
 
@@ -78,10 +88,10 @@ class TokenWriter:
     def __init__(self, processor: InfiniteVLProcessor, config: InfiniteVLConfig, limits: Limits):
         self.processor, self.config, self.limits = processor, config, limits
         self.tokenizer = processor.tokenizer
-        self.specials = prompt.special_strings(self.tokenizer)
+        self.specials = special_strings(self.tokenizer)
         self.pads = {config.image_token_id, config.video_token_id}
-        self.start_id = prompt.token_id(self.tokenizer, prompt.START)
-        self.end_of_turn = prompt.end_of_turn_ids(self.tokenizer)
+        self.start_id = token_id(self.tokenizer, START)
+        self.end_of_turn = end_of_turn_ids(self.tokenizer)
 
     def write(self, sample: Sample) -> Tokens:
         """Tokenizes a sample.
@@ -101,7 +111,7 @@ class TokenWriter:
     def _write(self, messages: list[dict[str, Any]]) -> Tokens:
         messages = [_with_settings(message, self.limits) for message in messages]
         if messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": prompt.DEFAULT_SYSTEM}, *messages]
+            messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
         ids, is_learned = self._turns(messages)
         _check_length(len(ids), self.limits.max_tokens)
         inputs = self.processor.assemble_chat([ids], messages, CallOptions(return_tensors="pt"))
@@ -131,13 +141,13 @@ class TokenWriter:
         An answer is spelt apart from its head, because a chat gives the head and asks for the rest; every
         other turn is spelt in one piece, as the template is.
         """
-        mark = prompt.unused_mark([message])
-        (protected,) = prompt.protect_messages([message], self.specials, mark)
-        text = prompt.render(protected["content"])
-        head = prompt.encode_text(self.tokenizer, f"{message['role']}\n")
+        mark = unused_mark([message])
+        (protected,) = protect_messages([message], self.specials, mark)
+        text = render(protected["content"])
+        head = encode_text(self.tokenizer, f"{message['role']}\n")
         if message["role"] == "assistant":
-            return [self.start_id, *head], prompt.encode_chat(self.tokenizer, text, mark)
-        whole = prompt.encode_chat(self.tokenizer, f"{message['role']}\n{text}", mark)
+            return [self.start_id, *head], encode_chat(self.tokenizer, text, mark)
+        whole = encode_chat(self.tokenizer, f"{message['role']}\n{text}", mark)
         return [self.start_id], whole
 
     def _labels(self, input_ids: Tensor, is_learned: list[bool]) -> Tensor:

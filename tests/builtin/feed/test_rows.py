@@ -15,7 +15,8 @@ from builtin.world.streams import StreamSize, stream_sample
 from builtin.world.tasks import CHAT, TEXT, picture_sample, text_sample
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.model.positions import prompt_positions, token_kinds
-from infinitevl.processing.prompt import SPECIAL_TOKENS, turn_ids
+from infinitevl.processing.prompt.encoding import turn_ids
+from infinitevl.processing.prompt.template import SPECIAL_TOKENS
 from tests.builtin.small import BUILTIN
 
 

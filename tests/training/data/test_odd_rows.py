@@ -7,9 +7,11 @@ from PIL import Image
 
 from infinitevl.errors import InputError
 from infinitevl.training.data.loading import BatchPlan, Shard
+from infinitevl.training.data.messages import read_messages
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.source import Samples, open_samples
 from infinitevl.training.data.tokens import Limits, TokenWriter
+from tests.processing.media import make_picture
 from tests.support import tiny_config, tiny_processor
 
 ANSWER = {"role": "assistant", "content": "Red."}
@@ -136,3 +138,32 @@ def test_errors_of_a_caller_s_own_function_name_the_row(folder):
     source = Samples("rows", [row()], lambda each: each["nothing"], folder)
     with pytest.raises(InputError, match="rows, row 1, KeyError: 'nothing'"):
         source[0]
+
+
+def test_settings_that_a_table_filled_with_none_are_absent(tmp_path):
+    import datasets
+
+    def row(**settings):
+        parts = [{"type": "video", "video": ["a.png", "a.png"], **settings}, {"type": "text", "text": "?"}]
+        return {
+            "messages": [
+                {"role": "user", "content": parts},
+                {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
+            ]
+        }
+
+    make_picture().save(tmp_path / "a.png")
+    datasets.Dataset.from_list([row(fps=2.0), row(num_frames=2)]).save_to_disk(tmp_path)
+    source = open_samples(tmp_path)
+    first, second = (source[index].messages[0]["content"][0] for index in range(2))
+    assert {key: first[key] for key in set(first) - {"type", "video"}} == {"fps": 2.0}
+    assert {key: second[key] for key in set(second) - {"type", "video"}} == {"nframes": 2}
+
+
+def test_a_misspelt_setting_of_a_row_is_refused(tmp_path):
+    parts = [{"type": "image", "image": make_picture(), "max_pixel": 3136}, {"type": "text", "text": "?"}]
+    row = {
+        "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A"}],
+    }
+    with pytest.raises(InputError, match=r"messages\[0\].content\[0\].max_pixel: .*did you mean max_pixels"):
+        read_messages(row, tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infinitevl.errors import InputError
-from infinitevl.processing import prompt
+from infinitevl.processing.prompt.encoding import turn_ids
 from infinitevl.training.data.messages import Sample
 from infinitevl.training.data.source import open_samples
 from infinitevl.training.data.tokens import Limits, TokenWriter
@@ -55,7 +55,7 @@ def test_only_answers_and_their_ends_are_learned(writer):
 def test_what_comes_before_an_answer_is_what_a_chat_asks_with(writer):
     for answer in ("word A", "\n\nword", " word"):
         tokens = writer.write(chat("the sign says", answer=answer))
-        asked = prompt.turn_ids(tiny_tokenizer(), "the sign says")
+        asked = turn_ids(tiny_tokenizer(), "the sign says")
         assert tokens.input_ids[: len(asked)].tolist() == asked
         assert (tokens.labels[: len(asked)] == IGNORED).all()
         assert tokens.labels[len(asked)] != IGNORED

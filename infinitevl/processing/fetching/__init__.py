@@ -1,0 +1,1 @@
+"""Bytes from files, data: URIs and http(s) addresses."""

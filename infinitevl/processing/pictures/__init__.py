@@ -1,0 +1,1 @@
+"""Pictures of any kind: opened as RGB, scaled, and cut into patches."""

@@ -1,0 +1,1 @@
+"""Chat messages: checked, and turned into token ids."""

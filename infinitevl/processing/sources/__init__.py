@@ -1,0 +1,1 @@
+"""Frames with times, from files, folders, cameras, the network and iterables."""
