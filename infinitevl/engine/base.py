@@ -1,11 +1,10 @@
 """What streams and chats share: a slot of an engine, and answers that grow in slots of their own."""
 
-import copy
 import json
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from torch import Tensor
 
@@ -79,6 +78,8 @@ class Session:
         on_text: Callable[[str], None] | None,
     ) -> Answer:
         """Start an answer to what `read` takes into a copy of this session; it returns [1, C]."""
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"sampling is {sampling!r}; give an infinitevl.Sampling.")
         with self.engine.lock:  # what reading returns stands until somebody else reads
             self._check_free()
             slot = self.engine.fork(self.slot)
@@ -123,11 +124,13 @@ class Session:
             )
 
     def _check_held(self, answer: Answer) -> None:
+        _check_answer(answer)
         if not self.engine.pool.holds(answer.slot):
             raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
 
     def cancel(self, answer: Answer) -> None:
         """Give up an answer that `begin` started, and its slot. May be called twice."""
+        _check_answer(answer)
         self.engine.release(answer.slot)
 
     def fork(self) -> Self:
@@ -137,7 +140,8 @@ class Session:
             StateError: the session shares an engine whose slots are all taken.
         """
         with self.engine.lock:
-            slot, twin = self.slot, copy.copy(self)
+            slot, twin = self.slot, type(self).__new__(type(self))
+            vars(twin).update(vars(self))
             twin._kept = lambda: None
             if self._is_alone:
                 twin._enter(self.engine.twin(), is_alone=True)
@@ -160,6 +164,11 @@ class Session:
             slot, self._slot, self._parked = self._slot, None, None
             if slot is not None:
                 self.engine.release(slot)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"a {self.kind} can be neither copied nor pickled: fork() makes a copy, save(path) keeps it."
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -199,3 +208,19 @@ class Session:
         """Take over a state; facts None reads them from it."""
         self.state.copy_(state)
         self.slot.facts = Facts.of(state) if facts is None else facts
+
+
+def checked_engine(engine: Any) -> Engine:
+    """An engine, as it was given.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(engine, Engine):
+        raise InputError(f"a {type(engine).__name__} is no engine. Build one: Engine(model, processor).")
+    return engine
+
+
+def _check_answer(answer: Any) -> None:
+    if not isinstance(answer, Answer):
+        raise InputError(f"{answer!r} is no answer. Give what begin() returned.")

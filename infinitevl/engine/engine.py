@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -135,6 +135,12 @@ class Engine:
         self.lock = threading.RLock()
         self.scheduler = Scheduler(self.runner, self.answers, processor.tokenizer, self.lock)
 
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "an engine can be neither copied nor pickled. Build one in each process, and move streams by "
+            "session.save and load."
+        )
+
     # ------ frames
 
     @on_device
@@ -147,7 +153,7 @@ class Engine:
         Raises:
             InputError: also where a session belongs to another engine, or comes twice.
         """
-        if any(len(frame) not in (2, 3) or not hasattr(frame[0], "expect") for frame in frames):
+        if not all(_is_arrival(frame) for frame in frames):
             raise InputError(
                 "engine.observe takes (session, frame) or (session, frame, at) of a stream each."
             )
@@ -332,13 +338,23 @@ def _can_capture(model: InfiniteVLForConditionalGeneration) -> bool:
     return FULL not in model.config.text_config.layer_types and [d.type for d in devices] == ["cuda"]
 
 
+def _is_arrival(frame: Any) -> bool:
+    """Whether this is (session, frame) or (session, frame, at) of a stream."""
+    return isinstance(frame, tuple | list) and len(frame) in (2, 3) and hasattr(frame[0], "expect")
+
+
 def unwrapped(model: Any) -> InfiniteVLForConditionalGeneration:
     """The model itself, of one that peft wraps: its layers hold the adapters.
 
     Raises:
-        InputError: what peft adds lies outside of the layers.
+        InputError: no model of ours, or what peft adds lies outside of the layers.
     """
     if not hasattr(model, "get_base_model"):
+        if not hasattr(model, "allocate_state"):
+            raise InputError(
+                f"a {type(model).__name__} is no InfiniteVL model. Give what infinitevl.load returns: "
+                "model, processor."
+            )
         return model
     if model.active_peft_config.is_prompt_learning:
         raise InputError(
