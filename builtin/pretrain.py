@@ -22,7 +22,7 @@ from infinitevl.model.fused import training_kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
 from infinitevl.training.losses import answer_loss
-from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, move_
+from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, keep_activations_, move_
 from infinitevl.training.recipes import StageRecipe, identity
 from infinitevl.training.stage import check_new_run, draw_curve, leave
 from infinitevl.training.stages.inputs import Batch, answers, picked
@@ -216,7 +216,7 @@ def _finish(recipe: Pretrain, learner: Learner, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         heads = {name: weight.float().contiguous() for name, weight in learner.heads.state_dict().items()}
         save_file(heads, folder / HEADS)
-    learner.model.gradient_checkpointing_disable()
+    keep_activations_(learner.model)
     learner.model.eval().to(torch.bfloat16).save_pretrained(folder / MODEL)
     open_processor(recipe.student).save_pretrained(folder / MODEL)
     draw_curve(folder, recipe.stage)

@@ -143,16 +143,14 @@ def check_device(name: str | None) -> None:
     Raises:
         InputError: it cannot; the message says which devices there are.
     """
-    import torch
+    from infinitevl.engine.loading import checked_device
 
     if name is None:
         return
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        there += ["mps"] if torch.backends.mps.is_available() else []
-        raise InputError(f"--device {name!r} cannot be used here; there are: {', '.join(there)}") from error
+        checked_device(name)
+    except InputError as error:
+        raise InputError(f"--{error}") from error
 
 
 def check_folder(path: str | None) -> None:

@@ -1,12 +1,11 @@
 """What streams and chats share: a slot of an engine, answers in forked slots, fork, park, save."""
 
-import copy
 import json
 import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from torch import Tensor
 
@@ -150,6 +149,7 @@ class Session:
             )
 
     def _check_own(self, answer: Answer) -> None:
+        _check_answer(answer)
         if answer not in self._begun:
             raise InputError(
                 f"this {self.kind} did not begin {answer!r}: an answer is finished or cancelled by the "
@@ -176,7 +176,8 @@ class Session:
             StateError: the session shares an engine whose slots are all taken.
         """
         with self.engine.lock:
-            slot, twin = self.slot, copy.copy(self)
+            slot, twin = self.slot, type(self).__new__(type(self))
+            vars(twin).update(vars(self))
             twin._kept, twin._begun = lambda: None, weakref.WeakSet()
             if self._is_alone:
                 twin._enter(self.engine.twin(), is_alone=True)
@@ -199,6 +200,11 @@ class Session:
             slot, self._slot, self._parked = self._slot, None, None
             if slot is not None:
                 self.engine.release(slot)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"a {self.kind} can be neither copied nor pickled: fork() makes a copy, save(path) keeps it."
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -242,3 +248,19 @@ class Session:
         """Overwrite the slot with a state; `facts` None reads them from it."""
         self.state.copy_(state)
         self.slot.facts = Facts.of(state) if facts is None else facts
+
+
+def checked_engine(engine: Any) -> Engine:
+    """An engine, as it was given.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(engine, Engine):
+        raise InputError(f"a {type(engine).__name__} is no engine. Build one: Engine(model, processor).")
+    return engine
+
+
+def _check_answer(answer: Any) -> None:
+    if not isinstance(answer, Answer):
+        raise InputError(f"{answer!r} is no answer. Give what begin() returned.")

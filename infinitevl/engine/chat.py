@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infinitevl.engine.answers import Answer
-from infinitevl.engine.base import Session
-from infinitevl.engine.engine import Engine
+from infinitevl.engine.base import Session, checked_engine
+from infinitevl.engine.engine import Engine, unwrapped
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -44,7 +44,7 @@ class ChatSession(Session):
         max_length: int | None = None,
     ):
         if max_length is None:
-            max_length = model.config.text_config.max_position_embeddings
+            max_length = unwrapped(model).config.text_config.max_position_embeddings
         self._start(Engine(model, processor, max_length=max_length), system, is_alone=True)
 
     @classmethod
@@ -55,7 +55,7 @@ class ChatSession(Session):
             StateError: all slots are taken.
         """
         chat = cls.__new__(cls)
-        chat._start(engine, system, is_alone=False)
+        chat._start(checked_engine(engine), system, is_alone=False)
         return chat
 
     def _start(self, engine: Engine, system: str | None, is_alone: bool) -> None:

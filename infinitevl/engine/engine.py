@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -140,6 +140,12 @@ class Engine:
         )
         self.lock = threading.RLock()
         self.scheduler = Scheduler(self.runner, self.answers, processor.tokenizer, self.lock)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "an engine can be neither copied nor pickled. Build one in each process, and move streams by "
+            "session.save and load."
+        )
 
     # ------ frames
 
@@ -350,9 +356,14 @@ def unwrapped(model: Any) -> InfiniteVLForConditionalGeneration:
     """Return the model inside of a peft model; its layers hold the adapters.
 
     Raises:
-        InputError: the adapter lies outside of the layers.
+        InputError: no model of ours, or the adapter lies outside of the layers.
     """
     if not hasattr(model, "get_base_model"):
+        if not hasattr(model, "allocate_state"):
+            raise InputError(
+                f"a {type(model).__name__} is no InfiniteVL model. Give what infinitevl.load returns: "
+                "model, processor."
+            )
         return model
     if model.active_peft_config.is_prompt_learning:
         raise InputError(

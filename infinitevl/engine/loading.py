@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from infinitevl.errors import CheckpointError
+from infinitevl.errors import CheckpointError, InputError
 from infinitevl.model.fused import check_quantization, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, is_path, open_model, place_of
@@ -79,10 +79,12 @@ def load(
             on the device. Such a model cannot be trained, moved or saved. None for full precision.
 
     Raises:
-        InputError: no such quantization.
+        InputError: no such quantization, device or dtype.
         CheckpointError: nothing usable under that name; says what to do.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype is {dtype!r}; give a torch.dtype, such as torch.bfloat16, or None.")
     if quantization is not None:
         check_quantization(quantization)
     source = find(name)
@@ -99,6 +101,21 @@ def load(
     else:
         fuse_onto_(model, device, quantization)
     return model.eval(), processor
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """The device of this name, on which a tensor can live.
+
+    Raises:
+        InputError: it cannot; the message says which devices there are.
+    """
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        told = f"device {str(name)!r} cannot be used here; there are: {', '.join(there)}"
+        raise InputError(told) from error
 
 
 def find(name: str | os.PathLike[str] | None) -> str:

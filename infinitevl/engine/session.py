@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import Any
 
 from infinitevl.engine.answers import Answer
-from infinitevl.engine.base import Session
+from infinitevl.engine.base import Session, checked_engine
 from infinitevl.engine.engine import Arrival, Engine, Mode
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError, StateError
@@ -99,7 +99,7 @@ class StreamSession(Session):
             StateError: all slots are taken.
         """
         session = cls.__new__(cls)
-        session._start(engine, keep_turns, system, is_alone=False)
+        session._start(checked_engine(engine), keep_turns, system, is_alone=False)
         return session
 
     def _start(self, engine: Engine, keep_turns: bool, system: str | None, is_alone: bool) -> None:

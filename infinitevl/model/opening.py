@@ -1,12 +1,16 @@
 """A model's weights by name: the one that comes with the package, a folder, or a name of the hub."""
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import httpx
 import huggingface_hub
+import transformers
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session
 
@@ -36,10 +40,30 @@ def open_model(name: Name | None, dtype: Any) -> InfiniteVLForConditionalGenerat
     with loading_errors(place):
         config = foreign_config(place)
     own: dict[str, Any] = {} if config is None else {"config": config}
-    model = InfiniteVLForConditionalGeneration.from_pretrained(place, dtype=dtype, **own)
+    with quiet_progress(everywhere=is_builtin(name)):
+        model = InfiniteVLForConditionalGeneration.from_pretrained(place, dtype=dtype, **own)
     if name != BUILTIN_STAGE_2 and (Path(place) / adapters.FOLDER).is_dir():
         adapters.merge_adapter_(model, Path(place) / adapters.FOLDER)
     return model
+
+
+@contextlib.contextmanager
+def quiet_progress(everywhere: bool = False) -> Iterator[None]:
+    """Show progress bars of transformers and the hub on a terminal only, where a person sees them move.
+
+    everywhere: not there either, for what takes no time.
+    """
+    logging = transformers.utils.logging
+    wanted = huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is False  # by the environment
+    shown = not everywhere and sys.stderr is not None and sys.stderr.isatty()
+    if wanted or shown or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def place_of(name: Name | None) -> str:

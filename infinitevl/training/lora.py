@@ -1,5 +1,6 @@
 """Adds LoRA adapters to every projection of the decoder, through peft."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def add_adapters(
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=PROJECTIONS)
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # peft asks transformers by a name that 5.23 calls deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def merged(adapted: Any) -> InfiniteVLForConditionalGeneration:

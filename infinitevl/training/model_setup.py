@@ -23,11 +23,18 @@ def move_(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 def checkpoint_layers_(model: Model, count: int | None) -> None:
     """Makes the first `count` decoder layers (None: all) recompute activations in the backward pass."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # transformers before 5.23 has only the second name
     for block in model.model.visual.blocks:
         block.gradient_checkpointing = False  # frozen: it keeps nothing in any case
     for number, layer in enumerate(model.model.language_model.layers):
         layer.gradient_checkpointing = count is None or number < count
+
+
+def keep_activations_(model: Model) -> None:
+    """Lets all layers keep their activations again."""
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
 
 
 def compile_layers_(model: Model) -> None:

@@ -51,10 +51,15 @@ def trainable_set(stage: Stage) -> str:
 
 
 def memory(stage: Stage, batch: Batch) -> str:
-    """Estimates the memory of one device, in GB, without sharding."""
+    """Estimates the memory of one device, without sharding."""
     parts = estimate(stage, _num_tokens(stage, batch))
-    lines = [f"  {size / 1e9:8.2f} GB  {what}" for what, size in parts.items()]
-    return "\n".join([f"memory of one device: about {sum(parts.values()) / 1e9:.2f} GB", *lines])
+    lines = [f"  {_size(size):>11}  {what}" for what, size in parts.items()]
+    return "\n".join([f"memory of one device: about {_size(sum(parts.values()))}", *lines])
+
+
+def _size(num_bytes: float) -> str:
+    """Bytes in GB, or in MB where that would be nearly 0."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
 
 
 def _num_tokens(stage: Stage, batch: Batch) -> int:

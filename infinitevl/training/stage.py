@@ -10,13 +10,20 @@ from accelerate import Accelerator
 
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.opening import quiet_progress
 from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from infinitevl.training.checkpoint import CHECKPOINT, read_checkpoint
 from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed
 from infinitevl.training.flops import Weights, stage_flops
 from infinitevl.training.lora import add_adapters, check_installed, merged, save_adapter
-from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, move_
+from infinitevl.training.model_setup import (
+    checkpoint_layers_,
+    compile_layers_,
+    fast_kernels,
+    keep_activations_,
+    move_,
+)
 from infinitevl.training.parts import SFT_PARTS, freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, Sft, identity
 from infinitevl.training.sharding import Sharded
@@ -252,8 +259,9 @@ def draw_curve(folder: Path, title: str) -> None:
 def write_model(stage: Stage, folder: Path) -> None:
     """Writes a folder for `infinitevl.load`, in the dtype of the start; the student is then merged."""
     student = stage.student if stage.adapted is None else merged(stage.adapted)
-    student.gradient_checkpointing_disable()
-    student.eval().to(stage.saved_dtype).save_pretrained(folder)
+    keep_activations_(student)
+    with quiet_progress():
+        student.eval().to(stage.saved_dtype).save_pretrained(folder)
     stage.processor.save_pretrained(folder)
 
 

@@ -13,6 +13,7 @@ from infinitevl.config import LINEAR, InfiniteVLConfig, InfiniteVLTextConfig, hy
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.opening import quiet_progress
 from infinitevl.training.parts import STAGES, role
 from infinitevl.training.starts import open_processor
 from infinitevl.training.teacher import load_teacher
@@ -142,7 +143,8 @@ def save_student(
     """
     check_new(out)
     out.mkdir(parents=True, exist_ok=True)
-    student.save_pretrained(out)
+    with quiet_progress():
+        student.save_pretrained(out)
     write_table(weight_table(student), out / TABLE_FILE)
     try:
         open_processor(name).save_pretrained(out)

@@ -1,6 +1,8 @@
 """What cannot be used is refused in our words, and a session stays as it was and usable."""
 
+import copy
 import json
+import pickle
 from decimal import Decimal
 from fractions import Fraction
 
@@ -290,3 +292,35 @@ def test_counting_a_stream_asks_nothing_of_the_device(model, processor, monkeypa
     monkeypatch.setattr(session.engine.runner, "settle", lambda: pytest.fail("the device was waited for"))
     monkeypatch.setattr(torch.Tensor, "__int__", lambda self: pytest.fail("a tensor was read"))
     assert session.stats().tokens == 13
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda session: session.engine.observe([session]),
+        lambda session: session.begin("what?", 5),
+        lambda session: session.finish("an answer"),
+        lambda session: session.cancel(None),
+        lambda session: StreamSession.on(session.model),
+        lambda session: ChatSession.on(session.model),
+        lambda session: StreamSession(session.processor, session.model),
+        lambda session: ChatSession(session.processor, session.model),
+        lambda session: Engine(session.processor, session.model),
+    ],
+    ids=["frame", "sampling", "answer", "no answer", "engine", "chat's engine", "swapped", "chat", "model"],
+)
+def test_an_argument_of_another_kind_is_named(model, processor, use):
+    session = watched(model, processor, [0.0])
+    before = snapshot(session)
+    with pytest.raises(InputError):
+        use(session)
+    assert unchanged(session, before)
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_sessions_and_engines_say_how_they_are_copied(model, processor, twin):
+    session = watched(model, processor, [0.0])
+    with pytest.raises(InputError, match=r"fork\(\) makes a copy"):
+        twin(session)
+    with pytest.raises(InputError, match="one in each process"):
+        twin(session.engine)

@@ -1,14 +1,17 @@
-"""A name of the hub where no hub can be reached: told at once, or found where it was downloaded."""
+"""Models by name: what cannot be opened is told at once, and what can be opens without noise."""
 
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+import transformers
 
 from infinitevl.engine.loading import load
-from infinitevl.errors import CheckpointError
+from infinitevl.errors import CheckpointError, InputError
 from infinitevl.model.opening import builtin_folder, place_of
 
 
@@ -44,3 +47,24 @@ def test_a_name_that_was_downloaded_is_found(tmp_path: Path, monkeypatch: pytest
 def test_what_cannot_be_a_name_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError):
         load(name, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"device": "gpu"}, {"device": "cuda:99"}, {"device": 1.5}, {"dtype": "bf16"}, {"dtype": torch.int8}],
+)
+def test_a_device_or_dtype_that_cannot_be_used_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        load(**{"device": "cpu", **wrong})
+
+
+def test_the_built_in_model_loads_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    was_shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.enable_progress_bar()
+    try:
+        load(device="cpu")
+        assert transformers.utils.logging.is_progress_bar_enabled()
+    finally:
+        if not was_shown:
+            transformers.utils.logging.disable_progress_bar()
+    assert capfd.readouterr() == ("", "")

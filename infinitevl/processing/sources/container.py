@@ -49,6 +49,9 @@ def open_container(
         return av.open(opened, "r", format=format, options=options, timeout=(OPEN_TIMEOUT, READ_TIMEOUT))
     except (av.error.FFmpegError, ValueError) as error:
         reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).replace("'file:", "'")
+        if format is not None or (isinstance(opened, str) and _is_address(opened)):
+            reason = reason.replace(f": '{opened}'", "")
+            raise SourceError(f"{printable(str(opened))} cannot be opened: {printable(reason)}.") from error
         raise SourceError(
             f"No video can be opened: {printable(reason)}. Give a video file, a folder of pictures, "
             "camera:0, or an rtsp:// or http(s):// address."

@@ -124,7 +124,7 @@ class LiveSource(Source):
             self.reconnected += seen and got_frame
             seen = seen or got_frame
             if not seen or not self._reconnects or failures >= self._max_attempts:
-                raise self._lost(error, failures)
+                raise self._lost(error, failures, seen)
             self._wait(min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT))
 
     def _read_connection(self, sampler: Sampler) -> tuple[bool, SourceError | None]:
@@ -146,10 +146,15 @@ class LiveSource(Source):
                 frames.close()
         return got_frame, None
 
-    def _lost(self, error: SourceError | None, failures: int) -> SourceError:
-        reason = error or SourceError("it ended")
-        again = f" after {failures} attempts" if failures > 1 else ""
-        lost = SourceError(f"{self._name} is lost{again}: {reason} Check that it is on and can be reached.")
+    def _lost(self, error: SourceError | None, failures: int, seen: bool) -> SourceError:
+        """The error of a source that does not come back, or that never gave a frame."""
+        told = str(error or "it ended.")
+        if seen:
+            again = f" after {failures} attempts" if failures > 1 else ""
+            told = f"{self._name} is lost{again}: {told}"
+        elif error is None:
+            told = f"{self._name} ended before its first frame."
+        lost = SourceError(f"{told} Check that it is on and can be reached.")
         lost.__cause__ = error
         return lost
 

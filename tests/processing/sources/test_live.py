@@ -146,7 +146,7 @@ def test_pauses_stay_below_a_limit() -> None:
 
 def test_a_source_that_never_opened_is_an_error_at_once() -> None:
     connections = Connections()
-    with pytest.raises(SourceError, match="nobody there"):
+    with pytest.raises(SourceError, match=r"^nobody there Check that it is on"):
         list(connections.source())
     assert connections.opened == 1 and connections.waits == []
 
@@ -303,3 +303,10 @@ def test_a_camera_that_is_not_there_is_a_source_error(monkeypatch: pytest.Monkey
         open_source("camera:front")
     monkeypatch.setattr(cameras.sys, "platform", "darwin")
     camera_opener("camera:FaceTime")
+
+
+@pytest.mark.parametrize("source", ["/dev/video98", "rtsp://127.0.0.1:9/nobody"])
+def test_a_source_that_is_not_there_is_told_in_one_sentence(source: str) -> None:
+    wanted = rf"^{source} cannot be opened: [^:'/]+\. Check that it is on and can be reached\.$"
+    with open_source(source) as frames, pytest.raises(SourceError, match=wanted):
+        list(frames)
