@@ -23,8 +23,8 @@ def shape_text(tensors: dict[str, Tensor], name: str) -> str:
 
 
 def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Of all that a file holds but the checksum itself."""
-    rest = {key: text for key, text in metadata.items() if key != "checksum"}
+    """Of all that a file holds but the checksum itself and a signature of it."""
+    rest = {key: text for key, text in metadata.items() if key not in ("checksum", "signature")}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {shape_text(tensors, name)}".encode())

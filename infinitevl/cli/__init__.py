@@ -204,6 +204,65 @@ def watch(
 
 
 @command(app)
+def serve(
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; other than loopback needs an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    slots: Annotated[
+        int, typer.Option("--slots", min=3, help="Streams and answers on the device at the same time.")
+    ] = 8,
+    mode: Annotated[
+        FrameMode, typer.Option("--mode", help="Each frame a picture, or two frames a temporal patch.")
+    ] = FrameMode.image,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key-file", metavar="FILE", help="API keys, one a line; or set INFINITEVL_API_KEYS."
+        ),
+    ] = None,
+    allow_folder: Annotated[
+        list[str] | None,
+        typer.Option("--allow-folder", metavar="FOLDER", help="Callers may name files in it; repeatable."),
+    ] = None,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Callers may name private addresses, cameras, streams.")
+    ] = False,
+    allow_unsigned_states: Annotated[
+        bool, typer.Option("--allow-unsigned-states", help="Take states that this server did not sign.")
+    ] = False,
+    state_dir: Annotated[
+        str | None,
+        typer.Option("--state-dir", metavar="FOLDER", help="Keep streams there, and find them again."),
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.auto,
+    quantization: QuantizationOption = Quantization.full,
+) -> None:
+    """Serve a model: OpenAI's chat API, and streams that are watched, asked, forked and kept."""
+    from infinitevl.cli.serve import ServeOptions, run_serve
+
+    run_serve(
+        ServeOptions(
+            host=host,
+            port=port,
+            slots=slots,
+            mode=mode.value,
+            api_key_file=api_key_file,
+            allow_folder=allow_folder or [],
+            allow_private=allow_private,
+            allow_unsigned_states=allow_unsigned_states,
+            state_dir=state_dir,
+        ),
+        model=model,
+        device=device,
+        dtype=dtype.value,
+        quantization=quantization.value,
+    )
+
+
+@command(app)
 def models(json: JsonOption = False) -> None:
     """List the models that `--model` knows by name, and what each is good for."""
     from infinitevl.cli.models import show_models

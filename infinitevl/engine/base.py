@@ -5,6 +5,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -19,6 +20,19 @@ from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.weights import fingerprint
 from infinitevl.processing.prompt.encoding import end_of_turn_ids
 from infinitevl.state import StreamState
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session as it was at one moment; `save` may run later, and in another thread."""
+
+    state: StreamState
+    mark: str
+    settings: str
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file, complete or not at all; InfiniteVLError if it cannot be written."""
+        self.state.save(path, self.mark, settings=self.settings)
 
 
 class Session:
@@ -60,6 +74,11 @@ class Session:
                     raise StateError(f"this {self.kind} was closed. Open another one, or load a saved one.")
                 self._slot, self._parked = self.engine.unpark(self._parked), None
             return self._slot
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the state lies in host memory."""
+        return self._parked is not None
 
     @property
     def state(self) -> StreamState:
@@ -170,12 +189,16 @@ class Session:
         Raises:
             InfiniteVLError: the file could not be written.
         """
+        self.snapshot().save(path)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of state and settings as they are now; waits for the device."""
         mark = fingerprint(self.model, self.model.config)
         settings = {name: getattr(self, name) for name in self._settings}
         with self.engine.lock:
-            state = self.state
+            state = self.state.fork()
             state.span.num_dropped.fill_(self.slot.facts.num_dropped)
-            state.save(path, mark, settings=json.dumps(settings))
+        return Snapshot(state, mark, json.dumps(settings))
 
     @classmethod
     def _saved(

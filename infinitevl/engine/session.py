@@ -13,7 +13,7 @@ from infinitevl.engine.answers import Answer
 from infinitevl.engine.base import Session
 from infinitevl.engine.engine import Arrival, Engine, Mode
 from infinitevl.engine.sampling import Sampling
-from infinitevl.errors import InputError
+from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import MICROSECONDS, to_microseconds
 from infinitevl.processing.prompt.encoding import turn_ids
@@ -189,6 +189,24 @@ class StreamSession(Session):
         """
         state, settings = cls._saved(path, model)
         session = cls(model, processor, **settings, max_length=state.max_length)
+        session._fill(state)
+        return session
+
+    @classmethod
+    def load_on(cls, path: str | os.PathLike[str], engine: Engine) -> "StreamSession":
+        """Continue a saved stream in a slot of `engine`, to be closed when it ends.
+
+        Raises:
+            StateError: as for `load`; also a stream of another mode or frame size, or no free slot.
+        """
+        state, settings = cls._saved(path, engine.model)
+        given, own = [settings["mode"], settings["frame_size"]], [engine.mode, list(engine.frame_size)]
+        if given != own:
+            raise StateError(
+                f"{path} is a stream of mode and frame size {given}, this engine's are {own}. Build an "
+                "engine with these, or load it alone."
+            )
+        session = cls.on(engine, keep_turns=settings["keep_turns"], system=settings["system"])
         session._fill(state)
         return session
 

@@ -18,6 +18,10 @@ FROZEN = {
     | ANSWER
     | {"--ask", "--fps", "--live", "--mode", "--keep-turns", "--save-state", "--resume-state", "--max-frames"}
     | {"--report", "--json"},
+    "serve": COMMON
+    | LOADED
+    | {"--host", "--port", "--slots", "--mode", "--api-key-file", "--state-dir"}
+    | {"--allow-folder", "--allow-private", "--allow-unsigned-states"},
     "models": COMMON | {"--json"},
     "doctor": COMMON | MODEL | {"--json"},
     "bench": {"--help"},

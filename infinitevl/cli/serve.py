@@ -1,0 +1,96 @@
+"""`infinitevl serve`: a model, an engine, an address."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import infinitevl
+from infinitevl.cli.command import load_model
+from infinitevl.errors import InfiniteVLError, InputError
+
+DEFAULT_MODEL = "builtin"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The options of the command, by the names that they have on the command line."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    slots: int = 8
+    mode: Literal["image", "video"] = "image"
+    api_key_file: str | None = None
+    allow_folder: list[str] = field(default_factory=list)
+    allow_private: bool = False
+    allow_unsigned_states: bool = False
+    state_dir: str | None = None
+
+
+def run_serve(
+    options: ServeOptions, *, model: str | None, device: str | None, dtype: str, quantization: str
+) -> None:
+    """Load a model and serve it; what can be seen to be wrong is said before that.
+
+    Raises:
+        InputError: an open address without keys, a folder that does not exist, a missing extra.
+    """
+    try:
+        from infinitevl.server.run import check_host, serve
+        from infinitevl.server.security import server_secret
+        from infinitevl.server.settings import ServerSettings
+    except ImportError as error:
+        raise InputError(
+            f"the server needs {error.name}: install it with pip install 'infinitevl[serve]'"
+        ) from error
+    from infinitevl.engine.engine import Engine
+
+    keys = _keys(options.api_key_file)
+    check_host(options.host, keys)
+    folders = tuple(_folder(path) for path in options.allow_folder)
+    state_dir = None if options.state_dir is None else _state_dir(options.state_dir)
+    settings = ServerSettings(
+        model=model or DEFAULT_MODEL,
+        version=infinitevl.__version__,
+        keys=keys,
+        secret=server_secret(state_dir, os.environ.get("INFINITEVL_SECRET")),
+        folders=folders,
+        allow_private=options.allow_private,
+        allow_unsigned_states=options.allow_unsigned_states,
+        state_dir=state_dir,
+    )
+    network, processor = load_model(model, device, dtype, quantization)
+    engine = Engine(network, processor, num_slots=options.slots, mode=options.mode)
+    whom = f"{len(keys)} API keys" if keys else "no API key: only this machine is answered"
+    print(f"http://{options.host}:{options.port} serves {settings.model} ({whom})", file=sys.stderr)
+    serve(engine, settings, options.host, options.port)
+
+
+def _keys(path: str | None) -> tuple[str, ...]:
+    from infinitevl.server.security import parse_keys
+
+    text = os.environ.get("INFINITEVL_API_KEYS", "")
+    if path is not None:
+        try:
+            text += "\n" + Path(path).read_text()
+        except (OSError, ValueError) as error:
+            raise InputError(f"--api-key-file {path} cannot be read: {error}") from error
+    keys = parse_keys(text)
+    if path is not None and not keys:
+        raise InputError(f"--api-key-file {path} holds no key; write one a line")
+    return keys
+
+
+def _folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise InputError(f"--allow-folder {path} is no folder")
+    return Path(path)
+
+
+def _state_dir(path: str) -> Path:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfiniteVLError(f"--state-dir {path} cannot be used: {error}") from error
+    return Path(path)

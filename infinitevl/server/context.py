@@ -1,0 +1,56 @@
+"""What every call of a server needs, and whose call it is."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, Request
+
+from infinitevl.processing.prompt.encoding import turn_ids
+from infinitevl.server.keeper import StateKeeper
+from infinitevl.server.metrics import Metrics
+from infinitevl.server.security import Keys
+from infinitevl.server.settings import Limits, ServerSettings
+from infinitevl.server.worker import EngineWorker
+
+if TYPE_CHECKING:
+    from infinitevl.server.prompts import PromptMaker
+    from infinitevl.server.registry import Registry
+
+
+@dataclass
+class Context:
+    """The parts of one server."""
+
+    settings: ServerSettings
+    processor: Any
+    worker: EngineWorker
+    metrics: Metrics
+    keys: Keys
+    registry: "Registry"
+    keeper: StateKeeper | None
+    prompts: "PromptMaker"
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def limits(self) -> Limits:
+        """How much a request may take."""
+        return self.settings.limits
+
+    def num_tokens(self, question: str, system: str | None) -> int:
+        """Tokens of a question to a stream."""
+        return len(turn_ids(self.processor.tokenizer, question, system))
+
+
+def context_of(request: Request) -> Context:
+    """The server's parts, as a dependency."""
+    return request.app.state.context
+
+
+def owner_of(request: Request) -> str:
+    """Whose call it is, as a dependency; 401 for nobody's."""
+    return context_of(request).keys.owner(request)
+
+
+Owner = Annotated[str, Depends(owner_of)]
+Parts = Annotated[Context, Depends(context_of)]

@@ -1,0 +1,205 @@
+"""Opens, forks, fills and closes streams, for those to whom they belong."""
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from infinitevl.engine.session import StreamSession
+from infinitevl.errors import StateError
+from infinitevl.server.errors import ApiError, busy
+from infinitevl.server.keeper import StateKeeper
+from infinitevl.server.security import check_signature, sign_state
+from infinitevl.server.settings import ServerSettings
+from infinitevl.server.sources import Follower, check_source, is_live
+from infinitevl.server.streams import Settings, Stream
+from infinitevl.server.worker import EngineWorker, until_done
+
+T = TypeVar("T")
+_SHARE_OF_MEMORY = 0.5  # of what is free, for parked states
+
+
+class Registry:
+    """The streams of one server."""
+
+    def __init__(self, worker: EngineWorker, settings: ServerSettings, keeper: StateKeeper | None) -> None:
+        self.worker, self.settings, self.keeper = worker, settings, keeper
+        self.followers: dict[str, Follower] = {}
+
+    def find(self, stream_id: str, owner: str) -> Stream:
+        """The stream of this name.
+
+        Raises:
+            ApiError: 404, there is none, or it is somebody else's.
+        """
+        stream = self.worker.streams.get(stream_id)
+        if stream is None or stream.settings.owner != owner:
+            raise ApiError(404, f"there is no stream {stream_id[:100]!r}.", code="stream_not_found")
+        return stream
+
+    def of(self, owner: str) -> list[Stream]:
+        """The streams of one key, oldest first."""
+        return [stream for stream in list(self.worker.streams.values()) if stream.settings.owner == owner]
+
+    async def open(self, settings: Settings) -> Stream:
+        """Open a stream, and follow its source.
+
+        Raises:
+            ApiError: 400, a source that may not be followed; 429, too many streams.
+        """
+        address = None if settings.source is None else check_source(settings.source, self.settings)
+
+        def make() -> Stream:
+            self._check_room(settings.owner)
+            self.worker.make_room(1)
+            return self._add(settings, settings.open_on(self.worker.engine))
+
+        stream = await self.run(make)
+        if address is not None:
+            self.follow(stream, address)
+        return stream
+
+    def follow(self, stream: Stream, address: str) -> None:
+        """Begin to read a stream's source."""
+        follower = self.followers[stream.id] = Follower(self.worker, stream, address)
+        follower.start()
+
+    def follow_again(self) -> None:
+        """Go on with the live sources of streams that were found at the start; a file is not read twice."""
+        for stream in list(self.worker.streams.values()):
+            source = stream.settings.source
+            try:
+                if source is not None and is_live(source):
+                    self.follow(stream, check_source(source, self.settings))
+                elif source is not None:
+                    stream.source_status = "ended"
+            except ApiError as error:
+                stream.source_status, stream.source_error = "failed", error.message
+
+    async def fork(self, stream: Stream) -> Stream:
+        """Another stream that has seen the same, all frames that were sent included; it follows no source."""
+        await self._all_read(stream)
+
+        def make() -> Stream:
+            self._check_room(stream.settings.owner)
+            self.worker.make_resident(stream, extra=1)
+            settings = Settings(
+                **{**vars(stream.settings), "parent": stream.id, "source": None, "created": int(time.time())}
+            )
+            return self._add(settings, stream.session.fork())
+
+        return await self.run(make)
+
+    async def close(self, stream: Stream) -> None:
+        """Close a stream, and forget what is kept of it."""
+        follower = self.followers.pop(stream.id, None)
+        if follower is not None:
+            await asyncio.to_thread(follower.stop)
+
+        def close() -> None:
+            with self.worker.changed:
+                self.worker.streams.pop(stream.id, None)
+                stream.close(ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found"))
+            stream.session.close()
+            if self.keeper is not None:
+                self.keeper.forget(stream)
+
+        await self.run(close)
+
+    async def state(self, stream: Stream) -> bytes:
+        """The signed file of a stream as it is now, all frames that were sent included."""
+        await self._all_read(stream)
+
+        def copy():
+            self.worker.make_resident(stream)
+            return stream.session.snapshot()
+
+        snapshot = await self.run(copy)
+
+        def write() -> bytes:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "state.safetensors")
+                snapshot.save(path)
+                return sign_state(path.read_bytes(), self.settings.secret, stream.settings.owner)
+
+        return await asyncio.to_thread(write)
+
+    async def fill(self, stream: Stream, data: bytes) -> None:
+        """Let a stream hold the state of such a file.
+
+        Raises:
+            ApiError: 400, no state of this model; 403, not signed; 409, a turn that is kept is under way.
+        """
+        if not self.settings.allow_unsigned_states:
+            check_signature(data, self.settings.secret, stream.settings.owner)
+
+        def load() -> None:
+            if stream.num_kept_answers:
+                raise ApiError(409, "a turn that is kept is being answered; try again after it.", code="busy")
+            self.worker.make_resident(stream, extra=1)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "state.safetensors")
+                path.write_bytes(data)
+                try:
+                    session = StreamSession.load_on(path, self.worker.engine)
+                except StateError as error:
+                    message = str(error).replace(str(path), "the body")
+                    raise ApiError(400, message, code="invalid_state") from error
+            self._replace(stream, session)
+
+        await self.run(load)
+
+    async def _all_read(self, stream: Stream) -> None:
+        """Wait for the frames that are in the queue now."""
+        with self.worker.changed:
+            newest = stream.queue[-1].done if stream.queue else None
+        if newest is not None:
+            with contextlib.suppress(Exception):  # whoever sent it is told
+                await until_done(newest)
+
+    def _replace(self, stream: Stream, session: StreamSession) -> None:
+        with self.worker.changed:
+            old, stream.session = stream.session, session
+            stream.settings = replace(stream.settings, keep_turns=session.keep_turns, system=session.system)
+            stream.changes += 1
+            stream.refresh()
+            stream.drop_queue()
+            stream.last_time = stream.stats.seconds if stream.stats.frames else None
+        old.close()
+        if self.keeper is not None:
+            self.keeper.register(stream)
+
+    def _add(self, settings: Settings, session: StreamSession) -> Stream:
+        stream = Stream(settings, session, self.worker.engine.mode)
+        stream.changes = 1
+        if self.keeper is not None:
+            self.keeper.register(stream)
+        with self.worker.changed:
+            self.worker.streams[stream.id] = stream
+        return stream
+
+    def _check_room(self, owner: str) -> None:
+        limits = self.settings.limits
+        if len(self.of(owner)) >= limits.streams_per_key:
+            raise busy(f"{limits.streams_per_key} streams of this key are open, the limit: delete one.")
+        if len(self.worker.streams) >= limits.streams:
+            raise busy(f"{limits.streams} streams are open, the limit of this server.")
+        size = self.worker.engine.pool.state.num_bytes // self.worker.engine.pool.num_slots
+        if size > psutil.virtual_memory().available * _SHARE_OF_MEMORY:
+            raise busy("there is no memory left for another stream.")
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run something in the worker's thread."""
+        return await until_done(self.worker.call(function))
+
+    def stop(self) -> None:
+        """Follow no source any more."""
+        for follower in self.followers.values():
+            follower.stop()
+        self.followers.clear()

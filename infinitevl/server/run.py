@@ -1,0 +1,37 @@
+"""Starts a server on an engine, until a signal ends it."""
+
+import logging
+
+import uvicorn
+
+from infinitevl.engine.engine import Engine
+from infinitevl.errors import InputError
+from infinitevl.server.app import create_app
+from infinitevl.server.security import is_loopback
+from infinitevl.server.settings import ServerSettings
+
+_DRAIN = 30  # seconds for answers under way, after SIGTERM
+
+
+def check_host(host: str, keys: tuple[str, ...]) -> None:
+    """Refuse to be open to a network without keys.
+
+    Raises:
+        InputError: a host that others can reach, and no key.
+    """
+    if not keys and not is_loopback(host):
+        raise InputError(
+            f"--host {host} can be reached by others, and there is no API key: give --api-key-file, or "
+            "INFINITEVL_API_KEYS, or listen on 127.0.0.1."
+        )
+
+
+def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; then answers end, and streams are saved."""
+    check_host(host, settings.keys)
+    logging.getLogger("infinitevl").setLevel(logging.INFO)
+    app = create_app(engine, settings)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN, log_level="info")
+    )
+    server.run()

@@ -1,0 +1,53 @@
+"""Answers as server-sent events, and clients that go away."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from infinitevl.server.errors import as_api_error, body_of
+
+DONE = "data: [DONE]\n\n"
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def event(data: dict[str, Any]) -> str:
+    """One event."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def streamed(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> StreamingResponse:
+    """A response of events, then [DONE]; an error on the way is the last event. cancel: runs at any end."""
+
+    async def body() -> AsyncIterator[str]:
+        try:
+            async for data in events:
+                yield event(data)
+            yield DONE
+        except Exception as error:
+            yield event(body_of(as_api_error(error)))
+        finally:
+            cancel()
+
+    return StreamingResponse(body(), media_type="text/event-stream", headers=_HEADERS)
+
+
+@contextlib.asynccontextmanager
+async def cancelled_if_gone(request: Request, cancel: Callable[[], None]) -> AsyncIterator[None]:
+    """Call `cancel` when the client goes away, and at the end."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        cancel()
