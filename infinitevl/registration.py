@@ -22,6 +22,7 @@ _CLASSES = {  # our class for each table, and its module
     _PROCESSOR: ("infinitevl.processing.processor.processor", "InfiniteVLProcessor"),
 }
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+_OF_MODELS = ("config", "dtype", "torch_dtype")
 
 
 def register_when_needed() -> None:
@@ -29,7 +30,7 @@ def register_when_needed() -> None:
 
     A second call changes nothing.
     """
-    if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+    if any(_is_ours(finder) for finder in sys.meta_path):
         return
     calls: dict[str, Callable[[], None]] = {_CONFIG: _register_config}
     for table, (home, _) in _CLASSES.items():
@@ -81,8 +82,9 @@ def _register_processor() -> None:
     @wraps(by_class_name)
     def from_pretrained(name: Any, **kwargs: Any) -> Any:
         if _model_type(name, kwargs) == InfiniteVLConfig.model_type:
-            hub = {key: value for key, value in kwargs.items() if key != "config"}
-            return ours.from_pretrained(name, **hub)
+            # What a pipeline passes beside the processor's own keywords concerns its model.
+            own = {key: kwargs[key] for key in kwargs if key not in _OF_MODELS and not key.startswith("_")}
+            return ours.from_pretrained(name, **own)
         return by_class_name(name, **kwargs)
 
     AutoProcessor.from_pretrained = staticmethod(from_pretrained)  # type: ignore[method-assign, assignment]
@@ -134,11 +136,16 @@ class _AfterImport(MetaPathFinder):
         if fullname not in self._calls:
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            spec = None if _is_ours(finder) else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
                 _call_after(spec.loader, fullname, self._calls[fullname])
                 return spec
         return None
+
+
+def _is_ours(finder: Any) -> bool:
+    """Whether it is an _AfterImport, also one from before this module was reloaded."""
+    return type(finder).__name__ == _AfterImport.__name__ and type(finder).__module__ == __name__
 
 
 def _call_after(loader: Loader, name: str, call: Callable[[], None]) -> None:

@@ -88,3 +88,19 @@ def test_the_watched_modules_keep_their_source_and_loader() -> None:
         )
         == "True transformers.models.auto.modeling_auto"
     )
+
+
+def test_a_reloaded_package_still_registers_and_loads() -> None:
+    run(
+        "import importlib, infinitevl, infinitevl.registration as registration\n"
+        "importlib.reload(registration).register_when_needed()\n"
+        f"importlib.reload(infinitevl)\n{LOAD}"
+    )
+
+
+def test_auto_processor_takes_what_a_pipeline_passes() -> None:
+    run(
+        "import infinitevl\nfrom transformers import AutoProcessor\n"
+        f"folder = {str(builtin_folder())!r}\n"
+        "AutoProcessor.from_pretrained(folder, _from_pipeline='image-text-to-text', dtype='auto')"
+    )

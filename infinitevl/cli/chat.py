@@ -1,9 +1,9 @@
 """A conversation at the terminal: lines in, slash commands, answers out as they are generated."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from infinitevl.cli.output import harmless, print_error, print_json, read_line, write
@@ -43,7 +43,7 @@ class Chat:
         Raises:
             InputError: no file at `path`, which may also be an address or a data URI.
         """
-        if not path.strip() or (":" not in path and not Path(path).exists()):
+        if not path.strip() or (":" not in path and not os.path.exists(path)):
             raise InputError(f"no {kind} at {path!r}; give the path of a file, or an http address")
         self._attached.append({"type": kind, kind: path})
 

@@ -159,11 +159,19 @@ def check_folder(path: str | None) -> None:
     """Check that a file can be written at `path` later, before hours of watching.
 
     Raises:
-        InputError: its folder does not exist, or the path is a folder itself.
+        InputError: its folder does not exist or cannot be written, or the path is no file.
     """
     if path is None:
         return
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"could not write {path}: there is no folder {Path(path).parent}; make it first")
-    if Path(path).is_dir():
-        raise InputError(f"could not write {path}: it is a folder; give the name of a file in it")
+    try:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise InputError(f"could not write {path}: there is no folder {Path(path).parent}; make it first")
+        if Path(path).is_dir():
+            raise InputError(f"could not write {path}: it is a folder; give the name of a file in it")
+        if Path(path).exists() and not Path(path).is_file():
+            raise InputError(f"could not write {path}: it is a device or a pipe; give a file's name")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"could not write {path}: nothing may be written in {folder}; choose another")
+    except (OSError, ValueError) as error:
+        raise InputError(f"could not write {path!r}: {error}; give the name of a file") from error

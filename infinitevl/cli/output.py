@@ -16,7 +16,12 @@ from infinitevl.errors import InfiniteVLError, InputError
 
 
 def prepare_streams() -> None:
-    """Make text that a terminal has no characters for show as `?`, and closed streams take all that comes."""
+    """Make text that a terminal has no characters for show as `?`.
+
+    A closed standard input is an empty one, and closed outputs take all that comes.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:  # closed by the caller, as in `>&-`

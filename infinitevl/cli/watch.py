@@ -14,6 +14,7 @@ from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Event, Outcome, Seen, WatchSettings, nothing_typed, watch
+from infinitevl.interrupt import Interrupt
 from infinitevl.processing.sources.frames import DEFAULT_FPS, Source
 from infinitevl.processing.sources.opening import open_source
 
@@ -90,12 +91,18 @@ def _watch_and_save(
         outcome = _watch(options, session, source, questions, recorder)
     except BaseException:
         if path is not None and session.stats().frames > frames:
-            session.save(path)
+            _save(session, path)
             print(f"the stream so far is kept in {path}", file=sys.stderr)
         raise
     if path is not None:
-        session.save(path)
+        _save(session, path)
     return outcome
+
+
+def _save(session: "StreamSession", path: str) -> None:
+    """Keep the stream; only a second Ctrl-C cuts that short."""
+    with Interrupt(f"Writing {path} first; Ctrl-C once more stops at once, without it.\n"):
+        session.save(path)
 
 
 def _open_session(options: WatchOptions, model: Any, processor: Any) -> "StreamSession":

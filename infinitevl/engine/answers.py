@@ -33,7 +33,8 @@ class Answer:
     is_over: bool = False
     error: Exception | None = None
     pieces: deque[str] = field(default_factory=deque)
-    _telling: Any = field(default_factory=threading.RLock)
+    _telling: Any = field(default_factory=threading.Lock)
+    _teller: int | None = None  # the thread that passes pieces on
 
     @property
     def text(self) -> str:
@@ -62,13 +63,18 @@ class Answer:
             self.pieces.append(piece)
 
     def tell(self, wait: bool) -> None:
-        """Pass new pieces to `on_text`, in order; if another thread is doing so, return, or `wait` for it."""
-        if not self._telling.acquire(blocking=wait):
+        """Pass new pieces to `on_text`, in order; if another thread is doing so, return, or `wait` for it.
+
+        An `on_text` that asks something itself gets its next piece when it has returned.
+        """
+        if self._teller == threading.get_ident() or not self._telling.acquire(blocking=wait):
             return
         try:
+            self._teller = threading.get_ident()
             while self.pieces:
                 self.on_text(self.pieces.popleft())
         finally:
+            self._teller = None
             self._telling.release()
 
 

@@ -44,12 +44,19 @@ class Session:
     keep_turns: bool
 
     def _enter(self, engine: Engine, is_alone: bool) -> None:
+        if not isinstance(engine, Engine):
+            raise InputError(f"a {self.kind} lives on an Engine, not on {type(engine).__name__}.")
+        if not isinstance(self.system, str | None):
+            raise InputError(f"system is {self.system!r}; give the text of a system turn, or None.")
+        if not isinstance(self.keep_turns, bool):
+            raise InputError(f"keep_turns is {self.keep_turns!r}; give True or False.")
         self.engine = engine
         self._is_alone = is_alone
         self._slot: Slot | None = engine.take()
         self._parked: Parked | None = None
         # The answer that will become part of the session; weak, so that a dropped answer ends.
         self._kept: Callable[[], Answer | None] = lambda: None
+        self._begun: weakref.WeakSet[Answer] = weakref.WeakSet()
 
     @property
     def model(self) -> InfiniteVLForConditionalGeneration:
@@ -95,11 +102,14 @@ class Session:
         self, read: Callable[[Slot], Tensor], sampling: Sampling, on_text: Callable[[str], None] | None
     ) -> Answer:
         """Fork this session, let `read` read a question into the fork ([1, C]), and start the answer."""
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"sampling is {sampling!r}; give a Sampling, as in Sampling(max_new_tokens=64).")
         with self.engine.lock:  # the next reading would overwrite what `read` returns
             self._check_free()
             slot = self.engine.fork(self.slot)
             try:
                 answer = self.engine.scheduler.begin(slot, read(slot), sampling, on_text)
+                self._begun.add(answer)
                 self._kept = weakref.ref(answer) if self.keep_turns else lambda: None
                 return answer
             except BaseException:
@@ -110,9 +120,10 @@ class Session:
         """Wait for an answer that `begin` started; return its text. Finish or cancel every answer once.
 
         Raises:
-            InputError: it was finished or cancelled before, or meanwhile.
+            InputError: it was finished or cancelled before, or meanwhile; or another session began it.
             Exception: what its `on_text` raised. StateError: see `begin`; also where a step was cut short.
         """
+        self._check_own(answer)
         self._check_held(answer)
         try:
             text = self.engine.scheduler.finish(answer, to_the_end=self.keep_turns)
@@ -138,12 +149,24 @@ class Session:
                 f"this {self.kind} keeps its turns and one is being answered: finish or cancel it."
             )
 
+    def _check_own(self, answer: Answer) -> None:
+        if answer not in self._begun:
+            raise InputError(
+                f"this {self.kind} did not begin {answer!r}: an answer is finished or cancelled by the "
+                "session that began it, not by a fork of it."
+            )
+
     def _check_held(self, answer: Answer) -> None:
         if not self.engine.pool.holds(answer.slot):
             raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
 
     def cancel(self, answer: Answer) -> None:
-        """Drop an answer that `begin` started, and free its slot. May be called twice."""
+        """Drop an answer that `begin` started, and free its slot. May be called twice.
+
+        Raises:
+            InputError: another session began it.
+        """
+        self._check_own(answer)
         self.engine.release(answer.slot)
 
     def fork(self) -> Self:
@@ -154,7 +177,7 @@ class Session:
         """
         with self.engine.lock:
             slot, twin = self.slot, copy.copy(self)
-            twin._kept = lambda: None
+            twin._kept, twin._begun = lambda: None, weakref.WeakSet()
             if self._is_alone:
                 twin._enter(self.engine.twin(), is_alone=True)
                 twin._fill(self.state, slot.facts)

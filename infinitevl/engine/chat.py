@@ -96,7 +96,7 @@ class ChatSession(Session):
 
         Arguments and errors as in `say`.
         """
-        if not content:
+        if isinstance(content, str | Sequence) and not content:
             raise InputError("nothing was said: give text, or parts with text, pictures or videos.")
         system = None if self.slot.facts.num_tokens else self.system
         inputs = self.processor.turn_inputs(content, system=system)

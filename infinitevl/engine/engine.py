@@ -102,6 +102,11 @@ class Engine:
             raise InputError(f"mode is {mode!r}; choose 'image' or 'video'.")
         num_slots = _checked_count(num_slots)
         model = unwrapped(model)
+        if not hasattr(model, "allocate_state") or not hasattr(processor, "frame_size"):
+            raise InputError(
+                f"an engine runs a model with its processor, as infinitevl.load returns them, not "
+                f"{type(model).__name__} with {type(processor).__name__}."
+            )
         check_values(model)
         vision = model.config.vision_config
         self.model, self.processor, self.mode = model, processor, mode
@@ -148,7 +153,7 @@ class Engine:
         Raises:
             InputError: also where a session belongs to another engine, or comes twice.
         """
-        if any(len(frame) not in (2, 3) or not hasattr(frame[0], "expect") for frame in frames):
+        if not _are_arrivals(frames):
             raise InputError(
                 "engine.observe takes (session, frame) or (session, frame, at) of a stream each."
             )
@@ -323,6 +328,14 @@ class Engine:
     def settle(self) -> None:
         """Wait until the device is idle; afterwards states can be read directly."""
         self.runner.settle()
+
+
+def _are_arrivals(frames: Any) -> bool:
+    """Whether they are (session, frame) or (session, frame, at), each for something that expects frames."""
+    return isinstance(frames, Sequence) and all(
+        isinstance(frame, tuple | list) and len(frame) in (2, 3) and hasattr(frame[0], "expect")
+        for frame in frames
+    )
 
 
 def _can_capture(model: InfiniteVLForConditionalGeneration) -> bool:

@@ -43,6 +43,8 @@ class Scheduler:
         Args:
             hidden: [1, C], the last hidden state of the question. on_text: receives the text as it grows.
         """
+        if on_text is not None and not callable(on_text):
+            raise InputError(f"on_text is {on_text!r}; give a function of one piece of text.")
         answer = Answer(slot, sampling, TextBuilder(self.tokenizer), on_text or (lambda piece: None))
         with self.lock, self.runner.main_lane():
             self.rows.start_(slot.index, sampling)
@@ -79,7 +81,7 @@ class Scheduler:
                 self._report(growing)
         except BaseException as error:  # some layers have read a token, others have not
             for answer in growing:
-                self._fail(answer, StateError(f"a step of this answer was cut short ({error!r}). Ask again."))
+                self._fail(answer, _cut_short(error))
             raise
 
     def _has_room(self, answer: Answer) -> bool:
@@ -100,8 +102,15 @@ class Scheduler:
             for reference, (is_over, count, *recent) in zip(poll.answers, poll.result(), strict=True):
                 answer = reference()
                 if answer is not None and answer in self._running:
-                    answer.note(bool(is_over), count, recent)
+                    self._note(answer, bool(is_over), count, recent)
             self._polls = [other for other in self._polls if other is not poll]
+
+    def _note(self, answer: Answer, is_over: bool, count: int, recent: list[int]) -> None:
+        try:
+            answer.note(is_over, count, recent)
+        except BaseException as error:  # its text may lack a token, and another thread may wait for it
+            self._fail(answer, _cut_short(error))
+            raise
 
     def _tell(self, answer: Answer, wait: bool = False) -> None:
         """Pass text to `on_text`, outside the lock: a slow or failing listener does not stop others."""
@@ -110,6 +119,10 @@ class Scheduler:
         except Exception as error:
             with self.lock:
                 self._fail(answer, error)
+        except BaseException as error:  # an interrupt of this thread, which may speak for another one
+            with self.lock:
+                self._fail(answer, _cut_short(error))
+            raise
 
     def _fail(self, answer: Answer, error: Exception) -> None:
         answer.error = error
@@ -157,3 +170,7 @@ class Scheduler:
             if answer not in self._running:
                 raise InputError(f"this answer was ended before it was over; it said {answer.text!r}.")
             return False
+
+
+def _cut_short(error: BaseException) -> StateError:
+    return StateError(f"a step of this answer was cut short ({error!r}). Ask again.")

@@ -7,6 +7,7 @@ which it was seen. A question closes the span on a copy of the state; the stream
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from infinitevl.engine.answers import Answer
@@ -103,8 +104,8 @@ class StreamSession(Session):
 
     def _start(self, engine: Engine, keep_turns: bool, system: str | None, is_alone: bool) -> None:
         self.keep_turns, self.system = keep_turns, system
-        self.mode, self.frame_size = engine.mode, engine.frame_size
         self._enter(engine, is_alone)
+        self.mode, self.frame_size = engine.mode, engine.frame_size
 
     def observe(self, frame: Any, at: float | None = None) -> None:
         """Add a frame to the stream. On a GPU this returns before the frame is read; later calls wait for it.
@@ -228,8 +229,10 @@ class StreamSession(Session):
 
     @dropped.setter
     def dropped(self, count: int) -> None:
+        if not isinstance(count, Integral) or not 0 <= count < 2**63:
+            raise InputError(f"dropped is {count!r}; give a whole number of frames, at least 0.")
         with self.engine.lock:
-            self.slot.facts = replace(self.slot.facts, num_dropped=count)
+            self.slot.facts = replace(self.slot.facts, num_dropped=int(count))
 
     def _checked_time(self, at: float | None) -> int:
         """Return the time of a new frame in microseconds; InputError for a time that cannot be."""
@@ -249,6 +252,8 @@ class StreamSession(Session):
 def _microseconds(at: Any, largest: float) -> int:
     """Convert seconds, any kind of number, to whole microseconds."""
     try:
+        if isinstance(at, str | bytes | bytearray):
+            raise TypeError("text is no number")
         seconds = float(at)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"the time of a frame is {at!r}; give seconds as a number.") from error

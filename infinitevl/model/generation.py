@@ -56,6 +56,9 @@ class StateGeneration(GenerationMixin):
         if past is None and generation_config.use_cache:
             past = StateCache(max_length=max_cache_length + 1)
         if past is not None:
+            times = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+            if times > 1 and past.state is not None and past.state.batch_size == batch_size:
+                past.batch_repeat_interleave(times)  # each prompt is read for several answers
             model_kwargs["past_key_values"] = past
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:

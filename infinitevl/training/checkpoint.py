@@ -1,7 +1,10 @@
 """The checkpoint of a run: one file, the same whatever the number of processes and the sharding."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from infinitevl.training.sharding import Sharding
 
 CHECKPOINT = "checkpoint.pt"
 Moments = dict[str, dict[str, Tensor]]
+_KINDS = {"step": int, "trained": dict, "moments": dict, "feed": dict, "identity": dict}
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -25,9 +29,46 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise InfiniteVLError(f"there is no {path} to resume from. Start the stage without --resume.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError) as error:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
+            if (part := archive.testzip()) is not None:
+                raise EOFError(f"{part} does not have its checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.PickleError) as error:
         raise InfiniteVLError(f"{path} is damaged: {error}. Remove it and start the stage again.") from error
+    kinds = {name: type(state.get(name)) for name in _KINDS} if isinstance(state, dict) else {}
+    if kinds != _KINDS:
+        raise InfiniteVLError(f"{path} is no checkpoint of a run. Remove it and start the stage again.")
+    return state
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, on systems and disks that can; a killed run's claim ends with it.
+
+    Raises:
+        InfiniteVLError: another run is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(place)
+        raise InfiniteVLError(
+            f"another run is at work in {folder}. Wait for its end, or give another folder as `out`."
+        ) from error
+    except OSError:  # a disk without locks
+        pass
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(place, fcntl.LOCK_UN)
+        os.close(place)
 
 
 def remove_partial(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Recipes: every setting of a stage, read from YAML; unknown ones are refused by name."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,7 @@ from infinitevl.training.settings import Share, Strict, TrainerSettings
 class SourceSettings(Strict):
     """One file of samples."""
 
-    path: str = Field(description="A .jsonl or .json file, or a saved dataset.")
+    path: str = Field(min_length=1, description="A .jsonl or .json file, or a saved dataset.")
     form: Literal["messages", "sharegpt"] = Field("messages", description="How its rows are written.")
     weight: PositiveFloat | None = Field(
         None, description="Its part of an epoch beside the others' weights; its number of rows if none says."
@@ -74,8 +75,8 @@ class LoraSettings(Strict):
 class StageRecipe(TrainerSettings):
     """What all stages share."""
 
-    student: str = Field(description="Folder or name of the model to start from.")
-    out: str = Field(description="Folder for the log, the checkpoint and the finished model.")
+    student: str = Field(min_length=1, description="Folder or name of the model to start from.")
+    out: str = Field(min_length=1, description="Folder for the log, the checkpoint and the finished model.")
     data: DataSettings | None = Field(
         None, description="What is read. Every recipe file has it; None where a program gives the feed."
     )
@@ -141,6 +142,23 @@ _FREE = {"out", "save_every", "log_every", "log_to"}
 _FREE |= {"dtype", "gradient_checkpointing", "checkpointed_layers", "compile", "sharding"}
 
 
+_LARGEST = 1_000_000  # bytes of a recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a setting that is given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping, whose names may stand in it once."""
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(path: str | Path) -> Recipe:
     """Reads a recipe from a YAML file; paths in it are relative to the working directory.
 
@@ -157,8 +175,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads the plain values of a YAML file; InputError if there is no such file, or none in it."""
     file = Path(path)
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with file.open("rb") as stream:
+            text = stream.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise yaml.YAMLError(f"it has more than {_LARGEST:,} bytes.")
+        found = yaml.load(text.decode("utf-8"), _Loader)
+    except RecursionError as error:
+        raise InputError(f"{file} is no readable recipe: it is nested too deeply.") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:  # dates and numbers that cannot be are ValueErrors
         raise InputError(f"{file} is no readable recipe: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is no recipe: it holds {type(found).__name__}, not settings.")

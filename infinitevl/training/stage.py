@@ -1,5 +1,6 @@
 """A stage of a recipe, from its folders to a finished model."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def make_trainer(stage: Stage, accelerator: Accelerator) -> Trainer:
 
 def check_new_run(folder: Path, resume: bool) -> None:
     """Raises InfiniteVLError if a run is to start where another one left its checkpoint."""
-    if not resume and (folder / CHECKPOINT).exists():
+    if not resume and os.path.exists(folder / CHECKPOINT):
         raise InfiniteVLError(f"{folder} holds a run already. Add --resume, or give another folder as `out`.")
 
 

@@ -1,5 +1,6 @@
 """Opens the model that a stage starts from, by name: built-in, a folder, or a name on the hub."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -38,9 +39,9 @@ def find_start(name: opening.Name) -> str:
     """Resolves a name as `opening.place_of` does; the error says which stage writes a missing folder."""
     path = Path(name)
     if not opening.is_builtin(name):
-        if not path.exists() and (advice := _how_to_get(path)):
+        if not os.path.exists(path) and (advice := _how_to_get(path)):
             raise CheckpointError(f"there is no folder {name}; {advice}")
-        if not (path / "config.json").is_file() and (path / MODEL).is_dir():
+        if not os.path.isfile(path / "config.json") and os.path.isdir(path / MODEL):
             raise CheckpointError(
                 f"{name} has no config.json; the finished model of that run is {path / MODEL}."
             )

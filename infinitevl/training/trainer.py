@@ -23,6 +23,7 @@ from infinitevl.training.checkpoint import (
     check_same_run,
     gather_moments,
     load_moments,
+    only_run_in,
     read_checkpoint,
     remove_partial,
 )
@@ -72,7 +73,12 @@ class Trainer:
         self.step, self.should_stop = 0, False  # should_stop: after this step
         self.saved_step: int | None = None  # the step of the checkpoint
         self.interrupt = Interrupt(_STOPPING if accelerator.is_main_process else "")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise InfiniteVLError(
+                f"no run can lie in {str(folder)!r}: {error}. Give another `out`."
+            ) from error
         self.log = TrainingLog(
             folder / LOG, accelerator.is_main_process, accelerator.num_processes, settings.log_to
         )
@@ -91,8 +97,8 @@ class Trainer:
         num_steps = self.settings.num_steps
         last = num_steps if stop_after is None else min(num_steps, self.step + stop_after)
         self.module.train()
-        self.log.start(self.step, num_steps)
-        with self._clear_failures(), self.interrupt:
+        with self._alone(), self._clear_failures(), self.interrupt:
+            self.log.start(self.step, num_steps)
             while self.step < last and not self.should_stop:
                 self.train_step()
                 if self.step % self.settings.save_every == 0 or self.step == num_steps:
@@ -101,6 +107,10 @@ class Trainer:
                     self.should_stop = self.interrupt.pressed
         self.log.close()
         return self.step == num_steps
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other runs out of the folder."""
+        return only_run_in(self.folder) if self.accelerator.is_main_process else contextlib.nullcontext()
 
     def train_step(self) -> dict[str, Any]:
         """Runs one step; returns its loss and what else the log says of it. Raises as `train`."""
@@ -261,6 +271,8 @@ class Trainer:
             raise InfiniteVLError(f"{self.folder / CHECKPOINT} holds other weights than this stage trains.")
         with torch.no_grad():
             for name, weight in self.trained.items():
+                if weight.shape != state["trained"][name].shape and not isinstance(self.sharding, Sharded):
+                    raise InfiniteVLError(f"{self.folder / CHECKPOINT} holds another shape of {name}.")
                 weight.copy_(self.sharding.local_part(name, state["trained"][name]))
         load_moments(self.optimizer, self.trained, self.sharding, state["moments"])
         self.sharding.update_module()

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from accelerate.tracking import GeneralTracker
 
+from infinitevl.errors import InfiniteVLError
+from infinitevl.files import atomic_write
 from infinitevl.training.boards import open_board
 from infinitevl.training.flops import nominal_peak
 
@@ -34,7 +36,8 @@ class TrainingLog:
         self._tokens, self._flops = 0, 0.0
         if self.writes:
             kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            with atomic_write(self.path) as path:
+                path.write_text("".join(f"{line}\n" for line in kept))
             self.boards = [open_board(name, self.path.parent, step) for name in self.log_to]
 
     def add(self, tokens: int, flops: float) -> None:
@@ -46,8 +49,11 @@ class TrainingLog:
         """Writes a line, also to the screen: the facts, the pace and the time that is left."""
         line = {"step": step, "num_steps": self._num_steps, **facts, **self._pace(step)}
         if self.writes:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise InfiniteVLError(f"could not write {self.path}: {error.strerror or error}.") from error
             print(json.dumps(line), flush=True)
         for board in self.boards:
             board.log({name: value for name, value in line.items() if name != "step"}, step=step)
@@ -100,7 +106,15 @@ def draw_loss(log: Path, out: Path, title: str) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Reads the whole lines; the last one of a killed run may be cut."""
-    if not path.exists():
+    """Reads the whole lines; what a killed run or a broken disk left of others is not the log's."""
+    if not path.is_file():
         return []
-    return [line for line in path.read_text().splitlines() if line.endswith("}")]
+    return [line for line in path.read_text(errors="replace").splitlines() if _is_whole(line)]
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("step"), int) and "loss" in found

@@ -62,3 +62,11 @@ def test_a_closed_standard_output_takes_what_comes() -> None:
     call = ["sh", "-c", f'exec "{sys.executable}" -c "{ASK}write(str(1))" >&-']
     done = subprocess.run(call, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    program = ASK + "print(sys.stdin.isatty(), repr(sys.stdin.read()))"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, program], capture_output=True, check=False
+    )
+    assert done.stdout == b"False ''\n", done.stderr

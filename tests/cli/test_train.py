@@ -1,6 +1,7 @@
 import os
 import signal
 
+import pytest
 from typer.testing import CliRunner
 
 from infinitevl.cli import app
@@ -67,13 +68,15 @@ def test_a_recipe_of_another_stage_or_with_a_typo_is_refused(tmp_path):
     assert refused.exit_code == 2 and "'clipp'" in refused.stderr
 
 
-def test_ctrl_c_saves_the_step_and_says_how_to_go_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_saves_the_step_and_says_how_to_go_on(tmp_path, monkeypatch, number):
+    """So do a scheduler that sends SIGTERM, and a terminal that is closed."""
     recipe = write_recipe(write_world(tmp_path), "sft", tmp_path / "run")
     train_step = Trainer.train_step
 
     def pressed(self):
         if self.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return train_step(self)
 
     monkeypatch.setattr(Trainer, "train_step", pressed)

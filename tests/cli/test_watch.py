@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from infinitevl import StreamSession, load
 from infinitevl.cli import app
+from infinitevl.interrupt import Interrupt
 
 ASKED = ["--ask", "1s: now?", "--ask", "30s: late?", "--ask", "1m: later?", "--ask", "end?"]
 SHORT = ["--max-new-tokens", "2"]
@@ -96,3 +98,46 @@ def test_a_stream_is_kept_and_told_where_its_display_fails(tiny_folder, clip, tm
     )
     assert isinstance(result.exception, RuntimeError)
     assert path.exists() and f"kept in {path}" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stream_is_kept_whatever_ends_the_watching(tiny_folder, clip, tmp_path, monkeypatch, number):
+    path = tmp_path / "kept"
+    observe, save = StreamSession.observe, StreamSession.save
+
+    def ended_at_the_third(self, frame):
+        observe(self, frame)
+        if self.stats().frames == 3:
+            os.kill(os.getpid(), number)
+
+    def ended_again(self, path):
+        os.kill(os.getpid(), number)
+        save(self, path)
+
+    monkeypatch.setattr(StreamSession, "observe", ended_at_the_third)
+    monkeypatch.setattr(StreamSession, "save", ended_again)
+    run(clip, "--model", tiny_folder, "--save-state", str(path))
+    assert StreamSession.load(path, *load(tiny_folder)).stats().frames == 3
+
+
+def test_a_signal_that_was_to_be_ignored_stays_ignored():
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not interrupt.pressed and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_place_where_no_file_can_lie_is_refused_before_anything_is_watched(clip, tmp_path):
+    pipe, locked = tmp_path / "pipe", tmp_path / "locked"
+    os.mkfifo(pipe)
+    locked.mkdir(0o555)
+    places = [pipe, "/dev/null", tmp_path / "none" / "kept", tmp_path, "x" * 9000, "a\0b"]
+    places += [] if os.access(locked, os.W_OK) else [locked / "kept"]  # root may write anywhere
+    for place in places:
+        for option in ("--save-state", "--report"):
+            result = CliRunner().invoke(app, ["watch", clip, option, str(place)])
+            assert result.exit_code == 2 and "could not write" in result.stderr, (place, result.output)

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from infinitevl import Engine, InputError, Sampling, StateError, StreamSession
+from infinitevl.engine.sampling import TextBuilder
 from tests.engine.streams import TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, tiny_model
 
@@ -226,3 +227,89 @@ def test_pieces_arrive_whole_and_in_order_whoever_steps(engine, streams):
     for thread in threads:
         thread.join()
     assert all("".join(pieces[i]) == answers[i].text for i in range(2))
+
+
+def test_an_answer_belongs_to_the_session_that_began_it(engine, streams, model, processor):
+    keeps = StreamSession.on(engine, keep_turns=True)
+    keeps.observe(random_frame(5), at=5)
+    before = [snapshot(session) for session in (keeps, streams[0])]
+    answer = streams[0].begin("what?", Sampling(4))
+    for other in (keeps, streams[1], StreamSession(model, processor)):
+        for use in (other.finish, other.cancel):
+            with pytest.raises(InputError, match="did not begin"):
+                use(answer)
+    with pytest.raises(InputError, match="did not begin"):
+        keeps.finish(None)
+    assert streams[0].finish(answer) == answer.text
+    assert all(unchanged(session, kept) for session, kept in zip((keeps, streams[0]), before, strict=True))
+
+
+def test_a_fork_did_not_begin_what_is_being_answered(engine, streams):
+    answer = streams[0].begin("what?", Sampling(4))
+    fork = streams[0].fork()
+    with pytest.raises(InputError, match="did not begin"):
+        fork.finish(answer)
+    assert streams[0].finish(answer)
+
+
+def test_a_listener_that_asks_gets_its_next_piece_when_it_has_returned(engine, streams):
+    depth, deepest, heard = 0, 0, []
+
+    def listen(piece):
+        nonlocal depth, deepest
+        depth += 1
+        deepest = max(deepest, depth)
+        heard.append(piece)
+        streams[1].ask("and?", max_new_tokens=6)
+        depth -= 1
+
+    answer = streams[0].ask("what?", max_new_tokens=6, on_text=listen)
+    assert deepest == 1 and "".join(heard) == answer
+
+
+def test_an_interrupt_between_a_token_and_its_text_fails_whoever_waits(engine, streams, monkeypatch):
+    """Another thread's answer would lack the token's text."""
+    answer = streams[0].begin("what?", Sampling(9))
+    push = TextBuilder.push
+    monkeypatch.setattr(TextBuilder, "push", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.setattr(TextBuilder, "push", push)
+    with pytest.raises(StateError, match=r"cut short.*Ask again"):
+        streams[0].finish(answer)
+
+
+def test_an_interrupt_of_a_listener_fails_its_answer(engine, streams):
+    def interrupted(piece):
+        raise KeyboardInterrupt
+
+    answer = streams[0].begin("what?", Sampling(9), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        while not answer.is_over:
+            engine.step()
+    with pytest.raises(StateError, match="cut short"):
+        streams[0].finish(answer)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda stream: stream.observe(random_frame(0), at="7"),
+        lambda stream: stream.begin("what?", None),
+        lambda stream: stream.ask("what?", on_text="x"),
+        lambda stream: setattr(stream, "dropped", -1),
+        lambda stream: setattr(stream, "dropped", "a"),
+        lambda stream: stream.engine.observe(None),
+        lambda stream: stream.engine.observe((stream, random_frame(0))),
+        lambda stream: stream.engine.observe([5]),
+        lambda stream: StreamSession.on("engine"),
+        lambda stream: StreamSession.on(stream.engine, system=5),
+        lambda stream: StreamSession.on(stream.engine, keep_turns="no"),
+        lambda stream: Engine(stream.processor, stream.model),
+    ],
+)
+def test_values_of_other_kinds_are_refused_by_name(streams, use):
+    before, free = snapshot(streams[0]), streams[0].engine.pool.num_free
+    with pytest.raises(InputError):
+        use(streams[0])
+    assert unchanged(streams[0], before) and streams[0].engine.pool.num_free == free

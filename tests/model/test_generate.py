@@ -299,3 +299,33 @@ def test_what_only_generate_knows_does_not_reach_forward(model, ids):
     assert torch.equal(given, beams)
     with pytest.raises(ValueError, match="max_new_token"):
         model.generate(ids, max_new_token=4)
+
+
+BEAMS = {"num_beams": 3, "num_return_sequences": 2}
+
+
+@pytest.mark.parametrize(
+    "options", [BEAMS, {"do_sample": True, "num_return_sequences": 3}], ids=["beams", "draws"]
+)
+@pytest.mark.parametrize("wrap", [StateCache, lambda state: state], ids=["cache", "state"])
+def test_several_answers_grow_from_one_given_state(model, ids, options, wrap):
+    longer, state = torch.cat([ids, ids.flip(1)], dim=1), model.allocate_state()
+    with torch.no_grad():
+        model(ids, past_key_values=state)
+    answers = []
+    for past in (None, wrap(state.fork())):
+        torch.manual_seed(0)
+        answers.append(model.generate(longer, past_key_values=past, max_new_tokens=6, **options))
+    assert torch.equal(*answers)
+
+
+def test_new_tokens_alone_go_on_beside_a_mask_over_everything(model, ids):
+    with torch.no_grad():
+        past = model(ids, use_cache=True).past_key_values
+    longer = torch.cat([ids, ids[:, :6]], dim=1)
+    mask = torch.ones_like(longer)
+    given = model.generate(
+        ids[:, :6], attention_mask=mask, past_key_values=past, max_new_tokens=4, do_sample=False
+    )
+    whole = model.generate(longer, max_new_tokens=4, do_sample=False)
+    assert torch.equal(given[:, 6:], whole[:, 26:])

@@ -18,7 +18,7 @@ from infinitevl.training.checkpoint import CHECKPOINT, read_checkpoint
 from infinitevl.training.recipes import read_recipe
 from infinitevl.training.stage import MODEL, teach
 from infinitevl.training.stages.sft import sft
-from infinitevl.training.training_log import LOG, losses
+from infinitevl.training.training_log import LOG, TrainingLog, losses
 from tests.training.stages import write_recipe, write_world
 from tests.training.test_two_processes import weights
 
@@ -101,3 +101,58 @@ def test_a_loss_that_is_no_number_stops_a_stage_before_its_weights_move(world, m
     with pytest.raises(InfiniteVLError, match=r"step 3: the loss is nan.*last good step"):
         teach(recipe, resume=True)
     assert read_checkpoint(folder)["step"] == 2
+
+
+def test_a_second_run_in_the_same_folder_is_refused(world, monkeypatch):
+    recipe = read_recipe(write_recipe(world, "sft", world / "twice"))
+    teach(recipe, stop_after=2)
+    told = []
+
+    def with_another(student, batch):
+        if not told:
+            told.append("")
+            with pytest.raises(InfiniteVLError, match="another run is at work") as refused:
+                teach(recipe, resume=True)
+            told[0] = str(refused.value)
+        return sft(student, batch)
+
+    monkeypatch.setattr(stage, "sft", with_another)
+    teach(recipe, resume=True, stop_after=1)
+    assert told[0] and read_checkpoint(world / "twice")["step"] == 3
+    monkeypatch.undo()
+    teach(recipe, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_whatever_is_wrong_with_it(world):
+    folder = world / "damaged"
+    recipe = read_recipe(write_recipe(world, "sft", folder))
+    teach(recipe, stop_after=2)
+    path = folder / CHECKPOINT
+    whole, state = path.read_bytes(), torch.load(path)
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 4]) + whole[middle + 4 :]
+    for damaged in (b"", b"text", whole[:middle], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(InfiniteVLError, match="is damaged"):
+            teach(recipe, resume=True)
+    for other in ([1], {}, *({key: state[key] for key in state if key != name} for name in state)):
+        torch.save(other, path)
+        with pytest.raises(InfiniteVLError, match="no checkpoint of a run"):
+            read_checkpoint(folder)
+
+
+def test_lines_of_a_log_that_are_none_are_left_out(tmp_path):
+    path = tmp_path / LOG
+    whole = b'{"step": 1, "loss": 2.0}\n'
+    path.write_bytes(whole + b'\xff\x00}\n[1]}\n{"a": 1}\n{"step": "x", "loss": 1}\n{"step": 2, "lo')
+    assert losses(path) == [(1, 2.0)]
+    TrainingLog(path).start(5, 10)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "a\0b"])
+def test_a_place_where_no_folder_can_be_is_told(world, name):
+    (world / "file").write_text("")
+    recipe = read_recipe(write_recipe(world, "sft", world / "run"))
+    with pytest.raises(InfiniteVLError, match="Give another `out`"):
+        teach(recipe.model_copy(update={"out": str(world / name)}))

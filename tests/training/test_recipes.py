@@ -120,3 +120,35 @@ def test_where_things_lie_decides_nothing_and_what_is_learned_does(tmp_path):
     assert identity(recipe) == identity(again)
     other = read_recipe(changed(tmp_path, lambda s: s.update(seed=7)))
     assert identity(recipe) != identity(other)
+
+
+PLAIN = "stage: sft\nstudent: builtin\nout: out\nnum_steps: 3\nlearning_rate: 0.001\n"
+PLAIN += "data: {sources: [{path: data.jsonl}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{PLAIN}num_steps: 900\n", "'num_steps' is given twice"),
+        (PLAIN.replace("path:", "path: a, path:"), "'path' is given twice"),
+        (PLAIN.replace("3", "2024-13-45"), "no readable recipe"),
+        (PLAIN.replace("3", "9" * 5000), "no readable recipe"),
+        (PLAIN.replace("3", "9" * 50), "num_steps"),
+        (PLAIN.replace("3", "yes"), "num_steps: True is neither a number nor text"),
+        (PLAIN.replace("0.001", ".inf"), "learning_rate: Input should be a finite number"),
+        (f"{PLAIN}seed: {2**64}\n", "seed"),
+        (PLAIN.replace("out: out", "out: ''"), "out"),
+        ("[" * 5000, "nested too deeply"),
+        ("# a\n" * 300_000, "more than 1,000,000 bytes"),
+    ],
+)
+def test_yaml_that_says_something_else_than_it_seems_to_is_refused(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_recipe(path)
+
+
+def test_a_recipe_without_end_is_not_read_to_it():
+    with pytest.raises(InputError, match="more than"):
+        read_recipe("/dev/zero")

@@ -75,7 +75,8 @@ class VideoFile(Recording):
             if lists_every_packet(self._container, self._stream):  # also those that an edit list hides
                 return max(1, sum(not entry.is_discard for entry in self._stream.index_entries))
             return self._stream.frames
-        return max(1, round(self.duration * (fps or self.fps))) if self.duration else None
+        rate = self.fps if fps is None else min(fps, self.fps or fps)
+        return max(1, round(self.duration * rate)) if self.duration else None
 
     def shown(self) -> Shown:
         timeline, times = self._timeline(), []
