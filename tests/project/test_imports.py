@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.project.source import imports_of, modules, room
+from tests.project.source import ROOT, imports_of, modules, room
 
 EVERYBODY_MAY = {"errors", "files", "interrupt"}
 ROOMS = {
@@ -83,6 +83,17 @@ def test_folders_of_processing_import_downward_only(module: str) -> None:
             assert found.module.split(".")[2] in allowed, f"{module}, line {found.line}: {found.module}"
         elif door := PROCESSING_DOORS.get(found.module.split(".")[0]):
             assert here == door, f"{module}, line {found.line}: {found.module} belongs to {door}/"
+
+
+def test_the_table_of_the_contributors_page_is_this_one() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("```\ncli ")[1].split("```")[0]
+    lines = [re.split(r" {2,}", line) for line in table.splitlines()[1:]]
+    told = {
+        name: set() if imports == "nothing" else set(imports.split(", "))
+        for names, imports in lines
+        for name in names.split(", ")
+    }
+    assert told == {name: allowed for name, allowed in ROOMS.items() if name not in EVERYBODY_MAY}
 
 
 # What the built-in model is made with and the package need not know.
