@@ -34,7 +34,7 @@ class Answer:
     error: Exception | None = None
     pieces: deque[str] = field(default_factory=deque)
     _telling: Any = field(default_factory=threading.Lock)
-    _teller: int | None = None  # the thread that hands pieces on
+    _teller: int | None = None  # the thread that gives pieces to on_text
 
     @property
     def text(self) -> str:
