@@ -37,10 +37,7 @@ ICON_HANDS = (
         "hospital, satellite, high voltage, ribbon, speaker low volume, elevator, locomotive, camping, "
         "water pistol, computer disk, school, ship, ferry, seat, hotel, loudspeaker, divide, train, lacrosse",
     ),
-    Hand(
-        "phosphor",
-        misleading=f"{_FACES}, seal, cricket, minus, bird, seat",
-    ),
+    Hand("phosphor", misleading=f"{_FACES}, seal, cricket, minus, bird, seat"),
     Hand(
         "tabler",
         misleading="heart exclamation, dog, cat, deer, pig, mouse, cricket, rosette, world map, wood, "

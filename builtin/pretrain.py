@@ -22,10 +22,10 @@ from infinitevl.model.fused import training_kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
 from infinitevl.training.losses import answer_loss
-from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, place_
+from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, move_
 from infinitevl.training.recipes import StageRecipe, identity
 from infinitevl.training.stage import check_new_run, draw_curve, leave
-from infinitevl.training.stages.reading import Batch, answers, picked
+from infinitevl.training.stages.inputs import Batch, answers, picked
 from infinitevl.training.starts import MODEL, open_processor, open_start
 from infinitevl.training.task import LossModule, TrainTask
 from infinitevl.training.trainer import Trainer, processes
@@ -139,7 +139,7 @@ def open_learner(recipe: Pretrain, num_objects: int, device: torch.device) -> Le
     model.requires_grad_(DECODER in recipe.trains)
     model.model.visual.requires_grad_(VISION in recipe.trains)
     learner.heads.requires_grad_(recipe.patches > 0)
-    place_(learner, recipe.torch_dtype, device)
+    move_(learner, recipe.torch_dtype, device)
     checkpoint_layers_(model, recipe.checkpointed_layers if recipe.gradient_checkpointing else 0)
     if recipe.compile:
         compile_layers_(model)

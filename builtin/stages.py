@@ -17,7 +17,7 @@ from builtin.pretrain import Pretrain
 from infinitevl.errors import InputError
 from infinitevl.training import preview
 from infinitevl.training import stage as training_stage
-from infinitevl.training.recipes import Recipe, explained, parse_recipe, read_settings
+from infinitevl.training.recipes import Recipe, explained, parse_recipe, read_yaml
 from infinitevl.training.starts import open_processor
 from infinitevl.training.trainer import processes
 
@@ -40,7 +40,7 @@ def read_stage(path: str | Path) -> SmallStage:
     Raises:
         InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
     """
-    return parse_stage(read_settings(path), str(path))
+    return parse_stage(read_yaml(path), str(path))
 
 
 def parse_stage(found: dict[str, Any], where: str = "recipe") -> SmallStage:

@@ -21,7 +21,7 @@ from infinitevl.config import LINEAR, InfiniteVLConfig, InfiniteVLTextConfig, In
 from infinitevl.errors import InputError
 from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.training.recipes import explained, read_settings
+from infinitevl.training.recipes import explained, read_yaml
 from infinitevl.training.settings import Strict
 from infinitevl.training.starts import open_start
 from infinitevl.training.surgery import check_new
@@ -53,16 +53,14 @@ class Shape(Strict):
         }
         vision = {**self.vision, "out_hidden_size": self.decoder["hidden_size"]}
         return InfiniteVLConfig(
-            text_config=InfiniteVLTextConfig(**text),
-            vision_config=InfiniteVLVisionConfig(**vision),
-            **media,
+            text_config=InfiniteVLTextConfig(**text), vision_config=InfiniteVLVisionConfig(**vision), **media
         )
 
 
 def read_shape(path: str | Path) -> Shape:
     """A shape from a YAML file; InputError that names what is unknown, missing or wrong."""
     try:
-        return Shape.model_validate(read_settings(path))
+        return Shape.model_validate(read_yaml(path))
     except ValidationError as error:
         raise explained(error, str(path), Shape.model_fields) from error
 

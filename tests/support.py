@@ -64,6 +64,11 @@ def relative_error(given: Tensor, wanted: Tensor) -> float:
     return ((given - wanted).norm() / wanted.norm().clamp(min=1e-30)).item()
 
 
+def adapter_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of LoRA adapters, in the model's order."""
+    return [weight for name, weight in model.named_parameters() if ".lora_" in name]
+
+
 def tiny_config(**overrides: Any) -> InfiniteVLConfig:
     """Four layers, a window of 12, ids of `tiny_tokenizer`."""
     return InfiniteVLConfig(**{**TINY_TEXT, **TINY_IDS, "vision_config": dict(TINY_VISION), **overrides})

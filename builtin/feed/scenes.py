@@ -17,7 +17,7 @@ from builtin.world.render import FRAME_SIZE, PATCH, PatchNamer, render
 from builtin.world.splits import rng_of
 from infinitevl.processing.pictures.patches import frame_patches
 from infinitevl.training.checkpoint import check_same_run
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 
 
 class SceneFeed:

@@ -195,11 +195,7 @@ SHEET_COLUMNS, SHEET_ROWS = 32, 32
 
 
 def _write_sheets(
-    archive: zipfile.ZipFile,
-    name: str,
-    tiles: np.ndarray,
-    quality: int,
-    later: tuple[int, int] | None = None,
+    archive: zipfile.ZipFile, name: str, tiles: np.ndarray, quality: int, later: tuple[int, int] | None = None
 ) -> None:
     per_sheet = SHEET_COLUMNS * SHEET_ROWS
     for number, start in enumerate(range(0, len(tiles), per_sheet)):

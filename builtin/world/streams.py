@@ -85,10 +85,7 @@ def keyed_sample(world: World, style: Style, rng: Random, num_frames: int, num_s
     frames = paint_frames(painter, size)
     signs = [frame for frame in frames if frame.sort == "sign"]
     return Sample(
-        STREAM,
-        frames,
-        [_keyed(rng, sign) for sign in rng.sample(signs, len(signs))],
-        frame_times(rng, size),
+        STREAM, frames, [_keyed(rng, sign) for sign in rng.sample(signs, len(signs))], frame_times(rng, size)
     )
 
 

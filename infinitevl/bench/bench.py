@@ -100,7 +100,7 @@ class Bench:
         return (psutil.Process(os.getpid()).memory_info().rss,) * 2
 
     @contextmanager
-    def room(self, who: str, **settings: Any) -> Iterator[None]:
+    def out_of_memory_recorded(self, who: str, **settings: Any) -> Iterator[None]:
         """Record running out of memory inside the block as a result."""
         try:
             yield

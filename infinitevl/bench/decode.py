@@ -70,7 +70,7 @@ def _step_time(bench: Bench, decoding: Decoding) -> Timing:
 
 def _eager(bench: Bench, model: Any, context: int) -> None:
     bench.clear()
-    with bench.room(EAGER, context=context, answers=1):
+    with bench.out_of_memory_recorded(EAGER, context=context, answers=1):
         peer = EagerPeer(model, context)
         timing = measure(
             peer.step,
@@ -84,7 +84,7 @@ def _eager(bench: Bench, model: Any, context: int) -> None:
 
 def _graphed(bench: Bench, model: Any, context: int) -> None:
     bench.clear()
-    with bench.room(GRAPHED, context=context, answers=1):
+    with bench.out_of_memory_recorded(GRAPHED, context=context, answers=1):
         peer = GraphedPeer(model, context, capture(bench.device))
         timing = measure_period(peer.step, bench.device, repeats=bench.options.repeats)
         bench.time("token", timing, who=GRAPHED, context=context, answers=1, attention=peer.attention.name)

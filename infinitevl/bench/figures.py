@@ -99,11 +99,7 @@ def frame_figure(pyplot: Any, records: Sequence[Record]) -> Any:
 
 
 def _lines(
-    axes: Any,
-    records: Sequence[Record],
-    along: str,
-    height: Callable[[Record], float],
-    spread: bool = False,
+    axes: Any, records: Sequence[Record], along: str, height: Callable[[Record], float], spread: bool = False
 ) -> None:
     """Draw one line for each model, and the middle 90 % around it."""
     for who, style in _STYLES.items():

@@ -16,7 +16,7 @@ from infinitevl.engine.slots import Slot
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 
 _PIECE = 1 << 16  # random tokens that are made at once
-_ENDLESS = 1 << 30  # tokens of an answer that is to go on
+_ENDLESS = 1 << 30  # tokens of an answer that never ends
 
 
 class Watching:
@@ -123,7 +123,7 @@ class Decoding:
         return main_stream(self.engine)
 
 
-class Reading:
+class Prefill:
     """Reads prompts into an empty slot."""
 
     def __init__(self, model: InfiniteVLForConditionalGeneration, processor: Any):
@@ -139,12 +139,12 @@ class Reading:
 
 
 def main_stream(engine: Engine) -> "torch.cuda.Stream | None":
-    """The stream on which an engine's decoder runs; None without a GPU."""
+    """Return the CUDA stream of an engine's decoder; None without a GPU."""
     return engine.runner.stream
 
 
 def capture(device: str | torch.device) -> Callable[[Callable[[], None]], Callable[[], object]] | None:
-    """A function that captures a call and returns its replay; None if this device cannot."""
+    """Return a function that captures a call and returns its replay; None without CUDA."""
     where = torch.device(device)
     if where.type != "cuda":
         return None
@@ -153,7 +153,7 @@ def capture(device: str | torch.device) -> Callable[[Callable[[], None]], Callab
 
 
 def _read_random(engine: Engine, slot: Slot, count: int) -> torch.Tensor:
-    """Read random text; the last hidden state [1, C]."""
+    """Read random text; return the last hidden state [1, C]."""
     pieces = [_PIECE] * (count // _PIECE) + [count % _PIECE]
     for seed, piece in enumerate(pieces):
         if piece:
@@ -162,7 +162,7 @@ def _read_random(engine: Engine, slot: Slot, count: int) -> torch.Tensor:
 
 
 def _first_token(engine: Engine, slot: Slot, hidden: torch.Tensor) -> int:
-    """The token after a text that was read; an answer that is over at once has the token that ended it."""
+    """Return the first token after a text, or the stop token if the answer ends at once."""
     answer = engine.scheduler.begin(slot, hidden, Sampling(1))
     engine.scheduler.finish(answer, to_the_end=False)
     return answer.tokens[0] if answer.tokens else int(engine.answers.token[slot.index])

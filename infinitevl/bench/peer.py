@@ -102,13 +102,6 @@ def build_peer(size: str, device: str | torch.device, dtype: torch.dtype, seed: 
     return model.eval().requires_grad_(False)
 
 
-def cache_bytes(model: Any, num_tokens: int) -> int:
-    """Bytes of the keys and values of this many tokens."""
-    text = model.config.text_config
-    per_layer = 2 * text.num_key_value_heads * _head_dim(model) * model.dtype.itemsize
-    return num_tokens * text.num_hidden_layers * per_layer
-
-
 class EagerPeer:
     """The model as users run it: a cache that grows by concatenation, no graph.
 
@@ -203,10 +196,7 @@ class GraphedPeer:
 def prefill(model: Any, ids: Tensor) -> Tensor:
     """Read a whole prompt [1, T] into an empty cache; return the last logits [1, 1, vocabulary]."""
     return model(
-        input_ids=ids,
-        position_ids=_positions(0, ids.shape[1], ids.device),
-        use_cache=True,
-        logits_to_keep=1,
+        input_ids=ids, position_ids=_positions(0, ids.shape[1], ids.device), use_cache=True, logits_to_keep=1
     ).logits
 
 

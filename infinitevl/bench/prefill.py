@@ -6,7 +6,7 @@ from typing import Any
 from infinitevl.bench import peer as stock
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import measure
-from infinitevl.bench.ours import Reading
+from infinitevl.bench.ours import Prefill
 from infinitevl.bench.record import EAGER
 from infinitevl.bench.sizes import random_ids
 
@@ -15,9 +15,9 @@ _LONG = 100_000  # tokens from which on few repeats are enough
 
 
 def run(bench: Bench, lengths: Sequence[int]) -> None:
-    """Ours, then the Transformer, each from an empty past to the first token."""
+    """Measure ours, then the Transformer, each from an empty past to the first token."""
     model, processor = bench.model()
-    reading = Reading(model, processor)
+    reading = Prefill(model, processor)
     for length in sorted(lengths):
         _ours(bench, reading, length)
     del model, processor, reading
@@ -28,7 +28,7 @@ def run(bench: Bench, lengths: Sequence[int]) -> None:
             _peer(bench, peer, length)
 
 
-def _ours(bench: Bench, reading: Reading, length: int) -> None:
+def _ours(bench: Bench, reading: Prefill, length: int) -> None:
     ids = random_ids(reading.engine.model.config, length, "cpu")[0].tolist()
     timing = measure(lambda: reading.prefill(ids), bench.device, wall=True, **_repeats(bench, length))
     bench.time("prefill", timing, tokens=length)
@@ -37,7 +37,7 @@ def _ours(bench: Bench, reading: Reading, length: int) -> None:
 def _peer(bench: Bench, model: Any, length: int) -> None:
     bench.clear()
     ids = random_ids(model.config, length, bench.device)
-    with bench.room(EAGER, tokens=length):
+    with bench.out_of_memory_recorded(EAGER, tokens=length):
         timing = measure(
             lambda: int(stock.prefill(model, ids).argmax()),
             bench.device,

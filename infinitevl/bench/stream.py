@@ -72,7 +72,7 @@ def _peer_frame(bench: Bench, model: Any, frame_size: tuple[int, int], count: in
     settings: dict[str, Any] = {"frames_seen": count, "mode": "image", "frame_size": frame_size[0]}
     repeats = min(bench.options.repeats, PEER_REPEATS)
     bench.clear()
-    with bench.room(EAGER, **settings):
+    with bench.out_of_memory_recorded(EAGER, **settings):
         peer = EagerPeer(model, count * ids.shape[1])
         timing = measure(
             lambda: peer.read(ids, **inputs),

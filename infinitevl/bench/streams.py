@@ -33,11 +33,7 @@ def run(bench: Bench, counts: Sequence[int], mode: Mode) -> None:
         while watching.num_tokens < model.config.text_config.sliding_window:
             watch()
         timing = measure_period(
-            watch,
-            bench.device,
-            repeats=bench.options.repeats,
-            group=TOGETHER,
-            stream=watching.stream,
+            watch, bench.device, repeats=bench.options.repeats, group=TOGETHER, stream=watching.stream
         )
         settings: dict[str, Any] = {"streams": count, "mode": mode, "frame_size": watching.frame_size[0]}
         bench.time("step", timing, **settings)

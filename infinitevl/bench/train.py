@@ -27,8 +27,8 @@ from infinitevl.training.recipes import Recipe, parse_recipe
 from infinitevl.training.settings import TrainerSettings
 from infinitevl.training.sharding import FSDP
 from infinitevl.training.stage import Stage, prepare_stage, set_trainable_
-from infinitevl.training.stages.reading import Batch
-from infinitevl.training.trainer import Trainer, processes
+from infinitevl.training.stages.inputs import Batch
+from infinitevl.training.trainer import Trainer, processes, to_device
 
 TOKENS = {SFT: 8192, LONG_SFT: 32768, DISTILL_LAYERS: 8192, DISTILL_LOGITS: 8192}
 STEPS = {SFT: 20, LONG_SFT: 6, DISTILL_LAYERS: 10, DISTILL_LOGITS: 10}
@@ -95,10 +95,7 @@ class RandomRows:
     def _pictures(self, count: int) -> dict[str, Tensor]:
         """The same picture several times: its content does not change the time."""
         patches = self.patches.to(self.device)  # as a loader that reads ahead would have it
-        return {
-            "pixel_values": patches.repeat(count, 1),
-            "image_grid_thw": torch.tensor([self.grid] * count),
-        }
+        return {"pixel_values": patches.repeat(count, 1), "image_grid_thw": torch.tensor([self.grid] * count)}
 
     def state_dict(self) -> dict[str, int]:
         """The current step."""
@@ -198,7 +195,7 @@ def _choose_checkpointed(bench: Bench, plan: Plan, stage: Stage, trainer: Traine
 
 def _fits(trainer: Trainer) -> bool:
     """Whether a row fits beside AdamW's moments and the gradients of another row."""
-    batch = trainer.to_device(trainer.feed.next_batches()[0])
+    batch = to_device(trainer.feed.next_batches()[0], trainer.accelerator.device)
     try:
         kept = [torch.empty_like(weight) for weight in trainer.trained.values() for _ in range(3)]
         trainer.backward([batch], 1.0)

@@ -1,4 +1,4 @@
-"""The commands: each is one call into a room of the package."""
+"""The commands; each calls one function of the package."""
 
 from typing import Annotated
 
@@ -54,7 +54,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options that stand before any command."""
+    """Options before any command."""
 
 
 @command(app)
@@ -67,7 +67,7 @@ def demo(
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
 ) -> None:
-    """Watch a stored stream many windows long, and hold the answers against the truth."""
+    """Watch a stored stream many windows long, and compare the answers with the truth."""
     check_folder(report)
     from infinitevl.cli.demo import run_demo
 
@@ -118,45 +118,52 @@ def chat(
     )
 
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A video file, a folder of pictures, a camera (/dev/video0), or an rtsp or http address."
+    ),
+]
+AskOption = Annotated[
+    list[str] | None,
+    typer.Option("--ask", help="'30s: what is on the sign?', or a bare question for the end; repeatable."),
+]
+FpsOption = Annotated[
+    float | None, typer.Option("--fps", help="At most so many frames a second; default: every frame.")
+]
+LiveOption = Annotated[
+    bool, typer.Option("--live", help="Play a file at its own pace; the newest frame wins.")
+]
+ModeOption = Annotated[
+    FrameMode | None,
+    typer.Option("--mode", help="Each frame a picture (default), or two frames a temporal patch."),
+]
+KeepTurnsOption = Annotated[
+    bool, typer.Option("--keep-turns", help="Questions and answers become part of the stream.")
+]
+SaveStateOption = Annotated[
+    str | None, typer.Option("--save-state", metavar="FILE", help="Save the stream at the end.")
+]
+ResumeStateOption = Annotated[
+    str | None,
+    typer.Option("--resume-state", metavar="FILE", help="Continue a saved stream, and its time."),
+]
+MaxFramesOption = Annotated[
+    int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
+]
+
+
 @command(app)
 def watch(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A video file, a folder of pictures, a camera (/dev/video0), or an rtsp or http address."
-        ),
-    ],
-    ask: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ask", help="'30s: what is on the sign?', or a bare question for the end; repeatable."
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option("--fps", help="At most so many frames a second; default: every frame.")
-    ] = None,
-    live: Annotated[
-        bool, typer.Option("--live", help="Play a file at its own pace; the newest frame wins.")
-    ] = False,
-    mode: Annotated[
-        FrameMode | None,
-        typer.Option("--mode", help="Each frame a picture (default), or two frames a temporal patch."),
-    ] = None,
-    keep_turns: Annotated[
-        bool, typer.Option("--keep-turns", help="Questions and answers become part of the stream.")
-    ] = False,
-    save_state: Annotated[
-        str | None, typer.Option("--save-state", metavar="FILE", help="Keep the stream for later.")
-    ] = None,
-    resume_state: Annotated[
-        str | None,
-        typer.Option(
-            "--resume-state", metavar="FILE", help="Go on with a kept stream; its time goes on too."
-        ),
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
-    ] = None,
+    source: SourceArgument,
+    ask: AskOption = None,
+    fps: FpsOption = None,
+    live: LiveOption = False,
+    mode: ModeOption = None,
+    keep_turns: KeepTurnsOption = False,
+    save_state: SaveStateOption = None,
+    resume_state: ResumeStateOption = None,
+    max_frames: MaxFramesOption = None,
     max_new_tokens: MaxNewTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     report: ReportOption = None,
@@ -166,7 +173,7 @@ def watch(
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
 ) -> None:
-    """Watch a source and answer at a time, at any time (type while it watches), and at the end."""
+    """Watch a source; answer questions at given times, typed ones at once, and others at the end."""
     for line in ask or []:
         parse_question(line)
     for path in (save_state, report):
@@ -257,7 +264,7 @@ def serve(
 
 @command(app)
 def models(json: JsonOption = False) -> None:
-    """List the models that are known by name, and what each is good for."""
+    """List the models that `--model` knows by name, and what each is good for."""
     from infinitevl.cli.models import show_models
 
     show_models(as_json=json)

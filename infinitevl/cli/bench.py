@@ -70,7 +70,7 @@ def _numbers(name: str, what: str, default: str) -> typer.models.OptionInfo:
 
 @dataclass(frozen=True)
 class Shared:
-    """The options of measurements; where a command lacks one of the last three, its default holds."""
+    """The options that measurements share; a command may lack some of the last three."""
 
     size: SizeOption = Size.builtin
     device: DeviceOption = None
@@ -82,7 +82,7 @@ class Shared:
     quantization: QuantizationOption = Quantization.full
 
     def bench(self, name: str) -> "Bench":
-        """What the options say, checked before anything is built; `name` stands in every measured line."""
+        """Check the options and make a `Bench`; `name` stands in every measured line."""
         check_folder(self.out)
         import torch
 
@@ -158,8 +158,8 @@ def decode(
 ) -> None:
     """Time of a decoded token by context; the Transformer eager and captured in a CUDA graph.
 
-    In lower precision our lines say how far logits are from those of full precision, and how often the
-    likeliest token is the same.
+    With --quantization our lines give the error of logits against full precision, and how often the likeliest
+    token is the same.
     """
     lengths, counts = _list("--contexts", contexts), _list("--answers", answers)
     bench = shared.bench("decode")
@@ -209,7 +209,7 @@ def fork(shared: Shared) -> None:
 def memory(
     shared: Shared,
     tokens: Annotated[
-        str | None, _numbers("--tokens", "Length of the stream when it is looked at", "20000,1000000")
+        str | None, _numbers("--tokens", "Length of the stream when memory is read", "20000,1000000")
     ] = None,
     mode: ModeOption = FrameMode.image,
 ) -> None:
@@ -221,14 +221,14 @@ def memory(
     benchmark.run(bench, list(benchmark.TOKENS) if lengths is None else lengths, mode.value)
 
 
-class Sharding(StrEnum):
-    """How weights are spread over several processes."""
+class ShardingChoice(StrEnum):
+    """How weights are sharded over several processes."""
 
     fsdp = "fsdp"
     grad_op = "fsdp-grad-op"
 
 
-class Stage(StrEnum):
+class StageChoice(StrEnum):
     """Stages whose steps can be measured."""
 
     distill_layers = "distill-layers"
@@ -240,7 +240,7 @@ class Stage(StrEnum):
 @measurement()
 def train(
     shared: Shared,
-    stage: Annotated[Stage, typer.Option("--stage", help="Which stage's step.")] = Stage.sft,
+    stage: Annotated[StageChoice, typer.Option("--stage", help="Which stage's step.")] = StageChoice.sft,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=64, help="Of a packed row; default: 8192, long-sft 32768.")
     ] = None,
@@ -255,8 +255,8 @@ def train(
         ),
     ] = None,
     sharding: Annotated[
-        Sharding, typer.Option("--sharding", help="Of weights, with several processes.")
-    ] = Sharding.fsdp,
+        ShardingChoice, typer.Option("--sharding", help="Of weights, with several processes.")
+    ] = ShardingChoice.fsdp,
 ) -> None:
     """Time, memory and losses of a training step; with torchrun on several GPUs, and how that scales."""
     if int(os.environ.get("WORLD_SIZE", "1")) > rows:
@@ -289,7 +289,7 @@ def draw(
 
 
 def _list(option: str, text: str | None) -> list[int] | None:
-    """The numbers of an option, or None where it was not given.
+    """Parse the numbers of an option; None if it was not given.
 
     Raises:
         InputError: one of them is no whole number above 0.

@@ -26,7 +26,7 @@ class Conversation(Protocol):
 
 
 class Quit(Exception):
-    """The person has had enough."""
+    """The user ended the conversation."""
 
 
 class Chat:
@@ -48,7 +48,7 @@ class Chat:
         self._attached.append({"type": kind, kind: path})
 
     def take(self, line: str) -> str | None:
-        """Obey a slash command and return what to tell the person, or return None for a message.
+        """Run a slash command and return the text to show, or return None for a message.
 
         Raises:
             Quit: on /quit.
@@ -73,7 +73,7 @@ class Chat:
         raise InputError(f"{line.strip()!r} is not a command; there are:\n{HELP}")
 
     def say(self, text: str, on_text: Callable[[str], None]) -> str:
-        """The answer to `text` and to all that is attached; its pieces go to `on_text` as they come.
+        """Answer `text` and all that is attached; pieces go to `on_text` as they come.
 
         A message that cannot be read is given up together with what was attached to it.
         """
@@ -95,7 +95,7 @@ def run_chat(
     """Answer one prompt, or every line of a conversation.
 
     Raises:
-        InputError: something attached or said cannot be used; a conversation on a terminal goes on instead.
+        InputError: something attached or said cannot be used; a conversation on a terminal continues instead.
     """
     from infinitevl.cli.command import load_model
     from infinitevl.engine.chat import ChatSession
@@ -118,11 +118,11 @@ def _converse(chat: Chat, as_json: bool) -> None:
             import readline  # noqa: F401
     for line in _lines("> " if person else ""):
         try:
-            told = chat.take(line)
-            if told is None:
+            message = chat.take(line)
+            if message is None:
                 _answer(chat, line, as_json)
             else:
-                print(told, file=sys.stderr)
+                print(message, file=sys.stderr)
         except Quit:
             return
         except InfiniteVLError as error:

@@ -26,7 +26,7 @@ class Dtype(StrEnum):
 
 
 class Quantization(StrEnum):
-    """What the products of the decoder's layers can be held in; full is the number format of the weights."""
+    """Quantizations of the decoder's products; full keeps the number format of the weights."""
 
     full = "full"
     int8 = "int8"
@@ -105,7 +105,7 @@ def _fail(error: InfiniteVLError) -> None:
 def load_model(
     name: str | None, device: str | None, dtype: str, quantization: str = Quantization.full
 ) -> tuple[Any, Any]:
-    """The model and its processor, as the options of a command name them.
+    """Load the model and its processor that the options of a command name.
 
     Raises:
         InputError: no such device here.
@@ -127,7 +127,7 @@ def load_model(
 
 
 def _choose_threads(model: Any) -> None:
-    """One thread for a small model on a CPU, unless the user chose a number by OMP_NUM_THREADS."""
+    """Use one thread for a small model on a CPU, unless OMP_NUM_THREADS is set."""
     import torch
 
     # Its matrices are so small that threads mostly wait for each other: on a busy machine two of them take
@@ -138,7 +138,7 @@ def _choose_threads(model: Any) -> None:
 
 
 def check_device(name: str | None) -> None:
-    """See that a tensor can live on the device of this name; None is the default one.
+    """Check that tensors can be on the device of this name; None is the default one.
 
     Raises:
         InputError: it cannot; the message says which devices there are.
@@ -156,7 +156,7 @@ def check_device(name: str | None) -> None:
 
 
 def check_folder(path: str | None) -> None:
-    """See that a file can be put at `path` later, so that hours of watching are not lost then.
+    """Check that a file can be written at `path` later, before hours of watching.
 
     Raises:
         InputError: its folder does not exist or cannot be written, or the path is no file.

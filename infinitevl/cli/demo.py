@@ -11,7 +11,7 @@ from infinitevl.cli.output import print_json, write
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import TextDisplay
 from infinitevl.engine.session import StreamSession
-from infinitevl.evaluation.demo import Demo, DemoResult, Mark, examine, open_demo
+from infinitevl.evaluation.demo import Demo, DemoResult, Mark, open_demo, watch_demo
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Answered, Event
 from infinitevl.evaluation.units import show_bytes
@@ -27,7 +27,7 @@ def run_demo(
     dtype: str,
     quantization: str,
 ) -> None:
-    """Stream, ask, mark, and write the page if one was asked for."""
+    """Watch the stream, mark the answers, and write the report if --report is given."""
     check_folder(report)
     demo = open_demo(num_frames)
     network, processor = load_model(model, device, dtype, quantization)
@@ -42,21 +42,21 @@ def run_demo(
 
 
 class _JsonMarks:
-    """Every mark as an object, and the summary with right answers and speed as the last."""
+    """Print every mark as a JSON object, and last the summary with right answers and speed."""
 
     def run(self, session: Any, demo: Demo, recorder: Recorder) -> DemoResult:
         def mark(event: Answered, mark: Mark) -> None:
             recorder(event, truth=mark.truth, right=mark.right)
             print_json(asdict(mark))
 
-        result = examine(session, demo, recorder, mark)
+        result = watch_demo(session, demo, recorder, mark)
         counts = {"right": result.num_right, "asked": len(result.marks)}
         print_json(result.summary.line() | counts | {"frames_per_second": round(result.frames_per_second, 2)})
         return result
 
 
 class _TextMarks:
-    """Progress, answers as they are generated with the truth beside them, and the line of speed."""
+    """Show progress, answers beside the truth, and the speed."""
 
     def __init__(self, demo: Demo, window_size: int) -> None:
         self._window_size, self._num_frames = window_size, demo.source.num_frames
@@ -76,7 +76,7 @@ class _TextMarks:
         write(f"{self._num_frames} frames that no model was trained on. ")
         write(f"Attention sees the last {self._window_size:,} tokens; the rest is memory.\n\n")
         try:
-            result = examine(session, demo, show, mark)
+            result = watch_demo(session, demo, show, mark)
         finally:
             self._display.pause()
         self._conclude(result, recorder)

@@ -34,7 +34,7 @@ OPTIONAL = {
     "datasets": "training data of others: pip install 'infinitevl[train]'",
     "triton": "kernels for CUDA; torch for CUDA brings it along",
 }
-_STATE = "state of one stream, the same for ever"
+_STATE = "state of one stream, of constant size"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Finding:
     note: str = ""
 
 
-def examine(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
-    """Findings one after the other; `model` is a folder or a name, None for the built-in one."""
+def inspect_machine(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
+    """Yield the findings one by one; `model` is a folder or a name, None for the built-in one."""
     yield from _machine()
     yield from _packages()
     yield from _kernels(device)
@@ -61,7 +61,7 @@ def show_findings(model: str | None, device: str | None, dtype: str, *, as_json:
     """Print the findings as a table, or one JSON object a line; exit code 1 if something is wrong."""
     check_device(device)
     wrong: list[Finding] = []
-    findings = _noting(examine(model, device, dtype), wrong)
+    findings = _collecting(inspect_machine(model, device, dtype), wrong)
     if as_json:
         for finding in findings:
             print_json(asdict(finding))
@@ -71,8 +71,8 @@ def show_findings(model: str | None, device: str | None, dtype: str, *, as_json:
         raise typer.Exit(1)
 
 
-def _noting(findings: Iterator[Finding], wrong: list[Finding]) -> Iterator[Finding]:
-    """The same findings; those that something is wrong with are added to `wrong`."""
+def _collecting(findings: Iterator[Finding], wrong: list[Finding]) -> Iterator[Finding]:
+    """Yield the findings, and add the bad ones to `wrong`."""
     for finding in findings:
         if finding.ok is False:
             wrong.append(finding)
@@ -81,20 +81,21 @@ def _noting(findings: Iterator[Finding], wrong: list[Finding]) -> Iterator[Findi
 
 def _print_tables(findings: Iterator[Finding]) -> None:
     console = Console(highlight=False)
-    for section, rows in itertools.groupby(findings, key=lambda finding: finding.section):
-        console.print(Text(section, style="bold"))
+    for section, group in itertools.groupby(findings, key=lambda finding: finding.section):
+        rows = list(group)
+        shared = rows[0].note if len(rows) > 1 and len({row.note for row in rows}) == 1 else ""
+        console.print(Text(section, style="bold").append(f" · {shared}" if shared else "", "not bold dim"))
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=24)
         table.add_column(overflow="fold")
         for finding in rows:
-            table.add_row(*_row(finding))
+            table.add_row(*_row(finding, finding.note if not shared else ""))
         console.print(table)
 
 
-def _row(finding: Finding) -> tuple[Text, Text]:
+def _row(finding: Finding, note: str) -> tuple[Text, Text]:
     mark, style = {True: ("✓ ", "green"), False: ("✗ ", "red"), None: ("  ", "")}[finding.ok]
-    note = f" · {finding.note}" if finding.note else ""
-    return Text(mark + finding.name, style=style), Text(finding.value).append(note, "dim")
+    return Text(mark + finding.name, style=style), Text(finding.value).append(note and f" · {note}", "dim")
 
 
 def _machine() -> Iterator[Finding]:
@@ -174,16 +175,16 @@ def _moving_picture(num_frames: int) -> bytes:
 def _streams(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
     try:
         own = _config_of(model)
-        yield from _room("this model", own, _number_format(model, device, dtype, own), device)
+        yield from _capacity("this model", own, _number_format(model, device, dtype, own), device)
     except InfiniteVLError as error:
         yield Finding(_STATE, "this model", "unknown", False, str(error))
-    yield from _room("published 4B", InfiniteVLConfig(), torch.bfloat16, device)
+    yield from _capacity("published 4B", InfiniteVLConfig(), torch.bfloat16, device)
 
 
 def _number_format(
     model: str | None, device: str | None, dtype: str, config: InfiniteVLConfig
 ) -> torch.dtype:
-    """What `load` would choose."""
+    """Return the dtype that `load` would choose."""
     if dtype != "auto":
         return getattr(torch, dtype)
     if _place(device).type == "cuda":
@@ -201,8 +202,10 @@ def _config_of(model: str | None) -> InfiniteVLConfig:
         raise CheckpointError(f"no config.json could be read from {str(folder)!r}: {reason}") from error
 
 
-def _room(name: str, config: InfiniteVLConfig, dtype: torch.dtype, device: str | None) -> Iterator[Finding]:
-    """How large a stream is, and how many fit; from the config alone."""
+def _capacity(
+    name: str, config: InfiniteVLConfig, dtype: torch.dtype, device: str | None
+) -> Iterator[Finding]:
+    """Say how large a stream is, and how many fit, from the config alone."""
     size = state_bytes(config.text_config, dtype)
     overtaken = size // growth_per_token(config.text_config, dtype)
     value = f"{show_bytes(size)} in {str(dtype).removeprefix('torch.')}"
@@ -219,5 +222,5 @@ def _place(device: str | None) -> torch.device:
 
 
 def _free_bytes(place: torch.device) -> int:
-    """A GPU's free memory; anywhere else the machine's."""
+    """Return the free memory of a GPU, or of the machine."""
     return torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else psutil.virtual_memory().available

@@ -1,4 +1,4 @@
-"""`infinitevl models`: what is known by name, and what each is good for."""
+"""`infinitevl models`: the models that can be named, and what each is good for."""
 
 from dataclasses import asdict
 
@@ -10,7 +10,7 @@ from infinitevl.engine.loading import list_models
 
 
 def show_models(*, as_json: bool) -> None:
-    """Print the catalogue as a table, or one JSON object a line."""
+    """Print the models as a table, or one JSON object a line."""
     if as_json:
         for entry in list_models():
             print_json(asdict(entry))

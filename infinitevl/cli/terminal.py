@@ -151,7 +151,7 @@ def _unreached(ended: float, asked: float) -> str:
 
 
 class TypedLines:
-    """Lines that a person types while something else goes on; entered, it takes over the terminal's input.
+    """Reads typed lines in the background; inside the context it takes over the terminal's input.
 
     The terminal neither shows nor edits what is typed meanwhile: `unfinished` is for showing it, and
     backspace works. Ctrl-C stays Ctrl-C. `hint` is for showing while nothing has been typed.

@@ -31,29 +31,40 @@ PicturesOption = Annotated[
     typer.Option("--pictures", metavar="FOLDER", help="With --dry-run: write the first row's pictures here."),
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on from the checkpoint in the recipe's folder.")
+    bool, typer.Option("--resume", help="Continue from the checkpoint in the recipe's folder.")
+]
+TeacherOption = Annotated[
+    str,
+    typer.Option(
+        "--teacher", metavar="FOLDER_OR_NAME", help="A Qwen2.5-VL, or a model of ours with attention alone."
+    ),
+]
+StudentOption = Annotated[str, typer.Option("--out", metavar="FOLDER", help="A new folder for the student.")]
+LayerTypesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layer-types",
+        metavar="TYPE,TYPE,...",
+        help="Of every layer: sliding, linear or full; overrides --period.",
+    ),
+]
+LinearHeadDimOption = Annotated[
+    int | None, typer.Option("--linear-head-dim", min=1, help="Key width of a head; default: as attention.")
+]
+InitializerRangeOption = Annotated[
+    float | None,
+    typer.Option(
+        "--initializer-range",
+        help="Deviation of fresh projections; default: the teacher's. Small models: hidden_size^-0.5.",
+    ),
 ]
 
 
 @command(app)
 def init(
-    teacher: Annotated[
-        str,
-        typer.Option(
-            "--teacher",
-            metavar="FOLDER_OR_NAME",
-            help="A Qwen2.5-VL, or a model of ours with attention alone.",
-        ),
-    ],
-    out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="A new folder for the student.")],
-    layer_types: Annotated[
-        str | None,
-        typer.Option(
-            "--layer-types",
-            metavar="TYPE,TYPE,...",
-            help="Of every layer: sliding, linear or full; overrides --period.",
-        ),
-    ] = None,
+    teacher: TeacherOption,
+    out: StudentOption,
+    layer_types: LayerTypesOption = None,
     period: Annotated[
         int, typer.Option("--period", min=1, help="One window layer, then period - 1 Gated DeltaNets.")
     ] = 4,
@@ -61,20 +72,11 @@ def init(
     linear_heads: Annotated[
         int | None, typer.Option("--linear-heads", min=1, help="Heads of a new mixer; default: as attention.")
     ] = None,
-    linear_head_dim: Annotated[
-        int | None,
-        typer.Option("--linear-head-dim", min=1, help="Key width of a head; default: as attention."),
-    ] = None,
+    linear_head_dim: LinearHeadDimOption = None,
     expand: Annotated[
         float, typer.Option("--expand", help="Value width of a head over its key width.")
     ] = 2.0,
-    initializer_range: Annotated[
-        float | None,
-        typer.Option(
-            "--initializer-range",
-            help="Deviation of fresh projections; default: the teacher's. Small models: hidden_size^-0.5.",
-        ),
-    ] = None,
+    initializer_range: InitializerRangeOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the fresh projections.")] = 0,
 ) -> None:
     """Make a student: chosen layers get new Gated DeltaNets, all else is inherited bit for bit."""
@@ -120,7 +122,7 @@ def distill_logits(
     pictures: PicturesOption = None,
     resume: ResumeOption = False,
 ) -> None:
-    """Stage 1b: new mixers learn the teacher's next tokens, end to end."""
+    """Stage 1b: new mixers learn the teacher's distribution of next tokens."""
     _run("distill-logits", recipe, dry_run, pictures, resume)
 
 
@@ -148,7 +150,7 @@ def long_sft(
 
 @command(app)
 def export(recipe: RecipeOption) -> None:
-    """Write the model of a run's checkpoint as a folder that answers, wherever the run stands."""
+    """Write the model of an unfinished run's checkpoint as a model folder."""
     settings = _read(recipe)
     from infinitevl.training import stage
 
@@ -183,27 +185,27 @@ def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: boo
     try:
         folder = teach(recipe, resume=resume)
     except KeyboardInterrupt as error:
-        told = str(error) or "Stopped before the first step."
-        print(f"{told} {_how_to_go_on(recipe.out)}", flush=True)
+        message = str(error) or "Stopped before the first step."
+        print(f"{message} {_how_to_continue(recipe.out)}", flush=True)
         raise typer.Exit(_INTERRUPTED) from error
     if folder is None:
         raise typer.Exit(_INTERRUPTED)
     print(f"The finished model is in {folder}.")
 
 
-def _how_to_go_on(out: str) -> str:
+def _how_to_continue(out: str) -> str:
     from pathlib import Path
 
     from infinitevl.training.checkpoint import CHECKPOINT
 
     path = Path(out) / CHECKPOINT
     if path.exists():
-        return f"The same command with --resume goes on from {path}."
+        return f"The same command with --resume continues from {path}."
     return "There is no checkpoint yet: the same command starts again."
 
 
 def _full_names(text: str | None) -> list[str] | None:
-    """`sliding,linear` -> the configuration's names; names that are not known are told later."""
+    """`sliding,linear` -> the configuration's names; surgery refuses unknown names."""
     if text is None:
         return None
     kinds = [kind.strip() for kind in text.split(",")]

@@ -1,4 +1,4 @@
-"""`infinitevl watch`: a source, a session, questions, and what is left of it all."""
+"""`infinitevl watch`: watches a source, answers questions, saves the stream and a report."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ class WatchOptions:
 def run_watch(
     options: WatchOptions, *, model: str | None, device: str | None, dtype: str, quantization: str
 ) -> None:
-    """Watch, answer, and write what was asked for; what can be seen to be wrong is said before all that."""
+    """Watch, answer, and write the files; options are checked before anything is loaded."""
     questions = [parse_question(line) for line in options.ask]
     _check_outputs(options)
     with open_source(options.source, fps=options.fps, live=options.live) as source:
@@ -64,7 +64,7 @@ def run_watch(
 
 
 def _check_outputs(options: WatchOptions) -> None:
-    """See that files can be written, each over nothing else that was named."""
+    """Check that the files can be written, and that no two options name the same one."""
     for path in (options.save_state, options.report):
         check_folder(path)
     named = {"the source": options.source, "--save-state": options.save_state, "--report": options.report}
@@ -86,7 +86,7 @@ def _watch_and_save(
     questions: list[TimedQuestion],
     recorder: Recorder,
 ) -> Outcome:
-    """Watch, and keep the stream where it is wanted, whatever ends it."""
+    """Watch, and save the stream if --save-state asks for it, however watching ends."""
     path, frames = options.save_state, session.stats().frames
     try:
         outcome = _watch(options, session, source, questions, recorder)
@@ -159,14 +159,14 @@ def _watch(
 def _typed_lines(
     stack: contextlib.ExitStack, options: WatchOptions, *, has_questions: bool
 ) -> TypedLines | None:
-    """What a person types, if one sits there."""
+    """Return the lines typed at a terminal; none without a terminal."""
     if options.as_json or not on_a_terminal():
         return None
     return stack.enter_context(TypedLines(_ANY_MOMENT if has_questions else _UNTIL_EMPTY))
 
 
 def _settings(options: WatchOptions, session: "StreamSession") -> WatchSettings:
-    """A resumed stream goes on one frame after its last."""
+    """Return the time of the first frame: of a resumed stream, one frame after its last."""
     resumed = options.resume_state is not None
     starts_at = session.stats().seconds + 1 / (options.fps or DEFAULT_FPS) if resumed else None
     return WatchSettings(options.sampling, options.max_frames, starts_at)

@@ -1,4 +1,4 @@
-"""Answers that are being generated: what the host has read of each, and where all stand on the device."""
+"""Growing answers: `Answer`, what the host has read of one; `AnswerRows`, the state of all on the device."""
 
 import threading
 from collections import deque
@@ -18,11 +18,11 @@ NUM_RECENT = 32
 
 @dataclass(eq=False)
 class Answer:
-    """An answer that is being generated in a slot of its own; given up when nobody holds it any more.
+    """An answer that grows in a slot of its own; dropped when it is not referenced any more.
 
-    tokens: those that the host has read. is_over: the slot has read all of them and no more will come.
-    error: what ended it early; raised to whoever waits for this answer, and to nobody else.
-    pieces: of its text, which `tell` has not handed to `on_text` yet.
+    tokens: read back by the host so far. is_over: complete, and the slot has read all tokens. error: what
+    ended it early; raised only to the caller who waits for this answer. pieces: of its text, not yet passed
+    to `on_text`.
     """
 
     slot: Slot
@@ -34,20 +34,20 @@ class Answer:
     error: Exception | None = None
     pieces: deque[str] = field(default_factory=deque)
     _telling: Any = field(default_factory=threading.Lock)
-    _teller: int | None = None  # the thread that gives pieces to on_text
+    _teller: int | None = None  # the thread that passes pieces on
 
     @property
     def text(self) -> str:
-        """What it says so far."""
+        """The text so far."""
         return self.builder.text
 
     @property
     def is_known(self) -> bool:
-        """Whether no token is missing, though the slot may not have read the last one yet."""
+        """Whether all tokens are known, though the slot may not have read the last one yet."""
         return self.is_over or len(self.tokens) >= self.sampling.max_new_tokens
 
     def note(self, is_over: bool, count: int, recent: list[int]) -> None:
-        """Add what the device reports: `count` tokens, number i of them at i mod len(recent)."""
+        """Add a report of the device: `count` tokens so far, number i of them at i mod len(recent)."""
         new = [recent[index % len(recent)] for index in range(len(self.tokens), count)]
         self.tokens += new
         self.is_over = self.is_over or is_over
@@ -55,7 +55,7 @@ class Answer:
             self._keep(self.builder.push(token))
 
     def close(self) -> None:
-        """Complete the text with what was still held back."""
+        """Complete the text with characters that were still incomplete."""
         self._keep(self.builder.finish())
 
     def _keep(self, piece: str) -> None:
@@ -63,7 +63,7 @@ class Answer:
             self.pieces.append(piece)
 
     def tell(self, wait: bool) -> None:
-        """Hand new pieces to `on_text`, in order, unless another thread is at it; `wait` lets it finish.
+        """Pass new pieces to `on_text`, in order; if another thread is doing so, return, or `wait` for it.
 
         An `on_text` that asks something itself gets its next piece when it has returned.
         """
@@ -79,7 +79,7 @@ class Answer:
 
 
 class AnswerRows:
-    """Where the answers of N slots stand: tensors with a row for each, which captured steps change.
+    """The answers of N slots on the device: tensors with a row for each, which captured steps change.
 
     Args:
         num_rows: N. stop_ids: tokens that end an answer. never: tokens that are never picked.
@@ -100,7 +100,7 @@ class AnswerRows:
         self.recent = numbers(torch.int64, NUM_RECENT)  # token number i in column i mod NUM_RECENT
 
     def start_(self, row: int, sampling: Sampling) -> None:
-        """Begin an answer."""
+        """Start an answer in a row."""
         largest = torch.finfo(torch.float32).max
         self.num_picked[row].fill_(0)
         self.done[row].fill_(False)
@@ -110,7 +110,7 @@ class AnswerRows:
         self.seed[row].fill_(0 if sampling.is_greedy else sampling.first_seed())
 
     def take_(self, rows: Tensor, logits: Tensor, is_greedy: bool) -> None:
-        """Pick the next token of each row, unless its answer is over.
+        """Pick the next token of each row, unless its answer is complete.
 
         A token that ends an answer is not counted, nor is one beyond the limit.
 
@@ -135,6 +135,6 @@ class AnswerRows:
         self.token.index_copy_(0, rows, token)
 
     def report(self, rows: Tensor) -> Tensor:
-        """For the host: int64 [B, 2 + NUM_RECENT], over or not, tokens so far, the last ones."""
+        """Return int64 [B, 2 + NUM_RECENT] for the host: over or not, tokens so far, the last ones."""
         head = torch.stack([self.done[rows].long(), self.num_picked[rows]], dim=1)
         return torch.cat([head, self.recent[rows]], dim=1)

@@ -1,4 +1,4 @@
-"""What streams and chats share: a slot of an engine, and answers that grow in slots of their own."""
+"""What streams and chats share: a slot of an engine, answers in forked slots, fork, park, save."""
 
 import copy
 import json
@@ -38,8 +38,8 @@ class Snapshot:
 class Session:
     """A stream or a chat in a slot; see `StreamSession` and `ChatSession`."""
 
-    kind: ClassVar[str]  # what messages call it
-    _settings: ClassVar[tuple[str, ...]]  # what is saved beside the state
+    kind: ClassVar[str]  # in messages
+    _settings: ClassVar[tuple[str, ...]]  # saved beside the state
     system: str | None
     keep_turns: bool
 
@@ -54,7 +54,7 @@ class Session:
         self._is_alone = is_alone
         self._slot: Slot | None = engine.take()
         self._parked: Parked | None = None
-        # The answer that will become part of the session, unless everybody lets go of it.
+        # The answer that will become part of the session; weak, so that a dropped answer ends.
         self._kept: Callable[[], Answer | None] = lambda: None
         self._begun: weakref.WeakSet[Answer] = weakref.WeakSet()
 
@@ -89,25 +89,22 @@ class Session:
 
     @property
     def state(self) -> StreamState:
-        """The state of this session, complete at the moment of asking; waits for the device."""
+        """The state of this session; waits for the device."""
         slot = self.slot
         self.engine.settle()
         return slot.state
 
     def recurrent_norms(self) -> list[float]:
-        """Frobenius norm of each Gated DeltaNet's recurrent state; waits for the device."""
+        """Return the Frobenius norm of each Gated DeltaNet's recurrent state; waits for the device."""
         return self.state.recurrent_norms
 
     def _begin(
-        self,
-        read: Callable[[Slot], Tensor],
-        sampling: Sampling,
-        on_text: Callable[[str], None] | None,
+        self, read: Callable[[Slot], Tensor], sampling: Sampling, on_text: Callable[[str], None] | None
     ) -> Answer:
-        """Start an answer to what `read` takes into a copy of this session; it returns [1, C]."""
+        """Fork this session, let `read` read a question into the fork ([1, C]), and start the answer."""
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {sampling!r}; give a Sampling, as in Sampling(max_new_tokens=64).")
-        with self.engine.lock:  # what reading returns stands until somebody else reads
+        with self.engine.lock:  # the next reading would overwrite what `read` returns
             self._check_free()
             slot = self.engine.fork(self.slot)
             try:
@@ -120,7 +117,7 @@ class Session:
                 raise
 
     def finish(self, answer: Answer) -> str:
-        """The text of an answer that `begin` started, complete. Every answer is finished or cancelled once.
+        """Wait for an answer that `begin` started; return its text. Finish or cancel every answer once.
 
         Raises:
             InputError: it was finished or cancelled before, or meanwhile; or another session began it.
@@ -137,7 +134,7 @@ class Session:
         return text
 
     def _keep(self, answer: Answer) -> None:
-        """Let the session go on behind an answer."""
+        """Make an answer part of the session."""
         with self.engine.lock:
             self._check_held(answer)
             answer.slot.facts = answer.slot.facts.with_text(len(answer.tokens))
@@ -145,7 +142,7 @@ class Session:
             self.engine.replace_(self.slot, answer.slot)
 
     def _check_free(self) -> None:
-        """Refuse what a turn that is going to be kept would undo."""
+        """Refuse changes while a kept turn is being answered, which would undo them."""
         kept = self._kept()
         if kept is not None and self.engine.pool.holds(kept.slot):
             raise InputError(
@@ -164,7 +161,7 @@ class Session:
             raise InputError(f"this answer was finished or cancelled before; it said {answer.text!r}.")
 
     def cancel(self, answer: Answer) -> None:
-        """Give up an answer that `begin` started, and its slot. May be called twice.
+        """Drop an answer that `begin` started, and free its slot. May be called twice.
 
         Raises:
             InputError: another session began it.
@@ -173,7 +170,7 @@ class Session:
         self.engine.release(answer.slot)
 
     def fork(self) -> Self:
-        """An independent session that holds the same.
+        """Make an independent copy of the session.
 
         Raises:
             StateError: the session shares an engine whose slots are all taken.
@@ -197,7 +194,7 @@ class Session:
                 self.engine.release(slot)
 
     def close(self) -> None:
-        """Give the slot back; what was not saved is gone. May be called twice."""
+        """Free the slot; what was not saved is lost. May be called twice."""
         with self.engine.lock:
             slot, self._slot, self._parked = self._slot, None, None
             if slot is not None:
@@ -230,7 +227,7 @@ class Session:
     def _saved(
         cls, path: str | os.PathLike[str], model: InfiniteVLForConditionalGeneration
     ) -> tuple[StreamState, dict[str, Any]]:
-        """State and settings of a file that `save` wrote.
+        """Read state and settings of a file that `save` wrote.
 
         Raises:
             StateError: not a state of such a session, damaged, or of another model.
@@ -242,6 +239,6 @@ class Session:
         return state, read_settings(path, cls.kind, cls._settings)
 
     def _fill(self, state: StreamState, facts: Facts | None = None) -> None:
-        """Take over a state; facts None reads them from it."""
+        """Overwrite the slot with a state; `facts` None reads them from it."""
         self.state.copy_(state)
         self.slot.facts = Facts.of(state) if facts is None else facts

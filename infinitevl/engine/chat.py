@@ -1,4 +1,4 @@
-"""A conversation about text, pictures and videos whose past is a state: each turn reads only what is new."""
+"""A conversation with pictures and videos; its past is a state, so each turn reads only what is new."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ class ChatSession(Session):
     Args:
         model, processor: as `infinitevl.load` returns them.
         system: text of the system turn; None for no such turn.
-        max_length: tokens that full-attention layers get room for, where there are any; by default as many as
-            the config names (`max_position_embeddings`).
+        max_length: capacity of full-attention layers in tokens, where there are any; default: the config's
+            `max_position_embeddings`.
 
-    Many chats on one model, beside streams: `ChatSession.on(engine)`.
+    `ChatSession.on(engine)` makes chats that share an engine with other chats and streams.
 
     Raises:
         StateError: full-attention layers with an unusable `max_length`.
@@ -49,7 +49,7 @@ class ChatSession(Session):
 
     @classmethod
     def on(cls, engine: Engine, *, system: str | None = DEFAULT_SYSTEM) -> "ChatSession":
-        """A chat in a slot of `engine`, to be closed when it ends (or use it as a context manager).
+        """Open a chat in a slot of `engine`; close it at its end, or use it as a context manager.
 
         Raises:
             StateError: all slots are taken.
@@ -72,7 +72,7 @@ class ChatSession(Session):
         seed: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> str:
-        """One turn of the user, and the answer.
+        """Add a turn of the user, and answer it.
 
         Args:
             content: text, or parts {"type": "text" | "image" | "video", ...} with the keys of
@@ -80,19 +80,19 @@ class ChatSession(Session):
             max_new_tokens, temperature, top_p, seed: see `Sampling`. on_text: receives the text as it grows.
 
         Returns:
-            The answer; turn and answer become part of the conversation, whole or, after an error or an
-            interrupt, not at all.
+            The answer. Turn and answer become part of the conversation; after an error or an interrupt,
+            neither does.
 
         Raises:
             InputError: empty content, or a picture or video that cannot be used.
-            StateError: full-attention layers have no room for the turn, or the engine no free slot.
+            StateError: the turn does not fit into full-attention layers, or no slot is free.
         """
         return self.finish(self.begin(content, Sampling(max_new_tokens, temperature, top_p, seed), on_text))
 
     def begin(
         self, content: Content, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
     ) -> Answer:
-        """Start to answer a turn; `finish` waits for the answer, together with others that are under way.
+        """Start to answer a turn; `finish` waits for the answer. Several answers are generated together.
 
         Arguments and errors as in `say`.
         """

@@ -1,4 +1,4 @@
-"""How everything that touches an engine's tensors runs."""
+"""The decorator of everything that touches an engine's tensors."""
 
 import functools
 from collections.abc import Callable
@@ -10,9 +10,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def on_device(function: Function) -> Function:
-    """Run without gradients, and outside of `torch.inference_mode()`.
+    """Run a function without gradients, and outside of `torch.inference_mode()`.
 
-    A tensor that is made in that mode cannot be changed outside of it later, and a state lives on.
+    A tensor made in that mode could not be changed outside of it later, and a state lives longer.
     """
 
     @functools.wraps(function)

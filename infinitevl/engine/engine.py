@@ -1,7 +1,7 @@
-"""Many streams and chats on one model: each in a slot of one pool, frames and tokens in common steps.
+"""Runs many streams and chats on one model: each has a slot of one pool; frames and tokens are batched.
 
-The state of a stream is constant, so room for N streams is allocated once. On a GPU every step is captured
-the first time it is needed and replayed from then on; anywhere else the same steps run as they are.
+The state of a stream has a fixed size, so N slots are allocated once. On one GPU every step is captured as a
+CUDA graph when it is first needed, and replayed from then on; elsewhere the same steps are plain calls.
 """
 
 import threading
@@ -32,7 +32,7 @@ Mode = Literal["image", "video"]
 
 
 class Arrival(NamedTuple):
-    """A frame that a stream is about to observe: time in microseconds, frames dropped before it."""
+    """A frame that a stream is about to observe; time in microseconds, num_dropped frames lost before it."""
 
     slot: Slot
     picture: Any
@@ -41,7 +41,7 @@ class Arrival(NamedTuple):
 
 
 class _Patch(NamedTuple):
-    """A temporal patch of a stream, complete; time of its first frame, facts after it."""
+    """A complete temporal patch. time: of its first frame. facts: of the slot after the patch."""
 
     slot: Slot
     clip: Tensor
@@ -50,7 +50,7 @@ class _Patch(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """The first frame of a patch whose second is still to come; facts after it."""
+    """The first frame of a patch whose second frame has not come. facts: of the slot after this frame."""
 
     slot: Slot
     picture: Tensor
@@ -58,7 +58,7 @@ class _Waiting(NamedTuple):
 
 
 class Observer(Protocol):
-    """What an engine asks of a stream (see `StreamSession.expect`)."""
+    """What an engine needs of a stream (see `StreamSession.expect`)."""
 
     engine: "Engine"
 
@@ -66,18 +66,18 @@ class Observer(Protocol):
 
 
 class Engine:
-    """A model with room for streams and chats.
+    """A model with slots for streams and chats.
 
     Args:
         model, processor: as `infinitevl.load` returns them, or the model in peft's wrapping. On a GPU the
             model's weights are laid out for speed, in place.
-        num_slots: streams, chats, and answers being generated, that have room at the same time.
+        num_slots: how many streams, chats and growing answers there can be at the same time.
         mode, frame_size: of every stream of this engine (see `StreamSession`).
-        max_length: tokens that full-attention layers get room for, where there are any.
-        enforce_eager: run every step anew instead of replaying CUDA graphs; the results are the same. Graphs
-            are used where all weights are on one GPU and the state is constant.
-        quantization: hold the decoder's products in "int8", "int4" or "fp8", in place and for good (see
-            `infinitevl.load`, which does it while loading); None leaves them as they are.
+        max_length: capacity of full-attention layers in tokens, where there are any.
+        enforce_eager: run every step as plain calls instead of CUDA graphs, with equal results. Graphs are
+            used where all weights are on one GPU and no layer has full attention.
+        quantization: quantize the weights of the decoder's products to "int8", "int4" or "fp8", in place,
+            which cannot be undone (`infinitevl.load` does it while loading). None leaves them as they are.
 
     Raises:
         InputError: a bad mode, number, frame size or quantization.
@@ -119,9 +119,7 @@ class Engine:
         kernels = fuse_(model, quantization=quantization) if is_laid_out else None
         num_rows = num_slots + has_graphs  # the scratch row
         state = model.allocate_state(
-            num_rows,
-            max_length=max_length,
-            frame_size=self.frame_size if mode == "video" else (0, 0),
+            num_rows, max_length=max_length, frame_size=self.frame_size if mode == "video" else (0, 0)
         )
         self._settings: dict[str, Any] = {
             "num_slots": num_slots,
@@ -147,7 +145,7 @@ class Engine:
 
     @on_device
     def observe(self, frames: Sequence[tuple[Observer, Any] | tuple[Observer, Any, float | None]]) -> None:
-        """One frame for each of several streams, in one step: (session, frame) or (session, frame, at) each.
+        """Add a frame to each of several streams, in one step: (session, frame) or (session, frame, at) each.
 
         Arguments and errors as in `StreamSession.observe`; after an error or an interrupt no stream has
         changed.
@@ -162,7 +160,7 @@ class Engine:
         sessions = [frame[0] for frame in frames]
         if any(session.engine is not self for session in sessions) or len(set(sessions)) < len(sessions):
             raise InputError("frames that are observed together need one engine, and a session of it each.")
-        with self.lock:  # until the frames are in, no other thread moves these streams
+        with self.lock:  # no other thread may change these streams meanwhile
             if frames:
                 self._observe([session.expect(*frame) for session, *frame in frames])
 
@@ -173,7 +171,7 @@ class Engine:
             after = slot.facts.with_frame(time, num_dropped)
             if self.mode == "image":
                 patches.append(self._patch(slot, picture[None], time, after))
-            elif slot.facts.has_waiting:  # a pair of frames has the first one's time
+            elif slot.facts.has_waiting:  # the patch has the time of its first frame
                 with self.runner.vision_lane():
                     clip = torch.stack([slot.state.span.waiting[0], picture])
                 patches.append(self._patch(slot, clip, slot.facts.last_time, after))
@@ -187,7 +185,7 @@ class Engine:
         return _Patch(slot, clip, time, after.with_patch(num_tokens))
 
     def _add(self, patches: Sequence[_Patch], waiting: Sequence[_Waiting] = ()) -> None:
-        """Read patches, and keep frames that wait for their partners."""
+        """Read complete patches; store frames that wait for their partners."""
         encoded = self.runner.encode([patch.clip for patch in patches]) if patches else None
         opening = [patch for patch in patches if not patch.slot.facts.is_open]
         parts: list[_Patch | _Waiting] = [*patches, *waiting]
@@ -209,9 +207,9 @@ class Engine:
         self._change([part.slot for part in parts], change, is_one_step)
 
     def _change(self, slots: Sequence[Slot], change: Callable[[], None], is_one_step: bool) -> None:
-        """Change streams; after an error or an interrupt each is whole, as it was before or as it is after.
+        """Change slots atomically: after an error or an interrupt each is as before or as after the change.
 
-        is_one_step: nothing can come between the parts of the change; else the rows are copied beforehand.
+        is_one_step: the change cannot be interrupted half-way; otherwise the rows are copied beforehand.
         """
         before: list[list[Tensor]] = []
         if not is_one_step:
@@ -223,7 +221,7 @@ class Engine:
             self.runner.settle()
             for slot, row in zip(slots, before, strict=False):
                 self.pool.restore_(slot, row)
-            for slot in slots:  # what the device has counts
+            for slot in slots:  # the device is right
                 slot.facts = replace(Facts.of(slot.state), num_dropped=slot.facts.num_dropped)
             raise
 
@@ -231,10 +229,10 @@ class Engine:
 
     @on_device
     def read_turn(self, slot: Slot, turn_ids: list[int]) -> Tensor:
-        """End the span of a slot and read a turn, in one chunk where it can be: last hidden state [1, C]."""
+        """Close the span of a slot and read a turn, in one chunk if possible: last hidden state [1, C]."""
         with self.lock:
             facts = slot.facts
-            if facts.has_waiting:  # it stands for both frames of its patch
+            if facts.has_waiting:  # it becomes both frames of its patch
                 with self.runner.vision_lane():
                     clip = slot.state.span.waiting[0].expand(2, -1, -1, -1).clone()
                 self._add([self._patch(slot, clip, facts.last_time, facts)])
@@ -248,10 +246,10 @@ class Engine:
 
     @on_device
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
-        """Read text after all that a slot holds: the last hidden state [1, C].
+        """Read text at the end of a slot; return the last hidden state [1, C].
 
         Raises:
-            StateError: full-attention layers have no room for it.
+            StateError: it does not fit into full-attention layers.
         """
         with self.lock, self.runner.main_lane():
             slot.state.check_room(len(token_ids))
@@ -261,10 +259,10 @@ class Engine:
 
     @on_device
     def read_prompt(self, slot: Slot, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Read text with pictures and videos, what `processor.turn_inputs` returns: last hidden state [1, C].
+        """Read what `processor.turn_inputs` returns; return the last hidden state [1, C].
 
         Raises:
-            StateError: full-attention layers have no room for it.
+            StateError: it does not fit into full-attention layers.
         """
         if not inputs.keys() & {"pixel_values", "pixel_values_videos"}:
             return self.read(slot, inputs["input_ids"][0].tolist())
@@ -276,26 +274,26 @@ class Engine:
             return hidden
 
     def step(self) -> None:
-        """Let every answer that is being generated grow by a few tokens, all in common steps."""
+        """Generate a few more tokens of every growing answer, in one batch."""
         self.scheduler.step()
 
     # ------ slots
 
     @on_device
     def take(self) -> Slot:
-        """An empty slot; StateError where all are taken."""
+        """Take an empty slot; StateError if all are taken."""
         with self.lock, self.runner.main_lane():
             return self.pool.take()
 
     @on_device
     def fork(self, slot: Slot) -> Slot:
-        """Another slot that holds the same; StateError where all are taken."""
+        """Copy a slot into another one; StateError if all are taken."""
         with self.lock, self.runner.main_lane():
             return self.pool.fork(slot)
 
     @on_device
     def replace_(self, slot: Slot, source: Slot) -> None:
-        """Let one slot hold what another does."""
+        """Overwrite `slot` with the contents of `source`."""
 
         def change() -> None:
             with self.runner.main_lane():
@@ -306,29 +304,29 @@ class Engine:
             self._change([slot], change, is_one_step=len(self.pool.state.buffers) == 1)
 
     def release(self, slot: Slot) -> None:
-        """Take a slot back, and end an answer that still grows in it. May be called twice."""
+        """Free a slot, and end an answer that still grows in it. May be called twice."""
         with self.lock:
             self.scheduler.end_in(slot)
             self.pool.release(slot)
 
     @on_device
     def park(self, slot: Slot) -> Parked:
-        """A slot's bytes in host memory; the slot stays taken."""
+        """Copy a slot to host memory; the slot stays taken."""
         with self.lock, self.runner.main_lane():
             return self.pool.park(slot)
 
     @on_device
     def unpark(self, parked: Parked) -> Slot:
-        """A slot that holds what was parked; StateError where all are taken."""
+        """Take a slot and fill it with what was parked; StateError if all are taken."""
         with self.lock, self.runner.main_lane():
             return self.pool.unpark(parked)
 
     def twin(self) -> "Engine":
-        """An empty engine of the same kind on the same model."""
+        """Make an empty engine with the same settings on the same model."""
         return Engine(self.model, self.processor, **self._settings)
 
     def settle(self) -> None:
-        """Return when the device has done all that was asked for: then states can be read directly."""
+        """Wait until the device is idle; afterwards states can be read directly."""
         self.runner.settle()
 
 
@@ -341,7 +339,7 @@ def _are_arrivals(frames: Any) -> bool:
 
 
 def _can_capture(model: InfiniteVLForConditionalGeneration) -> bool:
-    """Whether all weights are on one GPU, in layers of our own, and the state is constant."""
+    """Whether steps can be CUDA graphs: all weights on one GPU, no adapters, no full attention."""
     if _has_adapters(model):
         return False
     devices = {parameter.device for parameter in model.parameters()}
@@ -349,10 +347,10 @@ def _can_capture(model: InfiniteVLForConditionalGeneration) -> bool:
 
 
 def unwrapped(model: Any) -> InfiniteVLForConditionalGeneration:
-    """The model itself, of one that peft wraps: its layers hold the adapters.
+    """Return the model inside of a peft model; its layers hold the adapters.
 
     Raises:
-        InputError: what peft adds lies outside of the layers.
+        InputError: the adapter lies outside of the layers.
     """
     if not hasattr(model, "get_base_model"):
         return model
@@ -365,7 +363,7 @@ def unwrapped(model: Any) -> InfiniteVLForConditionalGeneration:
 
 
 def _has_adapters(model: torch.nn.Module) -> bool:
-    """Whether peft put layers of its own in the place of others, which no layout of weights includes."""
+    """Whether peft replaced layers by its own, which fused weights cannot include."""
     return any(hasattr(layer, "base_layer") for layer in model.modules())
 
 

@@ -15,16 +15,16 @@ from infinitevl.engine.slots import Facts, Slot, SlotPool, write_facts
 from infinitevl.engine.steps import Steps
 from infinitevl.model.vision import VisionPlan
 
-# Captured sizes of a chunk of a prompt. What is longer than the last is read as it is, in pieces of
-# LONG_CHUNK: so much work hides its launches, and a graph of it would hold on to gigabytes.
+# Captured sizes of a chunk of a prompt. Longer prompts run as plain calls in pieces of LONG_CHUNK: so much
+# work hides the launches of its kernels, and a graph of it would keep gigabytes.
 LONG_CHUNK = 8192
 CHUNK_SIZES = (16, 32, 64, 128, 256, 512)
 
 
 class GraphRunner:
-    """Steps as replayed graphs, a graph for every number of streams that was met.
+    """Runs steps as CUDA graphs, one for each batch size.
 
-    The pool's last row is the scratch row: it fills up batches and is what warm-ups write to.
+    The pool's last row is the scratch row: it pads batches, and warm-ups write to it.
     """
 
     tokens_per_poll = 4
@@ -45,23 +45,23 @@ class GraphRunner:
         self.lanes = Lanes(self.device, replays=not enforce_eager)
         self.is_atomic = not enforce_eager
         self._replays: dict[tuple[Any, ...], Replay | Rerun] = {}
-        self._plans: dict[int, VisionPlan] = {}  # by number of pictures: captured steps read them there
+        self._plans: dict[int, VisionPlan] = {}  # by number of pictures; captured steps read these tensors
         self._buffer = 0  # which of two sets of buffers the next frame uses
         self._reusable: list[torch.cuda.Event | None] = [None, None]  # when each set may be used again
-        self._fence: torch.cuda.Event | None = None  # what on the main lane the next frame must wait for
+        self._fence: torch.cuda.Event | None = None  # work on the main lane that the next frame waits for
         self._readers: dict[int, torch.cuda.Stream] = {}  # of callers who may be reading the state
 
     # ------ frames
 
     def prepare(self, frames: Sequence[Any]) -> list[Tensor]:
-        """Frames as pictures, uint8 [3, H, W]; those on a GPU are copied, so the caller may go on at once."""
+        """Convert frames to uint8 [3, H, W]; those on a GPU are copied, so the caller may change them."""
         lanes = self.lanes
         owned = [lanes.bring("vision", x) if isinstance(x, Tensor) and x.is_cuda else x for x in frames]
         with self.vision_lane():
             return [self.preprocess(frame) for frame in owned]
 
     def encode(self, clips: Sequence[Tensor]) -> Replay | Rerun:
-        """What the decoder will read of clips, each uint8 [1 or 2, 3, H, W], once their lane gets there."""
+        """Encode clips, each uint8 [1 or 2, 3, H, W], on the vision lane; the features are `outputs`."""
         buffer = self._buffer
         replay = self._vision(self._size(len(clips)), buffer)
         if (reusable := self._reusable[buffer]) is not None:
@@ -73,13 +73,13 @@ class GraphRunner:
         return replay
 
     def open_span(self, slot: Slot, time: int) -> None:
-        """Begin a span behind the vision-start token, on the main lane."""
+        """Open a span after the vision-start token, on the main lane."""
         self.steps.open_spans(slot.state, None, torch.tensor([time]).to(self.device))
 
     def add_frames(
         self, slots: Sequence[Slot], encoded: Replay | Rerun, times: Sequence[int], facts: Sequence[Facts]
     ) -> None:
-        """Let the decoder read encoded frames, as soon as they are there."""
+        """Read encoded frames on the main lane, as soon as they are ready."""
         buffer, size = self._buffer, self._size(len(slots))
         replay = self._decoder(size, buffer, encoded.outputs)
         filled = [*times, *[0] * (size - len(times))]
@@ -90,7 +90,7 @@ class GraphRunner:
         self._buffer = 1 - buffer
 
     def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None:
-        """Keep pictures until their partners come: the vision lane has them, the main lane counts them."""
+        """Store pictures until their partners come, on the vision lane; write facts on the main lane."""
         size = self._size(len(slots))
 
         def make() -> Replay | Rerun:
@@ -148,7 +148,7 @@ class GraphRunner:
     # ------ prompts
 
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
-        """Read text: the last hidden state [1, C], which stands until the next reading."""
+        """Read text; return the last hidden state [1, C], which the next reading overwrites."""
         assert token_ids, "there is text to read"
         for start in range(0, len(token_ids), LONG_CHUNK):
             hidden = self._read_piece(slot, token_ids[start : start + LONG_CHUNK])
@@ -175,7 +175,7 @@ class GraphRunner:
         return self._replay(("read", size), make)
 
     def read_embeds(self, slot: Slot, embeds: Tensor, offsets: Tensor) -> Tensor:
-        """Read what `Steps.embed` returned: the last hidden state, which stands until the next reading."""
+        """Read what `Steps.embed` returned; the result, the last hidden state, is overwritten by the next."""
         positions = offsets.to(self.device) + slot.state.next_position
         for start in range(0, embeds.shape[1], LONG_CHUNK):
             piece = slice(start, start + LONG_CHUNK)
@@ -216,7 +216,7 @@ class GraphRunner:
         self._replay(("first", is_greedy), make)(self._indices([slot], 1), hidden)
 
     def token(self, slots: Sequence[Slot], is_greedy: bool) -> None:
-        """One more token for each answer; one that is over reads on in the scratch row."""
+        """Generate one more token of each answer; complete ones read into the scratch row."""
         size = self._size(len(slots))
 
         def make() -> Replay | Rerun:
@@ -229,7 +229,7 @@ class GraphRunner:
         self._replay(("token", size, is_greedy), make)(self._indices(slots, size))
 
     def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]:
-        """How the answers stand now; the result waits for the device when it is called."""
+        """Report on answers; calling the result waits for the device and returns `AnswerRows.report`."""
         found = self.answers.report(self._indices(slots, len(slots)).to(self.device, non_blocking=True))
         host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         host.copy_(found, non_blocking=True)
@@ -244,7 +244,7 @@ class GraphRunner:
     # ------ lanes
 
     def vision_lane(self) -> AbstractContextManager[Any]:
-        """Around all that prepares the next frame: its own lane, after what was done to the state since."""
+        """Context to prepare the next frame: the vision lane, after earlier changes of the state."""
         self._let_readers_finish("vision")
         if self._fence is not None:
             self.lanes.wait("vision", self._fence)
@@ -252,7 +252,7 @@ class GraphRunner:
         return self.lanes.on("vision")
 
     def main_lane(self) -> AbstractContextManager[Any]:
-        """Around everything else: the main lane, after the frame that is being prepared."""
+        """Context for all other work: the main lane, after the frame that is being prepared."""
         return _MainLane(self)
 
     @property
@@ -261,9 +261,9 @@ class GraphRunner:
         return self.lanes.streams["main"]
 
     def settle(self) -> None:
-        """Return when everything that was asked for is done.
+        """Wait until the device is idle.
 
-        What the caller asks of the state on his stream, now or later, comes before steps asked for after it.
+        Later steps wait for what the caller's stream reads of the state.
         """
         for stream in self.lanes.streams.values():
             stream.synchronize()
@@ -282,7 +282,7 @@ class GraphRunner:
         return self._replays[key]
 
     def _size(self, count: int) -> int:
-        """Streams in the captured step that takes `count`: the next power of two, or all there are."""
+        """Return the batch size of a graph for `count` streams: the next power of two, at most all slots."""
         return min(1 << (count - 1).bit_length(), self.pool.num_slots)
 
     def _indices(self, slots: Sequence[Slot], size: int) -> Tensor:
@@ -297,17 +297,17 @@ class GraphRunner:
 
 
 def _chunk_size(count: int) -> int | None:
-    """The captured size for a chunk of so many tokens; None for one that is read as it is."""
+    """Return the captured size for a chunk of `count` tokens; None if it is too long for a graph."""
     return next((size for size in CHUNK_SIZES if size >= count), None)
 
 
 def _padded_rows(facts: Sequence[Facts], size: int) -> Tensor:
-    """`Facts.row` of each stream and of the scratch row's, int64 [size, 4]."""
+    """Return `Facts.row` of each stream, padded for the scratch row: int64 [size, 4]."""
     return torch.tensor([each.row() for each in [*facts, *[Facts()] * (size - len(facts))]])
 
 
 class _MainLane(AbstractContextManager):
-    """The main lane, in order with the vision lane on both sides."""
+    """The main lane, ordered after earlier and before later work of the vision lane."""
 
     def __init__(self, runner: GraphRunner):
         self._runner = runner

@@ -1,7 +1,7 @@
-"""Steps captured as CUDA graphs, and the two lanes on which they are replayed; no other file knows graphs.
+"""CUDA graphs of steps, and the two lanes on which they are replayed; no other file knows graphs.
 
-A captured step reads its inputs from tensors that stay where they are and changes nothing but tensors.
-Warm-up and capture work on inputs that name the scratch row, so that no stream ever sees them.
+A captured step reads its inputs from fixed tensors and changes nothing but tensors. Warm-up and capture use
+inputs that name the scratch row, so no stream is affected.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _WARM_UPS = 2
-# In a process: nobody may wait for a device during a capture, and garbage is collected for all threads.
+# One capture at a time in a process: no thread may wait for a device or collect garbage meanwhile.
 _ONE_CAPTURE = threading.Lock()
 
 
@@ -29,7 +29,7 @@ class Replay:
         self.graph, self.inputs, self.outputs = graph, inputs, outputs
 
     def __call__(self, *values: Tensor) -> Any:
-        """Replay on the lane that is current. Fewer values leave the last inputs as they are."""
+        """Replay on the current lane. Fewer values leave the last inputs as they are."""
         for static, value in zip(self.inputs, values, strict=False):
             static.copy_(value, non_blocking=True)
         self.graph.replay()
@@ -37,13 +37,13 @@ class Replay:
 
 
 class Rerun:
-    """The same face without a graph: every call runs the step, for comparison and for debuggers."""
+    """The same interface without a graph: every call runs the step, for comparison and for debuggers."""
 
     def __init__(self, step: Callable[..., Any], inputs: tuple[Tensor, ...], outputs: Any):
         self.step, self.inputs, self.outputs = step, inputs, outputs
 
     def __call__(self, *values: Tensor) -> Any:
-        """Run on the lane that is current."""
+        """Run the step on the current lane."""
         for static, value in zip(self.inputs, values, strict=False):
             static.copy_(value, non_blocking=True)
         found = self.step(*self.inputs)
@@ -53,9 +53,9 @@ class Rerun:
 
 
 class Lanes:
-    """Two streams of work on one GPU: `vision` sees the next frame while `main` reads the last one.
+    """Two CUDA streams on one GPU: `vision` encodes the next frame while `main` reads the last one.
 
-    All but vision runs on `main`, in the order in which it is asked for.
+    All other work runs on `main`, in the order of calls.
 
     Args:
         replays: whether captured steps are replayed; else they run anew each time, with equal results.
@@ -67,29 +67,29 @@ class Lanes:
         self._pools: dict[str, Any] = {name: torch.cuda.graph_pool_handle() for name in self.streams}
 
     def on(self, name: str) -> AbstractContextManager[Any]:
-        """Within it torch works on this lane."""
+        """Context in which torch works on a lane."""
         return torch.cuda.stream(self.streams[name])
 
     def mark(self, name: str) -> torch.cuda.Event:
-        """A point in a lane's work that others can wait for."""
+        """Record an event in a lane's work that others can wait for."""
         event = torch.cuda.Event()
         event.record(self.streams[name])
         return event
 
     def wait(self, name: str, event: torch.cuda.Event) -> None:
-        """Let a lane go on only after `event`."""
+        """Make a lane wait for `event`."""
         self.streams[name].wait_event(event)
 
     def follow(self, name: str, caller: torch.cuda.Stream) -> None:
-        """Let a lane go on only after what was asked of the caller's stream until now."""
+        """Make a lane wait for the present work of the caller's stream."""
         asked = torch.cuda.Event()
         asked.record(caller)
         self.wait(name, asked)
 
     def bring(self, name: str, tensor: Tensor) -> Tensor:
-        """A lane's own copy of the caller's tensor, in order with the stream that the caller works on.
+        """Copy a tensor of the caller on a lane, ordered with the caller's stream.
 
-        So the caller may write over its tensor, or let go of it, at once.
+        The caller may overwrite or free its tensor at once.
         """
         caller = torch.cuda.current_stream(tensor.device)
         self.follow(name, caller)
@@ -99,9 +99,9 @@ class Lanes:
         return copy
 
     def capture(self, name: str, step: Callable[..., Any], *inputs: Tensor) -> Replay | Rerun:
-        """Run `step` on `inputs` until nothing is set up any more, then capture it.
+        """Warm up `step` on `inputs`, then capture it.
 
-        Both lanes are empty meanwhile: no work of the caller may be in flight that touches the inputs.
+        Waits for both lanes; the caller may have no work in flight that touches the inputs.
         """
         with _ONE_CAPTURE:
             torch.cuda.synchronize(self.device)
@@ -121,9 +121,7 @@ class Lanes:
 
 @contextlib.contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
-    """Capture what is asked within, and collect no garbage: the graphs of an engine that nobody has any more
-    must not be freed meanwhile.
-    """
+    """Capture the work inside, without garbage collection, which could free another engine's graphs."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Models by name: the built-in one, the published ones, and any folder."""
+"""Loads models by name: the built-in one, the published ones, and any folder."""
 
 import difflib
 import os
@@ -17,7 +17,7 @@ from infinitevl.processing.processor.processor import InfiniteVLProcessor
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that can be named.
+    """A model that `load` knows by name.
 
     stage: of training. training_length: tokens of its longest training samples. advice: what to use it for.
     """
@@ -52,7 +52,7 @@ _MODELS = (
 
 
 def list_models() -> tuple[ModelEntry, ...]:
-    """The models that `load` knows by name, the built-in one first."""
+    """Return the models that `load` knows by name, the built-in one first."""
     return _MODELS
 
 
@@ -64,7 +64,7 @@ def load(
     device: str | torch.device | None = None,
     quantization: str | None = None,
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
-    """A model and its processor, ready to answer.
+    """Load a model and its processor.
 
     A folder of Qwen2.5-VL runs as it is, with full attention: sessions and states of it need a `max_length`.
     A folder that holds an adapter beside its weights (`adapter/`, as peft writes it) is loaded with the
@@ -75,9 +75,8 @@ def load(
         dtype: of the weights; by default bfloat16 on a GPU and the folder's own on a CPU (float32 for the
             built-in model, which is faster there).
         device: by default the first GPU if there is one, else the CPU.
-        quantization: "int8", "int4" or "fp8" holds the products of the decoder's layers in so few bits, which
-            takes room for one whole layer on the device. Such a model runs, and can neither be trained, nor
-            moved, nor saved. None for full precision.
+        quantization: "int8", "int4" or "fp8" quantizes the weights of the decoder's products, layer by layer
+            on the device. Such a model cannot be trained, moved or saved. None for full precision.
 
     Raises:
         InputError: no such quantization.
@@ -103,37 +102,37 @@ def load(
 
 
 def find(name: str | os.PathLike[str] | None) -> str:
-    """The folder of a name, or the name itself if the hub is to be asked.
+    """Resolve a name to a folder, or to a name for the hub.
 
     Raises:
         CheckpointError: there can be no model of this name; says what to do.
     """
-    told = str(name)
-    if is_builtin(name) or os.path.exists(told) or is_path(told):
+    text = str(name)
+    if is_builtin(name) or os.path.exists(text) or is_path(text):
         return place_of(name)
-    if "/" not in told:  # names of the hub have an owner
-        raise CheckpointError(f"there is no model {told!r}. {_advice(told)}")
+    if "/" not in text:  # names of the hub have an owner
+        raise CheckpointError(f"there is no model {text!r}. {_advice(text)}")
     try:
         return place_of(name)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} {_advice(told)}") from error
+        raise CheckpointError(f"{error} {_advice(text)}") from error
 
 
 def _dtype(name: str | os.PathLike[str] | None, device: torch.device) -> Any:
-    """What transformers takes as dtype: "auto" is the folder's own."""
+    """Return the default dtype, as transformers takes it: "auto" is the folder's own."""
     if device.type == "cuda":
         return torch.bfloat16
     return torch.float32 if is_builtin(name) else "auto"
 
 
 def _unusable(source: str, error: Exception, is_folder: bool) -> str:
-    told = str(error.__cause__ or error).strip() or type(error).__name__
-    message = f"no model could be loaded from {source!r}: {told.splitlines()[0]}"
+    text = str(error.__cause__ or error).strip() or type(error).__name__
+    message = f"no model could be loaded from {source!r}: {text.splitlines()[0]}"
     return message if is_folder else f"{message} {_advice(source)}"
 
 
 def _advice(name: str) -> str:
-    """What to do about a name that is no folder and could not be downloaded."""
+    """Say what to do about a name that is no folder and could not be downloaded."""
     names = [entry.name for entry in _MODELS]
     if name in names:
         return "It is downloaded once from the hub, which needs a network; or give a folder that holds it."

@@ -19,7 +19,7 @@ _MOST_SIZES = 8
 class Preprocessor:
     """Resizes frames of any size to `frame_size` = (height, width) on `device`.
 
-    Scaling gives the same bytes on a GPU as on a CPU, where PIL does it.
+    A GPU gives the same bytes as PIL does on a CPU.
     """
 
     def __init__(self, frame_size: tuple[int, int], device: torch.device):
@@ -27,7 +27,7 @@ class Preprocessor:
         self._resizers: dict[tuple[int, int, bool], Resizer] = {}
 
     def __call__(self, frame: Any) -> Tensor:
-        """PIL picture, path, array [H, W, 3] or tensor [3, H, W] -> uint8 [3, height, width] on the device.
+        """Convert a PIL picture, path, array [H, W, 3] or tensor [3, H, W] to uint8 [3, height, width].
 
         Raises:
             InputError: not a picture.
@@ -53,7 +53,7 @@ class Preprocessor:
 
 
 def _is_plain(frame: Any) -> bool:
-    """Whether an array holds RGB bytes as they are."""
+    """Whether `frame` is an array of RGB bytes."""
     return isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,)
 
 
@@ -66,7 +66,7 @@ def _checked_tensor(frame: Tensor) -> Tensor:
 
 
 def checked_size(size: int | Sequence[int], side: int) -> tuple[int, int]:
-    """Height and width of frames, both multiples of `side` pixels."""
+    """Return height and width; InputError if they are not multiples of `side` pixels."""
     sides = size if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(isinstance(n, Integral) and n >= side and n % side == 0 for n in sides):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Runs an engine's steps as plain calls, on any device; `GraphRunner` does the same with CUDA graphs."""
+"""Runs the steps of an engine as plain calls, on any device; `GraphRunner` runs them as CUDA graphs."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +15,7 @@ from infinitevl.state import StreamState
 
 
 class Runner(Protocol):
-    """What an engine asks of a runner; see `EagerRunner`."""
+    """What an engine needs of a runner; see `EagerRunner`."""
 
     tokens_per_poll: int
     polls_late: bool
@@ -41,10 +41,10 @@ class Runner(Protocol):
 
 
 class EagerRunner:
-    """Steps as plain calls; the host polls answers before every token.
+    """Runs steps as plain calls; the host reads a report on the answers before every token.
 
-    tokens_per_poll: steps of the answers between two reports. polls_late: the host reads a report while the
-    next tokens are generated already. is_atomic: an interrupt cannot cut `add_frames` or `hold` in two.
+    tokens_per_poll: tokens between two reports. polls_late: the host reads a report while the next tokens are
+    generated already. is_atomic: an interrupt cannot stop `add_frames` or `hold` half-way.
     """
 
     tokens_per_poll = 1
@@ -56,7 +56,7 @@ class EagerRunner:
         self.steps, self.pool, self.answers, self.preprocess = steps, pool, answers, preprocess
 
     def prepare(self, frames: Sequence[Any]) -> list[Tensor]:
-        """Frames of any kind as pictures of the stream's size, uint8 [3, H, W].
+        """Convert frames of any kind to the stream's size, uint8 [3, H, W].
 
         Raises:
             InputError: not a picture.
@@ -64,34 +64,34 @@ class EagerRunner:
         return [self.preprocess(frame) for frame in frames]
 
     def encode(self, clips: Sequence[Tensor]) -> Tensor:
-        """What the decoder will read of clips, each uint8 [1 or 2, 3, H, W]."""
+        """Encode clips, each uint8 [1 or 2, 3, H, W], to features for `add_frames`."""
         return self.steps.encode(torch.stack(list(clips)))
 
     def open_span(self, slot: Slot, time: int) -> None:
-        """Begin a span behind the vision-start token; its first frame is at `time` (microseconds)."""
+        """Open a span after the vision-start token; its first frame is at `time` (microseconds)."""
         self.steps.open_spans(slot.state, None, self._numbers([time]))
 
     def add_frames(
         self, slots: Sequence[Slot], encoded: Tensor, times: Sequence[int], facts: Sequence[Facts]
     ) -> None:
-        """Read frames seen at `times` (microseconds); `facts` hold afterwards."""
+        """Read encoded frames, seen at `times` (microseconds). facts: of the slots afterwards."""
         state, rows = self._where(slots)
         self.steps.add_frames(
             state, rows, encoded, self._numbers(times), self._numbers([each.row() for each in facts])
         )
 
     def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None:
-        """Keep pictures until their partners come; `facts` hold afterwards."""
+        """Store pictures until their partners come. facts: of the slots afterwards."""
         for slot, picture, after in zip(slots, pictures, facts, strict=True):
             slot.state.span.waiting.copy_(picture[None])
             write_facts(slot.state.span, None, self._numbers([after.row()]))
 
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor:
-        """Read text: the last hidden state [1, C]."""
+        """Read text; return the last hidden state [1, C]."""
         return self.steps.read(slot.state, None, self._numbers([token_ids]), None)
 
     def read_embeds(self, slot: Slot, embeds: Tensor, offsets: Tensor) -> Tensor:
-        """Read what `Steps.embed` returned: the last hidden state [1, C]."""
+        """Read what `Steps.embed` returned; return the last hidden state [1, C]."""
         start = slot.state.next_position
         return self.steps.read_embeds(slot.state, None, embeds, offsets.to(start.device) + start, None)
 
@@ -100,25 +100,25 @@ class EagerRunner:
         self.steps.first(self.answers, self._indices([slot]), hidden, is_greedy)
 
     def token(self, slots: Sequence[Slot], is_greedy: bool) -> None:
-        """One more token for each answer that is not over."""
+        """Generate one more token of each answer that is not over."""
         state, rows = self._where(slots)
         self.steps.token(state, rows, self.answers, self._indices(slots), is_greedy)
 
     def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]:
-        """How the answers stand now; the result waits for the device when it is called."""
+        """Report on answers; calling the result waits for the device and returns `AnswerRows.report`."""
         report = self.answers.report(self._indices(slots))
         return report.tolist
 
     def vision_lane(self) -> AbstractContextManager[Any]:
-        """Around all that prepares the next frame."""
+        """Context for work that prepares the next frame."""
         return nullcontext()
 
     def main_lane(self) -> AbstractContextManager[Any]:
-        """Around everything else."""
+        """Context for all other work."""
         return nullcontext()
 
     def settle(self) -> None:
-        """Return when everything that was asked for is done."""
+        """Wait until the device is idle."""
 
     def _numbers(self, values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.pool.state.length.device)
@@ -127,7 +127,7 @@ class EagerRunner:
         return self._numbers([slot.index for slot in slots])
 
     def _where(self, slots: Sequence[Slot]) -> tuple[StreamState, Tensor | None]:
-        """One stream is its own state; of several, the pool's rows."""
+        """Return the state and rows of a step: of one stream its own view, of several the pool's rows."""
         if len(slots) == 1:
             return slots[0].state, None
         return self.pool.state, self._indices(slots)

@@ -1,4 +1,4 @@
-"""From logits to tokens, and from tokens to text that can be shown while it grows."""
+"""Samples tokens from logits, and decodes tokens to text that can be shown while it grows."""
 
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from infinitevl.errors import InputError
 
-# Below it the likeliest token is as good as certain, and float32 would overflow.
+# Lowest temperature: below, float32 would overflow, and the likeliest token is almost certain anyway.
 _COLDEST = 1e-5
 # Constants of splitmix64, as signed numbers.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -24,7 +24,7 @@ class Sampling:
 
     Args:
         max_new_tokens: longest answer, a whole number of at least 1.
-        temperature: 0 always takes the likeliest token; all between 0 and 1e-5 is as cold as 1e-5.
+        temperature: 0 always takes the likeliest token; values between 0 and 1e-5 count as 1e-5.
         top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
         seed: a whole number; equal seeds draw alike. None takes one from torch's generator.
 
@@ -55,14 +55,14 @@ class Sampling:
         return self.temperature == 0
 
     def first_seed(self) -> int:
-        """The seed, one from torch's generator where none was given."""
+        """Return the seed, or one from torch's generator if there is none."""
         if self.seed is None:
             return int(torch.randint(2**63 - 1, ()))
         return int(self.seed) % 2**63
 
 
 def pick(logits: Tensor, temperature: Tensor, top_p: Tensor, draw: Tensor) -> Tensor:
-    """The next token of each row, without a look at the host.
+    """Sample the next token of each row, without waiting for the host.
 
     Args:
         logits: [B, vocabulary]. temperature, top_p: float32 [B], as in `Sampling`.
@@ -82,9 +82,9 @@ def pick(logits: Tensor, temperature: Tensor, top_p: Tensor, draw: Tensor) -> Te
 
 
 def draws(seed: Tensor, index: Tensor) -> Tensor:
-    """Numbers in [0, 1) that depend on seed and index (int64 [B]) alone: float32 [B].
+    """Return random numbers in [0, 1), float32 [B], from seed and index (int64 [B]) alone.
 
-    An answer draws the same tokens whoever else is answered in the same step (mixing as in splitmix64).
+    So an answer is the same whatever else is in the batch. They are mixed as in splitmix64.
     """
     mixed = seed + (index + 1) * _GOLDEN
     for shift, factor in _MIXING:
@@ -93,14 +93,14 @@ def draws(seed: Tensor, index: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, places: int) -> Tensor:
-    """Logical shift to the right."""
+    """Shift to the right without the sign (logical shift)."""
     return (x >> places) & ((1 << (64 - places)) - 1)
 
 
 class TextBuilder:
-    """Turns tokens into text piece by piece, holding back characters that are not complete yet.
+    """Decodes tokens to text piece by piece; incomplete characters wait for their last token.
 
-    Each piece is decoded behind the piece before it alone, so that a long answer costs no more per token.
+    Each piece is decoded after the previous piece alone, so the cost of a token does not grow.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -116,7 +116,7 @@ class TextBuilder:
         return "" if piece.endswith(_INCOMPLETE) else self._show(piece)
 
     def finish(self) -> str:
-        """Text that was still held back."""
+        """Return text that still waited for a token."""
         return self._show(self._held_text())
 
     def _held_text(self) -> str:
@@ -132,7 +132,7 @@ class TextBuilder:
 
 
 def stop_ids(model: PreTrainedModel) -> set[int]:
-    """Tokens that end an answer: those of the generation config and of the model's config."""
+    """Return the tokens that end an answer, from the generation config and the model's config."""
     found: set[int] = set()
     for ids in (model.generation_config.eos_token_id, model.config.eos_token_id):
         found |= {ids} if isinstance(ids, int) else set(ids or ())

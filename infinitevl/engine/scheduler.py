@@ -1,4 +1,4 @@
-"""Batches the answers that are being generated: one more token for each of them in every step."""
+"""Schedules answers: every step generates one more token of each growing answer, in one batch."""
 
 import threading
 import weakref
@@ -16,16 +16,14 @@ from infinitevl.errors import InputError, StateError
 
 
 class _Poll(NamedTuple):
-    """A report of the device that the host has still to read."""
+    """A report of the device that the host has not read yet."""
 
     answers: list[weakref.ref[Answer]]
     result: Callable[[], list[list[int]]]
 
 
 class Scheduler:
-    """The answers of one engine that are not over.
-
-    An answer that nobody holds any more is given up.
+    """Runs the growing answers of one engine. An answer that is not referenced any more is dropped.
 
     Args:
         lock: the engine's; steps run one after the other.
@@ -38,16 +36,12 @@ class Scheduler:
 
     @on_device
     def begin(
-        self,
-        slot: Slot,
-        hidden: Tensor,
-        sampling: Sampling,
-        on_text: Callable[[str], None] | None = None,
+        self, slot: Slot, hidden: Tensor, sampling: Sampling, on_text: Callable[[str], None] | None = None
     ) -> Answer:
         """Start an answer to a question that a slot has read.
 
         Args:
-            hidden: [1, C], what reading the question returned. on_text: receives the text as it grows.
+            hidden: [1, C], the last hidden state of the question. on_text: receives the text as it grows.
         """
         if on_text is not None and not callable(on_text):
             raise InputError(f"on_text is {on_text!r}; give a function of one piece of text.")
@@ -61,13 +55,13 @@ class Scheduler:
 
     @on_device
     def step(self) -> None:
-        """Let every answer grow by a few tokens, all in common steps, and hand on their text."""
+        """Generate a few more tokens of every growing answer, and pass new text to `on_text`."""
         with self.lock:
             earlier = self._polls
-            if not self.runner.polls_late:  # an answer that is over must not read on
+            if not self.runner.polls_late:  # a finished answer must not read more tokens
                 self._poll(earlier)
             self._grow()
-            if self.runner.polls_late:  # the device works on meanwhile
+            if self.runner.polls_late:  # the device generates meanwhile
                 self._poll(earlier)
             growing = list(self._running)
         for answer in growing:
@@ -103,7 +97,7 @@ class Scheduler:
         self._polls = [*self._polls, _Poll([weakref.ref(answer) for answer in answers], result)]
 
     def _poll(self, polls: list[_Poll]) -> None:
-        """Read reports; one is forgotten when all of it has been noted."""
+        """Read reports of the device, and remove them."""
         for poll in polls:
             for reference, (is_over, count, *recent) in zip(poll.answers, poll.result(), strict=True):
                 answer = reference()
@@ -119,7 +113,7 @@ class Scheduler:
             raise
 
     def _tell(self, answer: Answer, wait: bool = False) -> None:
-        """Outside the lock: a listener that is slow, or fails, stops nobody else."""
+        """Pass text to `on_text`, outside the lock: a slow or failing listener does not stop others."""
         try:
             answer.tell(wait)
         except Exception as error:
@@ -135,25 +129,25 @@ class Scheduler:
         self.end(answer)
 
     def end(self, answer: Answer) -> None:
-        """Let an answer grow no more; its slot stays taken. May be called twice."""
+        """Stop generating an answer; its slot stays taken. May be called twice."""
         with self.lock:
             self._running.pop(answer, None)
 
     def end_in(self, slot: Slot) -> None:
-        """End the answer that grows in a slot, if there is one."""
+        """Stop generating the answer in a slot, if there is one."""
         for answer in [answer for answer in self._running if answer.slot is slot]:
             self.end(answer)
 
     def finish(self, answer: Answer, to_the_end: bool) -> str:
-        """Let an answer grow until it is over, together with all others: its text.
+        """Generate until an answer is complete, together with all others; return its text.
 
         Args:
-            to_the_end: wait until its slot has read every token of it, not only until they are known.
+            to_the_end: wait until the slot has read all tokens too, not only until they are known.
 
         Raises:
             InputError: it was ended meanwhile.
             Exception: what its `on_text` raised.
-            StateError: full-attention layers have no room for more of it, or a step of it was cut short.
+            StateError: the answer does not fit into full-attention layers, or a step was cut short.
         """
         try:
             while not self._is_finished(answer, to_the_end):
@@ -166,7 +160,7 @@ class Scheduler:
         return answer.text
 
     def _is_finished(self, answer: Answer, to_the_end: bool) -> bool:
-        """Whether an answer is over, all of its text complete then."""
+        """Whether an answer is complete; completes its text then."""
         with self.lock:
             if answer.error is not None:
                 raise answer.error

@@ -1,8 +1,7 @@
-"""A stream that is watched frame by frame and can be questioned at any moment.
+"""A stream that is watched frame by frame and can answer questions at any moment.
 
 The stream is one vision span: a vision-start token, then the tokens of frame after frame, each at the time at
-which it was seen. A question closes the span on a copy of the state, so that the stream goes on as if nobody
-had asked.
+which it was seen. A question closes the span on a copy of the state; the stream itself does not change.
 """
 
 import os
@@ -22,17 +21,17 @@ from infinitevl.processing.prompt.encoding import turn_ids
 from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
 from infinitevl.processing.sources.frames import Frame
 
-# Seconds x tokens per second: what lies between two such times is counted safely in int64 microseconds.
+# Largest time, in seconds x tokens per second: differences of such times fit into int64 microseconds.
 _LARGEST_TIME = 1e12
 _GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
 class StreamStats:
-    """What a stream has taken in, and what it holds.
+    """Counts and sizes of a stream.
 
-    frames: observed, a waiting one included. dropped: by live sources. tokens: in the state's past.
-    seconds: time of the newest frame. state_bytes: of the state, constant.
+    frames: observed, a waiting one included. dropped: by live sources. tokens: read so far. seconds: time of
+    the newest frame. state_bytes: size of the state, constant.
     """
 
     frames: int
@@ -53,12 +52,11 @@ class StreamSession(Session):
             default: the processor's.
         keep_turns: questions and answers become part of the stream.
         system: text of the system turn of a question; None for no such turn.
-        max_length: tokens that full-attention layers get room for; needed only where there are any (a
-            teacher), and a stream of such a model ends there.
+        max_length: capacity of full-attention layers in tokens; needed only where there are any (a teacher).
+            A stream of such a model ends there.
         quantization: as for `Engine`.
 
-    Many streams on one model: `StreamSession.on(engine)` makes sessions that share steps and memory; one made
-    by itself has an engine of its own.
+    `StreamSession.on(engine)` makes sessions that share an engine; this constructor makes one of its own.
 
     Raises:
         InputError: an unknown mode or quantization, or a frame size that is not a multiple of a merged
@@ -95,7 +93,7 @@ class StreamSession(Session):
     def on(
         cls, engine: Engine, *, keep_turns: bool = False, system: str | None = DEFAULT_SYSTEM
     ) -> "StreamSession":
-        """A stream in a slot of `engine`, to be closed when it ends (or use it as a context manager).
+        """Open a stream in a slot of `engine`; close it at its end, or use it as a context manager.
 
         Raises:
             StateError: all slots are taken.
@@ -110,19 +108,19 @@ class StreamSession(Session):
         self.mode, self.frame_size = engine.mode, engine.frame_size
 
     def observe(self, frame: Any, at: float | None = None) -> None:
-        """Take in a frame. On a GPU this returns before the frame was read; whatever comes next waits for it.
+        """Add a frame to the stream. On a GPU this returns before the frame is read; later calls wait for it.
 
-        The frame is observed whole or, after an error or an interrupt (Ctrl-C), not at all.
+        After an error or an interrupt (Ctrl-C) the stream is as it was before.
 
         Args:
-            frame: a `Frame` as `open_source` gives it, whose time and dropped frames count; or a PIL picture,
-                path, uint8 array [H, W, 3] or tensor [3, H, W].
+            frame: a `Frame`, as `open_source` yields them, with its time and number of dropped frames; or a
+                PIL picture, path, uint8 array [H, W, 3] or tensor [3, H, W].
             at: seconds as any kind of number, not before the newest frame; None means one second after it.
                 A `Frame` has a time of its own.
 
         Raises:
             InputError: not a picture, two times, or a time that goes backwards or is no number of seconds.
-            StateError: full-attention layers have no room for the frame.
+            StateError: the frame does not fit into full-attention layers.
         """
         self.engine.observe([(self, frame, at)])
 
@@ -148,8 +146,8 @@ class StreamSession(Session):
     ) -> str:
         """Answer a question about what was seen so far.
 
-        In video mode a frame that waits for its partner is seen too, as both frames of its patch. The stream
-        still waits for the partner, unless `keep_turns`: then the patch ends there, like the span.
+        In video mode a frame that waits for its partner counts as both frames of its patch. The stream still
+        waits for the partner; with `keep_turns` the patch ends there, like the span.
 
         Args:
             question: plain text; names of special tokens in it stay plain text.
@@ -157,12 +155,12 @@ class StreamSession(Session):
             on_text: receives the text as it grows.
 
         Returns:
-            The answer. The stream is left untouched; with `keep_turns` it takes in the whole turn at its end,
-            or nothing of a turn that an error or interrupt has cut short.
+            The answer. The stream does not change; with `keep_turns` a finished turn becomes part of it, but
+            not one that an error or interrupt cuts short.
 
         Raises:
             InputError: an empty question, one before the first frame, or a bad sampling value.
-            StateError: full-attention layers have no room for the turn, or the engine no free slot.
+            StateError: the turn does not fit into full-attention layers, or no slot is free.
         """
         answer = self.begin(question, Sampling(max_new_tokens, temperature, top_p, seed), on_text)
         return self.finish(answer)
@@ -170,7 +168,7 @@ class StreamSession(Session):
     def begin(
         self, question: str, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
     ) -> Answer:
-        """Start to answer a question; `finish` waits for the answer, together with others that are under way.
+        """Start to answer a question; `finish` waits for the answer. Several answers are generated together.
 
         Arguments and errors as in `ask`.
         """
@@ -214,7 +212,7 @@ class StreamSession(Session):
         return session
 
     def stats(self) -> StreamStats:
-        """Counts and sizes of the stream so far, without waiting for the device."""
+        """Return counts and sizes of the stream so far, without waiting for the device."""
         slot, facts = self.slot, self.slot.facts
         return StreamStats(
             frames=facts.num_frames,
@@ -226,7 +224,7 @@ class StreamSession(Session):
 
     @property
     def dropped(self) -> int:
-        """Frames that live sources dropped: those of each `Frame`, and what is set here."""
+        """Frames that live sources dropped: the sum over all `Frame`s, or what was set here."""
         return self.slot.facts.num_dropped
 
     @dropped.setter
@@ -237,7 +235,7 @@ class StreamSession(Session):
             self.slot.facts = replace(self.slot.facts, num_dropped=int(count))
 
     def _checked_time(self, at: float | None) -> int:
-        """Microseconds of a new frame."""
+        """Return the time of a new frame in microseconds; InputError for a time that cannot be."""
         facts = self.slot.facts
         newest = facts.last_time if facts.num_frames else None
         if at is None:
@@ -252,7 +250,7 @@ class StreamSession(Session):
 
 
 def _microseconds(at: Any, largest: float) -> int:
-    """Whole microseconds of a time in seconds, whatever kind of number it is."""
+    """Convert seconds, any kind of number, to whole microseconds."""
     try:
         if isinstance(at, str | bytes | bytearray):
             raise TypeError("text is no number")

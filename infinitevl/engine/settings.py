@@ -1,4 +1,4 @@
-"""What is saved of a session beside its state: read back and checked."""
+"""Reads and checks the settings that are saved beside a session's state."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _IS_POSSIBLE: dict[str, Callable[[Any], bool]] = {
 
 
 def read_settings(path: str | os.PathLike[str], kind: str, names: Sequence[str]) -> dict[str, Any]:
-    """The settings of these names that were saved of a stream or chat.
+    """Read the saved settings of a stream or chat, by these names.
 
     Raises:
         StateError: there are none or others, or values that no session has.

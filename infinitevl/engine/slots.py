@@ -1,4 +1,4 @@
-"""Slots: rows of one state that are given out, each with the facts that the host knows about it."""
+"""Slots: rows of one state that streams and answers occupy, each with facts that the host keeps."""
 
 import weakref
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ _ON_DEVICE = ("is_open", "has_waiting", "num_frames", "last_time")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a slot holds, known without asking the device.
+    """The host's copy of what a slot holds, which needs no wait for the device.
 
-    Whoever changes a slot works out the facts after the change. The step that makes it writes them into the
+    A change computes the facts that will hold after it. The step that makes the change writes them into the
     row (`write_facts`), and the host keeps the same object.
 
-    num_tokens: in the state's past. is_open: the vision span. has_waiting: a frame waits for its partner.
+    num_tokens: read so far. is_open: the vision span. has_waiting: a frame waits for its partner.
     num_frames: seen, a waiting one included. last_time: of the newest, microseconds. num_dropped: frames that
     live sources dropped; written to the row only when it is saved.
     """
@@ -34,7 +34,7 @@ class Facts:
 
     @classmethod
     def of(cls, state: StreamState) -> "Facts":
-        """Read them from the state of one stream; waits for the device."""
+        """Read the facts from the state of one stream; waits for the device."""
         span = state.span
         return cls(
             int(state.length),
@@ -46,25 +46,25 @@ class Facts:
         )
 
     def with_text(self, num_tokens: int) -> "Facts":
-        """After so many tokens more."""
+        """Return the facts after `num_tokens` more tokens."""
         return replace(self, num_tokens=self.num_tokens + num_tokens)
 
     def with_frame(self, time: int, num_dropped: int) -> "Facts":
-        """After a new frame at `time`, before which a source dropped so many."""
+        """Return the facts after a frame at `time`, before which the source dropped `num_dropped`."""
         dropped, frames = self.num_dropped + num_dropped, self.num_frames + 1
         return replace(self, num_frames=frames, last_time=time, num_dropped=dropped)
 
     def with_patch(self, num_tokens: int) -> "Facts":
-        """After the tokens of a whole temporal patch, which lie in an open span."""
+        """Return the facts after the tokens of a complete temporal patch in an open span."""
         return replace(self.with_text(num_tokens), is_open=True, has_waiting=False)
 
     def row(self) -> list[int]:
-        """What `write_facts` takes of them."""
+        """Return the numbers that `write_facts` writes."""
         return [int(getattr(self, name)) for name in _ON_DEVICE]
 
 
 def write_facts(span: SpanState, rows: Tensor | None, facts: Tensor) -> None:
-    """Write `Facts.row` of each stream (int64 [B, 4]) into rows of a state (int64 [B], None for all)."""
+    """Write `Facts.row` of each stream (int64 [B, 4]) into rows (int64 [B], None for all) of a state."""
     for name, values in zip(_ON_DEVICE, facts.unbind(1), strict=True):
         put(getattr(span, name), rows, values)
 
@@ -80,7 +80,7 @@ def put(field: Tensor, rows: Tensor | None, values: Tensor) -> None:
 
 @dataclass(eq=False)
 class Slot:
-    """A row that somebody holds; `state` is that row alone, as a view."""
+    """A row in use; `state` is a view of that row alone."""
 
     index: int
     state: StreamState
@@ -96,32 +96,32 @@ class Parked:
 
 
 class SlotPool:
-    """The rows of one state, given out as slots.
+    """Manages the rows of one state as slots.
 
-    A row is taken as long as somebody holds its `Slot` and has not released it. So a call that an interrupt
-    cuts short cannot keep a row: the slot is gone with it.
+    A row is taken as long as its `Slot` object lives and is not released. So an interrupted call cannot keep
+    a row: its slot object dies with it.
 
     Args:
-        state: of as many streams as there are rows. num_slots: rows that are given out, the first ones.
+        state: its rows. num_slots: how many of them, the first ones, are slots.
     """
 
     def __init__(self, state: StreamState, num_slots: int):
         self.state, self.num_slots = state, num_slots
         self._views = [state.row(index) for index in range(num_slots)]
-        self._given: dict[int, weakref.ref[Slot]] = {}
+        self._taken: dict[int, weakref.ref[Slot]] = {}
 
     @property
     def num_free(self) -> int:
-        """Slots that nobody has."""
+        """Number of free slots."""
         return sum(self._is_free(index) for index in range(self.num_slots))
 
     def holds(self, slot: Slot) -> bool:
-        """Whether it is still given out; its row may be another slot's if not."""
-        given = self._given.get(slot.index)
-        return given is not None and given() is slot
+        """Whether `slot` is still valid; if not, its row may belong to another slot."""
+        taken = self._taken.get(slot.index)
+        return taken is not None and taken() is slot
 
     def take(self) -> Slot:
-        """An empty slot.
+        """Take an empty slot.
 
         Raises:
             StateError: all are taken.
@@ -131,30 +131,30 @@ class SlotPool:
         return slot
 
     def fork(self, slot: Slot) -> Slot:
-        """Another slot that holds the same."""
+        """Copy a slot into another one."""
         twin = self._take()
         self.state.copy_row_(twin.index, slot.index)
         twin.facts = slot.facts
         return twin
 
     def release(self, slot: Slot) -> None:
-        """Take a slot back."""
+        """Free a slot."""
         if self.holds(slot):
-            del self._given[slot.index]
+            del self._taken[slot.index]
 
     def park(self, slot: Slot) -> Parked:
-        """A copy of a slot in host memory."""
+        """Copy a slot to host memory."""
         return Parked([_to_host(buffer[slot.index]) for buffer in self.state.buffers], slot.facts)
 
     def unpark(self, parked: Parked) -> Slot:
-        """A slot that holds what was parked, bit for bit."""
+        """Take a slot and fill it with what was parked, bit for bit."""
         slot = self._take()
         self.restore_(slot, parked.rows)
         slot.facts = parked.facts
         return slot
 
     def rows(self, slots: Sequence[Slot]) -> list[list[Tensor]]:
-        """Copies of slots on their devices, for `restore_`."""
+        """Copy slots on their devices, for `restore_`."""
         return [[buffer[slot.index].clone() for buffer in self.state.buffers] for slot in slots]
 
     def restore_(self, slot: Slot, row: Sequence[Tensor]) -> None:
@@ -163,8 +163,8 @@ class SlotPool:
             buffer[slot.index].copy_(kept)
 
     def _is_free(self, index: int) -> bool:
-        given = self._given.get(index)
-        return given is None or given() is None
+        taken = self._taken.get(index)
+        return taken is None or taken() is None
 
     def _take(self) -> Slot:
         index = next((index for index in range(self.num_slots) if self._is_free(index)), None)
@@ -174,7 +174,7 @@ class SlotPool:
                 "while it is answered). Close or park a stream, or build the engine with more num_slots."
             )
         slot = Slot(index, self._views[index])
-        self._given[index] = weakref.ref(slot)
+        self._taken[index] = weakref.ref(slot)
         return slot
 
 

@@ -1,4 +1,4 @@
-"""What an engine does on the device, as functions of tensors: run as they are, or captured and replayed."""
+"""The steps of an engine: functions of tensors, which runners call or capture as CUDA graphs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,11 +26,11 @@ from infinitevl.state import StreamState
 class Steps:
     """The steps of one model on frames of one size.
 
-    In all of them `state` holds N streams and `rows` (int64 [B]) says which ones go on; None means all.
+    In all of them `state` holds N streams, and `rows` (int64 [B]) those that the step changes; None: all.
 
     Args:
         image_processor: has the mean and standard deviation of pixels. frame_size: height, width in pixels.
-        kernels: what a model whose weights are laid out runs on; None for any other model.
+        kernels: those of a model with fused weights; None for any other model.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Steps:
         return self.grid[0] * self.grid[1]
 
     def plan(self, count: int, device: torch.device) -> VisionPlan:
-        """Where everything lies in `count` pictures; a captured `encode` reads it where it lay."""
+        """Compute the layout of `count` pictures, which a captured `encode` reads from fixed tensors."""
         return vision_plan((self._patch_grid,) * count, self.model.model.visual.sizes, device)
 
     def encode(self, clips: Tensor, plan: VisionPlan | None = None) -> Tensor:
-        """Pictures, uint8 [S, 1 or 2, 3, H, W] -> what the decoder reads of them, [S, tokens, C].
+        """Encode clips, uint8 [S, 1 or 2, 3, H, W], to features [S, tokens, C].
 
-        One picture stands for both of a temporal patch. plan: of these S pictures; None finds it.
+        A single picture counts as both frames of a temporal patch. plan: of S pictures; None computes it.
         """
         vision = self.model.config.vision_config
         mean, std = self.image_processor.image_mean, self.image_processor.image_std
@@ -76,7 +76,7 @@ class Steps:
         return 1, self.grid[0] * merge, self.grid[1] * merge
 
     def open_spans(self, state: StreamState, rows: Tensor | None, times: Tensor) -> None:
-        """Begin a span behind the vision-start token that was read; its first frame is at `times`."""
+        """Open a span after the vision-start token that was read; its first frame is at `times`."""
         span = state.span
         put(span.start, rows, state.next_position if rows is None else state.next_position[rows])
         put(span.start_time, rows, times)
@@ -86,7 +86,7 @@ class Steps:
     ) -> None:
         """Read the tokens [S, tokens, C] of frames seen at `times` (int64 [S], microseconds).
 
-        facts: what holds afterwards (`Facts.row`), int64 [S, 4].
+        facts: of the slots afterwards (`Facts.row`), int64 [S, 4].
         """
         span = state.span
         start, since = (x if rows is None else x[rows] for x in (span.start, span.start_time))
@@ -98,7 +98,7 @@ class Steps:
     def read(
         self, state: StreamState, rows: Tensor | None, token_ids: Tensor, num_valid: Tensor | None
     ) -> Tensor:
-        """Read text [B, T], of each row num_valid (int64 [B]) tokens: last hidden state [B, C]."""
+        """Read text [B, T], of each row its first num_valid (int64 [B]); return the last hidden [B, C]."""
         start = state.next_position if rows is None else state.next_position[rows]
         positions = text_positions(start, token_ids.shape[1])
         return self.read_embeds(state, rows, self.model.model.embed(token_ids), positions, num_valid)
@@ -111,17 +111,17 @@ class Steps:
         positions: Tensor,
         num_valid: Tensor | None,
     ) -> Tensor:
-        """Read what `embed` made of a prompt, [B, T, C] at positions [3, B, T]: last hidden state [B, C]."""
+        """Read embeddings [B, T, C] at positions [3, B, T]; return the last hidden state [B, C]."""
         out = self.model.model.language_model(embeds, positions, state, num_valid, rows=rows)
         if num_valid is None:
             return out[:, -1]
         return out.gather(1, (num_valid - 1)[:, None, None].expand(-1, 1, out.shape[-1]))[:, 0]
 
     def embed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """A prompt with pictures and videos, as the processor returns it, for `read_embeds`.
+        """Embed a prompt with pictures and videos, as the processor returns it, for `read_embeds`.
 
         Returns:
-            Embeddings [1, T, C] on the device, and positions from the prompt's start on, int64 [3, 1, T].
+            Embeddings [1, T, C] on the device, and positions relative to the prompt's start, int64 [3, 1, T].
         """
         model, config = self.model.model, self.model.config
         kinds = token_kinds(inputs["input_ids"], config)

@@ -17,7 +17,7 @@ from PIL import Image
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError
 from infinitevl.evaluation.questions import TimedQuestion, tidy
-from infinitevl.evaluation.streaming import Answered, Event, Session, Summary, WatchSettings, watch
+from infinitevl.evaluation.streaming import Answered, Event, StreamLike, Summary, WatchSettings, watch
 from infinitevl.processing.sources.frames import Frame, Source
 
 
@@ -37,7 +37,7 @@ class KnownQuestion:
 
 @dataclass(frozen=True)
 class Demo:
-    """A stream and what is known about it."""
+    """A stream, and questions with their true answers."""
 
     source: Source
     questions: list[KnownQuestion]
@@ -57,16 +57,16 @@ class StoredFrames(Source):
                 yield Frame(np.asarray(picture.convert("RGB")), time)
 
     def close(self) -> None:
-        """Nothing is held open between iterations."""
+        """Do nothing; no file stays open between iterations."""
 
 
 def stored_folder() -> Path:
-    """Where the frames and the questions lie in the package."""
+    """Return the folder of frames and questions in the package."""
     return Path(str(resources.files("infinitevl"))) / "assets" / "demo"
 
 
 def open_demo(num_frames: int | None = None) -> Demo:
-    """The first `num_frames` frames, all if None, and what is asked during them.
+    """Open the first `num_frames` frames, all if None, and the questions about them.
 
     Raises:
         InputError: so many frames are not stored.
@@ -98,7 +98,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo came to; times are seconds of this machine's clock."""
+    """The result of a demo; times are wall-clock seconds."""
 
     summary: Summary
     marks: list[Mark]
@@ -116,15 +116,15 @@ class DemoResult:
         return self.summary.frames / max(self.watching_seconds, 1e-9)
 
 
-def examine(
-    session: Session,
+def watch_demo(
+    session: StreamLike,
     demo: Demo,
     on_event: Callable[[Event], None],
     on_mark: Callable[[Answered, Mark], None],
     *,
     max_new_tokens: int = 32,
 ) -> DemoResult:
-    """Let `session` watch the stream, and mark each answer when it is given.
+    """Show the stream to `session`, and mark each answer.
 
     An answer goes to `on_mark` with its mark; everything else that happens goes to `on_event`.
     """
@@ -147,9 +147,9 @@ def examine(
 
 
 class _Stopwatch:
-    """A session that knows how long it has been watching and answering."""
+    """Measures how long a session watches and answers."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: StreamLike) -> None:
         self._session = session
         self.watching_seconds = self.answering_seconds = 0.0
 

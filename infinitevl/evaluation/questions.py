@@ -1,4 +1,4 @@
-"""Questions that wait for their moments in a stream: `30s: what is on the sign?`, `every 10s: who is it?`."""
+"""Questions with a time in a stream: `30s: what is on the sign?`, `every 10s: who is it?`."""
 
 import math
 import re
@@ -30,7 +30,7 @@ class TimedQuestion:
         return self.at is not None and (self.at < moment or (including and self.at == moment))
 
     def repeated(self, moment: float, including: bool) -> "TimedQuestion":
-        """A repeated question at the next multiple of its period that is not due at `moment`."""
+        """Return a repeated question at the next multiple of its period that is not due at `moment`."""
         assert self.every is not None
         count = max(1, math.floor(moment / self.every))
         question = replace(self, at=count * self.every)

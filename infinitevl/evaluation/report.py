@@ -80,7 +80,7 @@ class Thinned(Generic[T]):
         self._limit, self._stride, self._offered = limit, 1, 0
 
     def offer(self, make: Callable[[], T]) -> None:
-        """Keep the result of `make()` if its turn has come; otherwise `make` is not called."""
+        """Keep the result of `make()` if this item belongs to the sample; otherwise do not call `make`."""
         if self._offered % self._stride == 0:
             if len(self.items) == self._limit:
                 del self.items[1::2]

@@ -1,4 +1,4 @@
-"""Let a session watch a source, and ask questions at their time, when typed, and at the end.
+"""Shows a source to a session, and asks questions at their times, when typed, and at the end.
 
 `watch` reports what happens as events; the terminal and the report show them.
 """
@@ -16,20 +16,12 @@ from infinitevl.interrupt import Interrupt
 from infinitevl.processing.sources.frames import Frame, Source
 
 
-class Session(Protocol):
+class StreamLike(Protocol):
     """What `watch` needs of a `StreamSession`."""
 
+    @property
+    def ask(self) -> Callable[..., str]: ...
     def observe(self, frame: Any) -> None: ...
-    def ask(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> str: ...
     def stats(self) -> Any: ...
 
 
@@ -70,7 +62,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Refused:
-    """A typed question that could not be answered; the stream goes on."""
+    """A typed question that could not be answered; watching continues."""
 
     question: str
     error: InfiniteVLError
@@ -117,12 +109,12 @@ class WatchSettings:
 
 
 def nothing_typed() -> list[str]:
-    """No typed questions: nobody sits at the terminal."""
+    """Return no typed questions, for a run without a terminal."""
     return []
 
 
 def watch(
-    session: Session,
+    session: StreamLike,
     source: Source,
     questions: Iterable[TimedQuestion] = (),
     on_event: Callable[[Event], None] = lambda event: None,
@@ -137,8 +129,8 @@ def watch(
     frame from then on; what is left is asked at the end.
 
     Args:
-        typed: returns the questions that a person has typed since the last call.
-        afterwards: questions to ask when everything else is done, as they come, until Ctrl-C.
+        typed: returns the questions typed since the last call.
+        afterwards: questions asked after the end of the source, as they come, until Ctrl-C.
 
     Returns:
         The summary and, if the source broke, its error; the questions were then answered on what was seen.
@@ -156,7 +148,7 @@ def watch(
 
 @dataclass
 class _Watcher:
-    session: Session
+    session: StreamLike
     source: Source
     waiting: deque[TimedQuestion]
     on_event: Callable[[Event], None]
@@ -185,7 +177,7 @@ class _Watcher:
         return None
 
     def answer_the_rest(self) -> None:
-        """Ask the questions for the end, and those whose time the stream did not reach."""
+        """Ask the questions for the end, and those whose time was not reached."""
         if self.image is None:
             raise InputError("the source holds no frame, so there is nothing to watch or to ask about")
         self._report_frame()
@@ -195,7 +187,7 @@ class _Watcher:
                 self._answer(question.text)
 
     def answer_typed(self, lines: Iterable[str]) -> None:
-        """Answer each line at once; report a line that cannot be answered, and go on."""
+        """Answer each line at once; report a line that cannot be answered, and continue."""
         for line in lines:
             try:
                 self._answer(line)
@@ -236,7 +228,7 @@ class _Watcher:
             self._answer(question.text)
 
     def _begin_at(self, moment: float) -> None:
-        """Let repeated questions wait for their first time after the first frame."""
+        """Schedule repeated questions for their first time after the first frame."""
         for question in [each for each in self.waiting if each.every is not None]:
             self.waiting.remove(question)
             self._wait_for(question.repeated(moment, including=True))

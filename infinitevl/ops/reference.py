@@ -1,4 +1,4 @@
-"""The definitions: what every fast path must compute, in plain torch and at least float32.
+"""Definitions of the operations, in plain torch and at least float32; every fast path must equal them.
 
 Shape letters: B batch, T tokens, S stored keys, H heads, D head width, K and V key and value width of the
 recurrent state, C channels, W width of the convolution. Source: the paper (arXiv 2512.08829), section 3, and
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def delta_rule_by_token(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, recurrent_state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gated delta rule, one token after the other.
+    """Apply the gated delta rule, one token after the other.
 
     S <- decay S; S <- S + beta k (v - k^T S); o = q^T S.
 
@@ -47,10 +47,10 @@ def delta_rule_by_chunk(
     recurrent_state: Tensor,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """The same rule over whole chunks: products and one triangular solve a chunk (WY form).
+    """Apply the same rule chunk by chunk: matrix products and one triangular solve a chunk (WY form).
 
-    Within a chunk the written values U solve (I + A) U = beta (v - decayed k^T S), where A holds how much
-    of an earlier key a later one meets. Arguments and results as in `delta_rule_by_token`.
+    Within a chunk the written values U solve (I + A) U = beta (v - decayed k^T S), where A holds the decayed
+    products of each key with earlier keys, times beta. Arguments and results as in `delta_rule_by_token`.
     """
     dtype = recurrent_state.dtype
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # [B, H, T, D]
@@ -73,14 +73,14 @@ def delta_rule_by_chunk(
 def _delta_chunk(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, recurrent_state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One chunk, heads before tokens: q, k [B, H, T, K], v [B, H, T, V], log_decay, beta [B, H, T]."""
+    """Apply the rule to a chunk: q, k [B, H, T, K], v [B, H, T, V], log_decay, beta [B, H, T]."""
     decay = segment_decay(log_decay)  # [B, H, T, T], decay from after token j to token i
     since_start = log_decay.cumsum(-1).exp()[..., None]  # [B, H, T, 1]
-    met = (k @ k.mT) * decay * beta[..., None]
+    overlap = (k @ k.mT) * decay * beta[..., None]
     eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
-    wanted = beta[..., None] * (v - since_start * (k @ recurrent_state))
+    target = beta[..., None] * (v - since_start * (k @ recurrent_state))
     written = torch.linalg.solve_triangular(
-        met.tril(-1) + eye, wanted, upper=False, unitriangular=True
+        overlap.tril(-1) + eye, target, upper=False, unitriangular=True
     )  # [B, H, T, V]
     output = since_start * (q @ recurrent_state) + ((q @ k.mT) * decay) @ written
     to_end = decay[..., -1, :, None]  # [B, H, T, 1]
@@ -89,10 +89,10 @@ def _delta_chunk(
 
 
 def segment_decay(log_decay: Tensor) -> Tensor:
-    """Decay between tokens: exp(sum of log_decay over j < l <= i) at [..., i, j], zero above the diagonal.
+    """Return exp(sum of log_decay over j < l <= i) at [..., i, j], the decay from j to i; zero where j > i.
 
-    Each sum is taken over its own segment, not as a difference of running sums: after a strong decay such
-    a difference would lose every digit.
+    Each sum is taken over its own segment. A difference of running sums would lose all digits after a strong
+    decay.
     """
     length = log_decay.shape[-1]
     rows = log_decay[..., :, None].expand(*log_decay.shape, length)
@@ -103,10 +103,10 @@ def segment_decay(log_decay: Tensor) -> Tensor:
 
 
 def causal_conv(x: Tensor, weight: Tensor, conv_state: Tensor) -> Tensor:
-    """Depth-wise causal convolution, then SiLU.
+    """Apply a depth-wise causal convolution, then SiLU.
 
     Args:
-        x: [B, T, C]. weight: [C, W], the last tap meets the current token.
+        x: [B, T, C]. weight: [C, W]; its last column belongs to the current token.
         conv_state: [B, W - 1, C], the inputs before the first token (zeros at the start of a sequence).
 
     Returns:
@@ -118,7 +118,7 @@ def causal_conv(x: Tensor, weight: Tensor, conv_state: Tensor) -> Tensor:
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, num_past: int = 0) -> Tensor:
-    """Causal attention in which a query sees the last `window` keys, its own among them.
+    """Apply causal attention in which a query sees the last `window` keys, its own among them.
 
     Args:
         q: [B, T, H, D], the tokens num_past .. num_past + T - 1 of the sequence.

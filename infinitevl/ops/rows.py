@@ -1,4 +1,4 @@
-"""Rows: some of the rows of a larger state, and several sequences that share one row."""
+"""Helpers for rows: a batch that uses some rows of a larger state, and sequences packed into one row."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from infinitevl.ops.delta_net.rule import CHUNK_SIZE
 
 
 class Packed(NamedTuple):
-    """Where the N sequences of one row of T tokens lie, and where they lie when they are spread out.
+    """The layout of N sequences packed into one row of T tokens, and of the same sequences spread out.
 
-    Spread out, each sequence starts a chunk of its own and has a gap behind it that no convolution spans.
+    Spread out, each sequence starts a new chunk, and a gap after it separates it from the next convolution.
 
-    lengths: tokens of each sequence, T together. place: int64 [T], where each token lies among M places.
+    lengths: tokens of each sequence, T together. place: int64 [T], the place of each token among M.
     source: int32 [M], the token of each place, or -1. num_places: M, a multiple of CHUNK_SIZE. ends: bool
     [M / CHUNK_SIZE], the chunks after which another sequence begins. cu_seqlens: int32 [N + 1], the first
     token of each sequence in the row, and T. firsts: int32 [N + 1], the first chunk of each, and
@@ -32,11 +32,11 @@ class Packed(NamedTuple):
 
 
 def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
-    """The places of sequences of these lengths, at least `gap` empty ones behind each."""
+    """Lay out sequences of these lengths, with at least `gap` empty places after each."""
     sizes = torch.tensor(lengths, dtype=torch.int64)
-    rooms = (sizes + gap + CHUNK_SIZE - 1) // CHUNK_SIZE * CHUNK_SIZE
-    stops = rooms.cumsum(0)
-    shift = (stops - rooms) - (sizes.cumsum(0) - sizes)
+    sizes_spread = (sizes + gap + CHUNK_SIZE - 1) // CHUNK_SIZE * CHUNK_SIZE
+    stops = sizes_spread.cumsum(0)
+    shift = (stops - sizes_spread) - (sizes.cumsum(0) - sizes)
     place = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
     ends = torch.zeros(int(stops[-1]) // CHUNK_SIZE, dtype=torch.bool)
     ends[stops[:-1] // CHUNK_SIZE - 1] = True
@@ -50,17 +50,17 @@ def pack(lengths: Sequence[int], gap: int, device: torch.device) -> Packed:
 
 
 def spread(x: Tensor, packed: Packed) -> Tensor:
-    """[1, T, ...] -> [1, M, ...], zeros in the gaps."""
+    """Spread out [1, T, ...] to [1, M, ...], with zeros in the gaps."""
     return x.new_zeros(1, packed.num_places, *x.shape[2:]).index_copy(1, packed.place, x)
 
 
 def gather(x: Tensor, packed: Packed) -> Tensor:
-    """[1, M, ...] -> [1, T, ...]."""
+    """Gather [1, M, ...] back to [1, T, ...]."""
     return _Gather.apply(x, packed.place)
 
 
 class _Gather(torch.autograd.Function):
-    """Its gradient is copied to its place, where torch would add it up."""
+    """Gathers places; its gradient is copied instead of added up, because places are unique."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
@@ -76,18 +76,18 @@ class _Gather(torch.autograd.Function):
 
 
 def read_rows(stored: Tensor, rows: Tensor | None) -> Tensor:
-    """What a batch continues: stored [N, ...] at rows int64 [B], or all of it."""
+    """Read stored [N, ...] at rows int64 [B], or all of it."""
     return stored if rows is None else stored.index_select(0, rows)
 
 
 def write_rows_(stored: Tensor, new: Tensor, rows: Tensor | None) -> None:
-    """Put new [B, ...] where it came from, in place and in the dtype stored there."""
+    """Write new [B, ...] into stored at rows, in place and in the stored dtype."""
     if rows is None:
         stored.copy_(new)
     else:
         stored.index_copy_(0, rows, new.to(stored.dtype))
 
 
-def dense(numbers: Tensor | None) -> Tensor | None:
-    """Numbers [B], one right behind the other, as kernels read them; in a state they lie a row apart."""
+def contiguous(numbers: Tensor | None) -> Tensor | None:
+    """Make numbers [B] contiguous for kernels; in a state they are a row apart."""
     return None if numbers is None else numbers.contiguous()

@@ -4,10 +4,10 @@ A kernel is chosen at three moments:
 
 - when an engine starts or a model is laid out (`choose`): Triton on CUDA, else plain torch;
 - when training starts (`trainable`): Triton on CUDA in bfloat16, else autograd through plain torch;
-- within a call, where it depends on how much there is to do: by the limits below, which the kernels read.
+- within a call, by size: the limits below, which the kernels read.
 
-`OPERATIONS` holds every operation with its kernels and what they are, so that `describe`, and with it
-`infinitevl doctor`, says what runs. Triton is imported only when one of its kernels is chosen.
+`OPERATIONS` holds every operation with its kernels and their descriptions; `describe`, which `infinitevl
+doctor` prints, says from it what runs. Triton is imported only when one of its kernels is chosen.
 """
 
 import functools
@@ -41,7 +41,7 @@ FEW_CHUNKS_LIMIT = 132
 
 @dataclass(frozen=True)
 class Kernel:
-    """A function that runs an operation, and what it is in a few words.
+    """A function that runs an operation, and a short description.
 
     function: itself, or "module:name" below `infinitevl.ops` where importing it imports triton.
     """
@@ -50,7 +50,7 @@ class Kernel:
     text: str
 
     def load(self) -> Callable:
-        """The function."""
+        """Import and return the function."""
         if not isinstance(self.function, str):
             return self.function
         module, name = self.function.split(":")
@@ -59,7 +59,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Operation:
-    """What the user knows an operation as, and its kernels; plain torch runs where another is None."""
+    """An operation by the title that users see, with its kernels; plain torch runs where another is None."""
 
     title: str
     torch: Kernel
@@ -204,24 +204,24 @@ TORCH = Kernels("torch", **{name: operation.torch.load() for name, operation in 
 
 @functools.cache
 def triton_kernels() -> Kernels:
-    """The Triton kernels, and plain torch where there is none; imports triton."""
+    """Return the Triton kernels, and plain torch where there is none; imports triton."""
     loaded = {name: found.triton.load() for name, found in OPERATIONS.items() if found.triton}
     return replace(TORCH, name="triton", **loaded)
 
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether triton can be imported; without importing it."""
+    """Whether triton is installed; does not import it."""
     return importlib.util.find_spec("triton") is not None
 
 
 def choose(device: torch.device) -> Kernels:
-    """The fastest kernels for `device`: Triton on CUDA where it is installed, else plain torch."""
+    """Return the fastest kernels for `device`: Triton on CUDA where it is installed, else plain torch."""
     return TORCH if why_torch(device) else triton_kernels()
 
 
 def why_torch(device: torch.device) -> str:
-    """Why plain torch runs on `device`, or nothing where Triton does."""
+    """Say why plain torch runs on `device`; empty where Triton runs."""
     if device.type != "cuda":
         return f"Triton needs CUDA, this is {device.type}"
     if torch.version.cuda is None:
@@ -230,7 +230,7 @@ def why_torch(device: torch.device) -> str:
 
 
 def trainable(dtype: torch.dtype) -> Kernels:
-    """Kernels to train with, where products run in `dtype`; sequences start empty."""
+    """Return kernels for training with products in `dtype`; sequences start with an empty state."""
     plain = replace(TORCH, name="trainable", window_chunk=flash.window_chunk)
     if dtype != torch.bfloat16 or not torch.cuda.is_available() or why_torch(torch.device("cuda")):
         return plain
@@ -240,7 +240,7 @@ def trainable(dtype: torch.dtype) -> Kernels:
         for name, kernel in found.items()
     }
     rotate = Kernel("linear.train:rotate", "").load()
-    fast["window_chunk"] = functools.partial(flash.window_chunk, turn=rotate)
+    fast["window_chunk"] = functools.partial(flash.window_chunk, rotate=rotate)
     return replace(plain, name="trainable, Triton", **fast)
 
 
@@ -278,11 +278,13 @@ _SIZES = (
 
 
 def describe(device: str | torch.device | None = None) -> list[Choice]:
-    """What runs each operation on `device` (default: the first GPU, else the CPU), moment by moment."""
+    """Say what runs each operation on `device` (default: the first GPU, else the CPU), moment by moment."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kernels, missing = choose(where), why_torch(where)
     why = missing or "triton is installed and this is CUDA"
-    found = [Choice(ENGINE, op.title, *_told(name, op, kernels, why)) for name, op in OPERATIONS.items()]
+    found = [
+        Choice(ENGINE, op.title, *_kernel_text(name, op, kernels, why)) for name, op in OPERATIONS.items()
+    ]
     for op in OPERATIONS.values():
         if op.training is not None and not missing:
             found.append(Choice(TRAINING, op.title, op.training.text, "in bfloat16; else plain torch"))
@@ -293,12 +295,9 @@ def describe(device: str | torch.device | None = None) -> list[Choice]:
     return found
 
 
-def _told(name: str, operation: Operation, kernels: Kernels, why: str) -> tuple[str, str]:
-    """What runs an operation, and why."""
+def _kernel_text(name: str, operation: Operation, kernels: Kernels, why: str) -> tuple[str, str]:
+    """Say what runs an operation, and why."""
     if getattr(kernels, name) is not operation.torch.function and operation.triton is not None:
         return operation.triton.text, why
     is_all_torch = operation.triton is not None or kernels is TORCH
-    return (
-        operation.torch.text,
-        why if is_all_torch else "only before weights are laid out",
-    )
+    return operation.torch.text, why if is_all_torch else "only before weights are fused"

@@ -6,14 +6,13 @@ from typing import Any
 
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.processing.processor.processor import InfiniteVLProcessor
-from infinitevl.training.data.loading import Batch as Loaded
-from infinitevl.training.data.loading import BatchPlan, Loader, ShardState
+from infinitevl.training.data.loading import BatchPlan, LoadedBatch, Loader, ShardState
 from infinitevl.training.data.mixture import Mixture
 from infinitevl.training.data.public import open_mixture, read_public_data
 from infinitevl.training.data.source import open_samples
 from infinitevl.training.data.tokens import Limits, TokenWriter
 from infinitevl.training.recipes import DataSettings
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 
 
 class PackedFeed:
@@ -36,11 +35,7 @@ class PackedFeed:
         self.plan = BatchPlan(
             settings.row_tokens, batches_per_step=settings.rows_per_step, max_skipped=settings.max_skipped
         )
-        self.place: dict[str, int] = {
-            "rank": rank,
-            "world_size": world_size,
-            "num_workers": settings.workers,
-        }
+        self.place: dict[str, int] = {"rank": rank, "world_size": world_size, "num_workers": settings.workers}
         self._open(None)
 
     def next_batches(self) -> Sequence[Batch]:
@@ -62,7 +57,7 @@ class PackedFeed:
 
     def _open(self, states: dict[int, ShardState] | None) -> None:
         self.loader = Loader(self.mixture, self.writer, self.plan, states=states, **self.place)
-        self._steps: Iterator[list[Loaded]] = iter(self.loader)
+        self._steps: Iterator[list[LoadedBatch]] = iter(self.loader)
 
 
 def _mixture(settings: DataSettings, seed: int) -> Mixture:

@@ -16,7 +16,7 @@ from infinitevl.training.parts import DISTILL_LAYERS, DISTILL_LOGITS
 
 FORWARD, WITH_INPUT_GRADIENT, WITH_ALL_GRADIENTS = 2, 4, 6
 _BACKWARD = 2  # times the forward pass, for operations without weights
-_DELTA_RULE = 6  # per entry of the memory and token: read at k, write, read at q, 2 each
+_DELTA_RULE = 6  # per entry of the recurrent state and token: read at k, write, read at q, 2 each
 # Dense bfloat16 products, operations a second, as makers state them.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -114,8 +114,8 @@ def _vision_pairs(config: InfiniteVLVisionConfig, grid: tuple[int, int, int]) ->
 def mixer_flops(config: InfiniteVLTextConfig, kind: str, sequences: Iterable[int]) -> int:
     """Counts the forward pass of a layer between its projections."""
     if kind == LINEAR:
-        memory = config.num_linear_heads * config.linear_head_dim * config.linear_value_dim
-        return _DELTA_RULE * memory * sum(sequences)
+        entries = config.num_linear_heads * config.linear_head_dim * config.linear_value_dim
+        return _DELTA_RULE * entries * sum(sequences)
     window = None if kind == FULL else config.sliding_window
     pairs = sum(attended_pairs(length, window) for length in sequences)
     return 4 * config.num_attention_heads * config.head_dim * pairs

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -40,7 +38,7 @@ model = PeftModel.from_pretrained(model, "{folder}")
 
 
 def check_installed() -> None:
-    """See that adapters can be made, before anything large is loaded.
+    """Checks that adapters can be made, before anything large is loaded.
 
     Raises:
         InfiniteVLError: peft is not installed.
@@ -82,8 +80,3 @@ def save_adapter(adapted: Any, base: str, folder: Path) -> None:
     card = _CARD.format(base=base, rank=config.r, alpha=config.lora_alpha, folder=folder)
     with atomic_write(folder / "README.md") as path:
         path.write_text(card)
-
-
-def adapter_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Lists the weights of adapters, in the model's order."""
-    return [parameter for name, parameter in model.named_parameters() if ".lora_" in name]

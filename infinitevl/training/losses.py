@@ -86,13 +86,13 @@ class _ByChunks(torch.autograd.Function):
         head: Tensor,
         targets: Tensor,
     ) -> Tensor:
-        wants = ctx.needs_input_grad[2:4]
-        d_hidden = torch.zeros_like(hidden) if wants[0] else None
-        d_head = torch.zeros_like(head, dtype=_wide(head)) if wants[1] else None
+        needs = ctx.needs_input_grad[2:4]
+        d_hidden = torch.zeros_like(hidden) if needs[0] else None
+        d_head = torch.zeros_like(head, dtype=_wide(head)) if needs[1] else None
         total = hidden.new_zeros((), dtype=_wide(hidden))
         for start in range(0, len(hidden), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            loss, gradients = _chunk(loss_of, hidden[rows], head, targets[rows], wants)
+            loss, gradients = _chunk(loss_of, hidden[rows], head, targets[rows], needs)
             total += loss
             if d_hidden is not None:
                 d_hidden[rows] = gradients.pop(0)
@@ -112,11 +112,11 @@ def _chunk(
     hidden: Tensor,
     head: Tensor,
     targets: Tensor,
-    wants: tuple[bool, bool],
+    needs: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Returns the loss of one chunk, and the gradients of hidden and head, where wanted."""
+    """Returns the loss of one chunk, and the gradients of hidden and head, if needed."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_(want) for x, want in zip((hidden, head), wants, strict=True)]
+        leaves = [x.detach().requires_grad_(want) for x, want in zip((hidden, head), needs, strict=True)]
         loss = loss_of(_wide_logits(*leaves), targets)
     asked = [leaf for leaf in leaves if leaf.requires_grad]
     return loss.detach(), list(torch.autograd.grad(loss, asked)) if asked else []

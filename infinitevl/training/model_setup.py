@@ -12,7 +12,7 @@ from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 Model = InfiniteVLForConditionalGeneration
 
 
-def place_(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def move_(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Moves a model to the device: weights that train in float32, all others in `dtype`."""
     for parameter in model.parameters():
         kept = torch.float32 if parameter.requires_grad else dtype
@@ -22,7 +22,7 @@ def place_(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def checkpoint_layers_(model: Model, count: int | None) -> None:
-    """Lets the first `count` decoder layers (None: all) recompute their activations in the backward pass."""
+    """Makes the first `count` decoder layers (None: all) recompute activations in the backward pass."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for block in model.model.visual.blocks:
         block.gradient_checkpointing = False  # frozen: it keeps nothing in any case

@@ -5,7 +5,7 @@ the last norm stays frozen with the LM head.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 from torch import nn
@@ -38,12 +38,7 @@ TRAINED: dict[str, frozenset[Part]] = {
 MIXERS_AND_FEED_FORWARD, MIXERS = "mixers-and-feed-forward", "mixers"
 SFT_PARTS = {MIXERS_AND_FEED_FORWARD: TRAINED[SFT], MIXERS: frozenset({Part.DELTA_NET, Part.ATTENTION})}
 # Parts whose projections get a LoRA adapter beside them.
-ADAPTED: dict[str, frozenset[Part]] = {
-    DISTILL_LAYERS: frozenset(),
-    DISTILL_LOGITS: frozenset(),
-    SFT: frozenset(),
-    LONG_SFT: frozenset({Part.DELTA_NET, Part.ATTENTION, Part.FEED_FORWARD}),
-}
+ADAPTED = {LONG_SFT: frozenset({Part.DELTA_NET, Part.ATTENTION, Part.FEED_FORWARD})}
 
 _LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.(self_attn|mlp|.*norm)\.")
 # Full names of the modules beside which an adapter can stand: the projections of every layer.
@@ -55,10 +50,10 @@ def part_of(name: str, layer_types: Sequence[str]) -> Part:
     layer = _LAYER.match(name)
     if layer is None:
         return Part.VISION if name.startswith("model.visual.") else Part.EMBEDDING
-    number, room = int(layer[1]), layer[2]
-    if room == "self_attn":
+    number, module = int(layer[1]), layer[2]
+    if module == "self_attn":
         return Part.DELTA_NET if layer_types[number] == LINEAR else Part.ATTENTION
-    return Part.FEED_FORWARD if room == "mlp" else Part.NORM
+    return Part.FEED_FORWARD if module == "mlp" else Part.NORM
 
 
 def role(name: str, layer_types: Sequence[str], stage: str) -> str:
@@ -67,7 +62,7 @@ def role(name: str, layer_types: Sequence[str], stage: str) -> str:
     if part in TRAINED[stage]:
         return "trains"
     is_projection = re.fullmatch(PROJECTIONS, name.removesuffix(".weight")) is not None
-    return "LoRA" if part in ADAPTED[stage] and is_projection else "frozen"
+    return "LoRA" if part in ADAPTED.get(stage, ()) and is_projection else "frozen"
 
 
 def freeze_(
@@ -80,10 +75,3 @@ def freeze_(
         parameter.requires_grad_(part_of(name, layer_types) in parts)
         trained += [name] if parameter.requires_grad else []
     return trained
-
-
-def projections(model: nn.Module, layer_types: Sequence[str], stage: str) -> Iterator[str]:
-    """Yields the names of the linear modules beside which `stage` puts an adapter."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and role(f"{name}.weight", layer_types, stage) == "LoRA":
-            yield name

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infinitevl.config import InfiniteVLVisionConfig
 from infinitevl.processing.processor.processor import InfiniteVLProcessor
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 
 _MEDIA = (("image", "pixel_values"), ("video", "pixel_values_videos"))
 

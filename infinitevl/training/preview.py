@@ -15,7 +15,7 @@ from infinitevl.training.parts import part_of
 from infinitevl.training.pictures import write_pictures
 from infinitevl.training.recipes import Recipe
 from infinitevl.training.stage import Stage, open_stage
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 from infinitevl.training.task import Feed
 
 _SHOWN = 4  # samples of the first row
@@ -93,12 +93,12 @@ def tokens(stage: Stage, first: Sequence[Batch]) -> str:
     found = sum(batch["input_ids"].numel() for batch in first)
     counted = sum(stage.count(batch) for batch in first)
     samples = sum(len(_rows(batch, "input_ids")) for batch in first)
-    told = ""
+    limit = ""
     if data is not None:
         most = data.rows_per_step * data.row_tokens
-        told = f"at most {most:,} in {data.rows_per_step} rows, over all processes"
+        limit = f"at most {most:,} in {data.rows_per_step} rows, over all processes"
     return (
-        f"tokens of a step: {told}\n  the first step here: {found:,} tokens of {samples} samples in "
+        f"tokens of a step: {limit}\n  the first step here: {found:,} tokens of {samples} samples in "
         f"{len(first)} {'rows' if data else 'batches'}; the loss is over {counted:,} of them"
     )
 
@@ -108,7 +108,7 @@ def first_row(stage: Stage, batch: Batch) -> str:
     ids, labels = _rows(batch, "input_ids"), _rows(batch, "labels")
     shown = [_as_text(stage, *pair) for pair in zip(ids[:_SHOWN], labels[:_SHOWN], strict=True)]
     more = [f"... and {len(ids) - _SHOWN} more samples"] if len(ids) > _SHOWN else []
-    media = [f"  {name}: {_told(value)}" for name, value in batch.items() if name.endswith("grid_thw")]
+    media = [f"  {name}: {_grids_text(value)}" for name, value in batch.items() if name.endswith("grid_thw")]
     return "\n".join(["the first row (what is learned between [[ and ]]):", *shown, *more, *media])
 
 
@@ -118,7 +118,7 @@ def _rows(batch: Batch, name: str) -> Sequence[torch.Tensor]:
     return batch[name].unbind() if lengths is None else batch[name][0].split(lengths)
 
 
-def _told(grids: torch.Tensor) -> str:
+def _grids_text(grids: torch.Tensor) -> str:
     """Writes equal grids as one of them and their number."""
     first, count = grids[0].tolist(), len(grids)
     return f"{first} x {count}" if count > 1 and bool((grids == grids[0]).all()) else str(grids.tolist())
@@ -128,7 +128,7 @@ def _as_text(stage: Stage, ids: torch.Tensor, labels: torch.Tensor) -> str:
     learned = labels != IGNORED
     runs = torch.tensor_split(ids, (learned.diff().nonzero().flatten() + 1).tolist())
     texts = [_MEDIA.sub(_counted, stage.processor.tokenizer.decode(run)) for run in runs]
-    odd = 0 if learned[0] else 1  # learned and given runs take turns
+    odd = 0 if learned[0] else 1  # learned and given runs alternate
     return "".join(f"[[{text}]]" if i % 2 == odd else text for i, text in enumerate(texts))
 
 

@@ -137,7 +137,7 @@ class LongSft(StageRecipe):
 
 Recipe = DistillLayers | DistillLogits | Sft | LongSft
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
-# What may change when a run goes on: where things lie, and how often they are written.
+# Settings that may change when a run resumes: paths, how often files are written, how it computes.
 _FREE = {"out", "save_every", "log_every", "log_to"}
 _FREE |= {"dtype", "gradient_checkpointing", "checkpointed_layers", "compile", "sharding"}
 
@@ -165,13 +165,13 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         InputError: no such file, no YAML, or settings that are unknown, missing or out of range, by name.
     """
-    recipe = parse_recipe(read_settings(path), str(path))
+    recipe = parse_recipe(read_yaml(path), str(path))
     if recipe.data is None:
         raise InputError(f"{path}: missing setting 'data'")
     return recipe
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads the plain values of a YAML file; InputError if there is no such file, or none in it."""
     file = Path(path)
     try:
@@ -204,7 +204,7 @@ def parse_recipe(found: dict[str, Any], where: str = "recipe") -> Recipe:
 def explained(error: ValidationError, where: str, known: Iterable[str] = ()) -> InputError:
     """Words pydantic's error, setting by setting; `known`: names of settings beside those of a stage."""
     names = field_names() | set(known)
-    return InputError(f"{where}: {'; '.join(_told(problem, names) for problem in error.errors())}")
+    return InputError(f"{where}: {'; '.join(_problem_text(problem, names) for problem in error.errors())}")
 
 
 def identity(recipe: StageRecipe) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def identity(recipe: StageRecipe) -> dict[str, Any]:
 
 def field_names() -> set[str]:
     """Returns the name of every setting that any stage has."""
-    models: list[type[BaseModel]] = [
+    models: tuple[type[BaseModel], ...] = (
         DistillLayers,
         DistillLogits,
         Sft,
@@ -225,16 +225,14 @@ def field_names() -> set[str]:
         DataSettings,
         SourceSettings,
         LoraSettings,
-    ]
+    )
     return {name for model in models for name in model.model_fields}
 
 
-def _told(problem: Any, names: set[str]) -> str:
+def _problem_text(problem: Any, names: set[str]) -> str:
     """Words one of pydantic's errors."""
     place = ".".join(str(part) for part in problem["loc"] if part not in _STAGE_NAMES)
     if problem["type"] == "extra_forbidden":
-        if new := _RENAMED.get(place):
-            return f"setting {place!r} is now called {new!r}"
         close = difflib.get_close_matches(place.split(".")[-1], names, n=1)
         return f"unknown setting {place!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
     if problem["type"] == "missing":
@@ -245,5 +243,4 @@ def _told(problem: Any, names: set[str]) -> str:
     return f"{place}: {message}" + ("" if problem["type"] == "value_error" else f", not {problem['input']!r}")
 
 
-_RENAMED = {"precision": "dtype"}
 _STAGE_NAMES = ("distill-layers", "distill-logits", "sft", "long-sft")

@@ -16,14 +16,14 @@ from infinitevl.training.data.loading import describe_skipped
 from infinitevl.training.feed import PackedFeed
 from infinitevl.training.flops import Weights, stage_flops
 from infinitevl.training.lora import add_adapters, check_installed, merged, save_adapter
-from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, place_
+from infinitevl.training.model_setup import checkpoint_layers_, compile_layers_, fast_kernels, move_
 from infinitevl.training.parts import SFT_PARTS, freeze_
 from infinitevl.training.recipes import DistillLayers, DistillLogits, LongSft, Recipe, Sft, identity
 from infinitevl.training.sharding import Sharded
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
-from infinitevl.training.stages.reading import Batch, answers, real_tokens, work
+from infinitevl.training.stages.inputs import Batch, answers, real_tokens, work
 from infinitevl.training.stages.sft import sft
-from infinitevl.training.starts import ADAPTER, MODEL, open_processor, open_start, place_of
+from infinitevl.training.starts import ADAPTER, MODEL, find_start, open_processor, open_start
 from infinitevl.training.task import Feed, LossModule, TrainTask
 from infinitevl.training.teacher import load_teacher
 from infinitevl.training.trainer import Trainer, processes
@@ -37,8 +37,8 @@ class Stage:
     """The models, data and loss of one stage.
 
     adapted: the peft model around the student, if there is one. saved_dtype: of the start and of the finished
-    model. bytes_shared: of frozen weights that teacher and student hold once. same: numbers of the layers of
-    which they hold all weights once.
+    model. bytes_shared: of frozen weights that teacher and student share. same: numbers of the layers whose
+    weights they share.
     """
 
     recipe: Recipe
@@ -100,7 +100,7 @@ def set_trainable_(student: Model, recipe: Recipe) -> Any:
 
 
 def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = None) -> Stage:
-    """Loads what the recipe names, with exactly the weights of its stage trainable.
+    """Loads the models and data of a recipe; only the weights of its stage are trainable.
 
     Args:
         feed: what to learn from instead of the recipe's `data`.
@@ -111,7 +111,7 @@ def open_stage(recipe: Recipe, accelerator: Accelerator, feed: Feed | None = Non
     taught = recipe.teacher if isinstance(recipe, DistillLayers | DistillLogits) else None
     for name in (recipe.student, taught):
         if name is not None:
-            place_of(name)  # a wrong path is told before anything large is loaded
+            find_start(name)  # a wrong path fails before anything large is loaded
     if isinstance(recipe, LongSft):
         check_installed()
     student, adapted = open_student(recipe)
@@ -131,13 +131,13 @@ def prepare_stage(
     feed: Feed,
     device: torch.device,
 ) -> Stage:
-    """Moves models to the device, ready to train; frozen weights that both have are held once."""
+    """Moves models to the device, ready to train; they share equal frozen weights."""
     saved_dtype, weights = student.dtype, Weights.of(student, len(student.config.text_config.layer_types))
-    place_(student, recipe.torch_dtype, device)
+    move_(student, recipe.torch_dtype, device)
     checkpoint_layers_(student, recipe.checkpointed_layers if recipe.gradient_checkpointing else 0)
     shared, same = 0, frozenset[int]()
     if teacher is not None:
-        place_(teacher, recipe.torch_dtype, device)
+        move_(teacher, recipe.torch_dtype, device)
         shared, same = share_frozen_(student, teacher), same_layers(student, teacher)
     if recipe.compile:
         for model in (student, teacher):
@@ -169,7 +169,7 @@ def teach(
 
     Raises:
         KeyboardInterrupt: Ctrl-C before the first step or twice; the message says what is kept.
-        InfiniteVLError: the run stopped; the message says why, and the last checkpoint is whole.
+        InfiniteVLError: the run stopped; the message says why, and the last checkpoint is complete.
     """
     folder = Path(recipe.out)
     check_new_run(folder, resume)
@@ -205,19 +205,19 @@ def check_new_run(folder: Path, resume: bool) -> None:
 
 
 def leave(trainer: Trainer) -> None:
-    """Saves a run that has steps left, and says how it goes on."""
+    """Saves a run that has steps left, and says how to continue."""
     if trainer.saved_step != trainer.step:
         trainer.save()
     if trainer.accelerator.is_main_process:
         print(
             f"Stopped after step {trainer.step} of {trainer.settings.num_steps}; "
-            f"{trainer.folder / CHECKPOINT} holds it. The same command with --resume goes on from there.",
+            f"{trainer.folder / CHECKPOINT} holds it. The same command with --resume continues it.",
             flush=True,
         )
 
 
 def take_weights(stage: Stage, trainer: Trainer) -> None:
-    """Gives the stage's student the trained weights, whole, in the first process. All must call it."""
+    """Gives the stage's student the complete trained weights, in the first process. All must call it."""
     if not isinstance(trainer.sharding, Sharded):
         trainer.sharding.restore_module()
         return
@@ -250,7 +250,7 @@ def draw_curve(folder: Path, title: str) -> None:
 
 
 def write_model(stage: Stage, folder: Path) -> None:
-    """Writes a folder that `infinitevl.load` takes, in the dtype of the start; the student is then merged."""
+    """Writes a folder for `infinitevl.load`, in the dtype of the start; the student is then merged."""
     student = stage.student if stage.adapted is None else merged(stage.adapted)
     student.gradient_checkpointing_disable()
     student.eval().to(stage.saved_dtype).save_pretrained(folder)

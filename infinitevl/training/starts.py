@@ -26,16 +26,16 @@ def open_start(name: str) -> InfiniteVLForConditionalGeneration:
     Raises:
         CheckpointError: nothing usable under that name; says what to do.
     """
-    place_of(name)
+    find_start(name)
     return open_model(name, torch.float32 if opening.is_builtin(name) else "auto")
 
 
 def open_processor(name: opening.Name) -> InfiniteVLProcessor:
-    """Loads the processor of a name that `place_of` knows."""
-    return InfiniteVLProcessor.from_pretrained(place_of(name))
+    """Loads the processor of a model, by a name that `find_start` resolves."""
+    return InfiniteVLProcessor.from_pretrained(find_start(name))
 
 
-def place_of(name: opening.Name) -> str:
+def find_start(name: opening.Name) -> str:
     """Resolves a name as `opening.place_of` does; the error says which stage writes a missing folder."""
     path = Path(name)
     if not opening.is_builtin(name):
@@ -49,11 +49,11 @@ def place_of(name: opening.Name) -> str:
 
 
 def _how_to_get(path: Path) -> str | None:
-    """Says which command writes a missing folder, as far as its name tells."""
+    """Says which command writes a missing folder, if its name shows that."""
     run, stage = path.parent, path.parent.name.replace("_", "-")
     if path.name == MODEL and (run / CHECKPOINT).exists():
         return (
-            f"the run in {run} is not finished: go on with it (--resume), or make a model of it "
+            f"the run in {run} is not finished: continue it (--resume), or make a model of it "
             "(`infinitevl train export`)."
         )
     if path.name == MODEL and stage in STAGES:

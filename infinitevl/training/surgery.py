@@ -61,7 +61,8 @@ def student_config(teacher: InfiniteVLConfig, plan: StudentPlan) -> InfiniteVLCo
     if plan.period < 1:
         raise InputError(f"period is {plan.period}; give the number of layers in a block, at least 1.")
     before = teacher.text_config
-    text = {key: value for key, value in before.to_dict().items() if key in _own_fields(before)}
+    own = {*type(before).__dataclass_fields__, "dtype"}
+    text = {key: value for key, value in before.to_dict().items() if key in own}
     text["layer_types"] = list(plan.layer_types or hybrid_layer_types(before.num_hidden_layers, plan.period))
     text["sliding_window"] = plan.window
     heads = plan.num_linear_heads or before.num_attention_heads
@@ -154,10 +155,6 @@ def check_new(out: Path) -> None:
     """Raises InfiniteVLError if `out` exists and is not an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InfiniteVLError(f"{out} is not empty. Give a new folder, so that nothing is written over.")
-
-
-def _own_fields(config: InfiniteVLTextConfig) -> set[str]:
-    return set(type(config).__dataclass_fields__) | {"dtype"}
 
 
 def _is_new(name: str, layer_types: Sequence[str]) -> bool:

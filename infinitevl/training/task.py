@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from infinitevl.training.optimizer import Schedule, cosine
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 
 # One loss, or its named terms, whose sum is the loss; the log shows each of them.
 Loss = Tensor | Mapping[str, Tensor]

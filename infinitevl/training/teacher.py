@@ -9,7 +9,7 @@ from infinitevl.config import LINEAR, InfiniteVLConfig
 from infinitevl.errors import CheckpointError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.qwen import QWEN, from_qwen
-from infinitevl.training.starts import place_of
+from infinitevl.training.starts import find_start
 
 OURS = InfiniteVLConfig.model_type
 
@@ -23,7 +23,7 @@ def teacher_config(name: str | os.PathLike[str]) -> InfiniteVLConfig:
     Raises:
         CheckpointError: no configuration there, or of another kind of model, or one with linear layers.
     """
-    place = place_of(name)
+    place = find_start(name)
     try:
         found = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
@@ -53,5 +53,5 @@ def load_teacher(name: str | os.PathLike[str], **kwargs: Any) -> InfiniteVLForCo
     """
     kwargs.setdefault("dtype", "auto")
     config = teacher_config(name)
-    teacher = InfiniteVLForConditionalGeneration.from_pretrained(place_of(name), config=config, **kwargs)
+    teacher = InfiniteVLForConditionalGeneration.from_pretrained(find_start(name), config=config, **kwargs)
     return teacher.eval().requires_grad_(False)

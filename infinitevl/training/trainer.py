@@ -30,17 +30,17 @@ from infinitevl.training.checkpoint import (
 from infinitevl.training.optimizer import clip_gradients_, make_adamw, set_learning_rate_
 from infinitevl.training.settings import TrainerSettings
 from infinitevl.training.sharding import Sharded, make_sharding, trained_weights
-from infinitevl.training.stages.reading import Batch
+from infinitevl.training.stages.inputs import Batch
 from infinitevl.training.task import Loss, TrainTask
 from infinitevl.training.training_log import LOG, TrainingLog
 
 _STOPPING = "Stopping after this step, with a checkpoint; Ctrl-C once more stops at once.\n"
-# How torch words it when another process does not answer any more.
+# In torch's errors when another process no longer answers.
 _LOST = ("Connection", "connection", "NCCL", "gloo", "Gloo", "Timed out", "Broken pipe")
 
 
 def processes(on_cpu: bool = False) -> Accelerator:
-    """Returns this process among those that torchrun started, if it did, each with a device of its own."""
+    """Returns the accelerator of this process, one of those that torchrun started or the only one."""
     return Accelerator(cpu=on_cpu)
 
 
@@ -92,7 +92,7 @@ class Trainer:
         Raises:
             KeyboardInterrupt: a second Ctrl-C, in the middle of a step; says what is kept.
             InfiniteVLError: the loss or the gradient is not finite, the disk is full, or another process is
-                gone; the last checkpoint is whole in any case.
+                gone; the last checkpoint is complete in any case.
         """
         num_steps = self.settings.num_steps
         last = num_steps if stop_after is None else min(num_steps, self.step + stop_after)
@@ -117,7 +117,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.feed.next_batches()
         counts = self._counts(batches)
-        batches = [self.to_device(batch) for batch in batches]
+        batches = [to_device(batch, self.accelerator.device) for batch in batches]
         # after the data, whose loader may draw numbers too
         torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * world + rank)
         sums = self.backward(batches, world / max(counts["answers"], 1))
@@ -132,10 +132,6 @@ class Trainer:
         if self.step % self.settings.log_every == 0 or self.step == self.settings.num_steps:
             self.log.write(self.step, facts | counts)
         return {**facts, **counts, "flops": flops}
-
-    def to_device(self, batch: Batch) -> Batch:
-        """Moves a batch's tensors to this process's device."""
-        return to_device(batch, self.accelerator.device)
 
     def backward(self, batches: Sequence[Batch], scale: float) -> dict[str, Tensor]:
         """Adds up the gradients of a step's batches; processes exchange them once, with the last one.
@@ -228,7 +224,7 @@ class Trainer:
             return
         raise InfiniteVLError(
             f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}. The weights were not "
-            f"moved, and {self._kept()}. Look at this step's samples, or resume with a lower learning_rate "
+            f"changed, and {self._kept()}. Look at this step's samples, or resume with a lower learning_rate "
             "or clip."
         )
 
@@ -238,7 +234,7 @@ class Trainer:
         return f"{self.folder / CHECKPOINT} holds the last good step that was saved, {self.saved_step}"
 
     def save(self) -> None:
-        """Writes the checkpoint, whole or not at all. All processes must call it."""
+        """Writes the checkpoint atomically. All processes must call it."""
         positions = gather_object([self.feed.state_dict()])
         weights, moments = self.gather_weights(), gather_moments(self.optimizer, self.trained, self.sharding)
         if self.accelerator.is_main_process:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infinitevl.bench.ours import Decoding, Reading, Watching
+from infinitevl.bench.ours import Decoding, Prefill, Watching
 from infinitevl.bench.sizes import model_of_size, random_frames, random_ids
 
 
@@ -52,7 +52,7 @@ def test_answers_grow_by_the_tokens_of_a_step_from_the_context_asked_for(tiny):
 
 
 def test_a_prompt_is_read_from_an_empty_past_every_time(tiny):
-    reading = Reading(*tiny)
+    reading = Prefill(*tiny)
     ids = random_ids(tiny[0].config, 40, "cpu")
     logits = tiny[0](input_ids=ids).logits[0, -1]
     wanted = int(logits.argmax())

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from infinitevl.cli.doctor import examine
+from infinitevl.cli.doctor import inspect_machine
 from infinitevl.cli.sizes import state_bytes, weight_bytes
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.loading import load
@@ -17,7 +17,7 @@ def rooms(monkeypatch, available, model=None):
     """Findings about streams on a machine with so many free bytes, by name."""
     memory = types.SimpleNamespace(available=available, total=available)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    return {found.name: found for found in examine(model, "cpu", "auto")}
+    return {found.name: found for found in inspect_machine(model, "cpu", "auto")}
 
 
 def test_streams_fit_into_what_the_weights_leave(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import infinitevl
-from infinitevl.evaluation.demo import examine, open_demo
+from infinitevl.evaluation.demo import open_demo, watch_demo
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def builtin():
 
 def marks(model, processor):
     session = infinitevl.StreamSession(model, processor)
-    return examine(
+    return watch_demo(
         session, open_demo(32), lambda event: None, lambda event, mark: None, max_new_tokens=12
     ).marks
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from infinitevl.errors import InputError
-from infinitevl.evaluation.demo import Demo, KnownQuestion, examine, open_demo, stored_folder
+from infinitevl.evaluation.demo import Demo, KnownQuestion, open_demo, stored_folder, watch_demo
 
 
 def known(text, at, truth):
@@ -17,7 +17,7 @@ def test_each_answer_is_held_against_the_truth_of_its_own_question(session, sour
     ]
     marks = []
     demo = Demo(source(*range(6)), questions)
-    result = examine(session, demo, lambda event: None, lambda _, mark: marks.append(mark))
+    result = watch_demo(session, demo, lambda event: None, lambda _, mark: marks.append(mark))
     assert [(mark.question, mark.right) for mark in marks] == [
         ("early?", True),
         ("late?", False),
@@ -27,7 +27,7 @@ def test_each_answer_is_held_against_the_truth_of_its_own_question(session, sour
 
 
 def test_speed_counts_the_time_of_watching_alone(session, source):
-    result = examine(session, Demo(source(*range(6)), []), lambda event: None, lambda _, mark: None)
+    result = watch_demo(session, Demo(source(*range(6)), []), lambda event: None, lambda _, mark: None)
     assert result.summary.frames == 6
     assert result.frames_per_second == 6 / result.watching_seconds
     assert result.answering_seconds == 0

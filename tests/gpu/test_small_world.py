@@ -16,7 +16,7 @@ from builtin.world.frames import Style
 from builtin.world.packs import load_world, small_pack_path
 from infinitevl.model.fused import fuse_, training_kernels
 from infinitevl.training.parts import SFT, freeze_
-from infinitevl.training.stages.reading import answers
+from infinitevl.training.stages.inputs import answers
 from infinitevl.training.stages.sft import sft
 from infinitevl.training.task import LossModule
 from infinitevl.training.trainer import to_device

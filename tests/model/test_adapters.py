@@ -11,8 +11,8 @@ import infinitevl
 from infinitevl.errors import CheckpointError
 from infinitevl.model import opening
 from infinitevl.model.adapters import CONFIG, FOLDER, WEIGHTS, merge_adapter_
-from infinitevl.training.lora import adapter_weights, add_adapters, merged
-from tests.support import tiny_model, tiny_processor
+from infinitevl.training.lora import add_adapters, merged
+from tests.support import adapter_weights, tiny_model, tiny_processor
 
 
 def _adapted(seed: int = 0):

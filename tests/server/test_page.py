@@ -347,10 +347,12 @@ def test_says_what_to_do_without_a_camera(server: PageServer, open_page: Open) -
 def test_nothing_is_wider_than_the_window(server: PageServer, open_page: Open, width: int) -> None:
     page = open_page(server.address)
     page.set_viewport_size({"width": width, "height": 844})
-    is_wider = "document.documentElement.scrollWidth > innerWidth"
+    is_wider = """[document.documentElement, document.getElementById("history")].some(
+        (one) => one.scrollWidth > one.clientWidth)"""
     assert not page.evaluate(is_wider)
     watch(page, "sample")
     ask(page, "W" * 300)
+    assert not page.evaluate(is_wider)
     page.click("#fork")
     expect(page.locator(".tile")).to_have_count(2)
     assert not page.evaluate(is_wider)

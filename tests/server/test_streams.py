@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import pytest
@@ -119,10 +120,16 @@ def test_the_newest_frames_win_and_the_others_are_counted() -> None:
 
 
 def test_a_question_waits_for_the_frames_before_it(server: Running) -> None:
-    stream = opened(server.client, queue_size=8)
+    stream, worker = opened(server.client, queue_size=8), server.context.worker
+    hold = threading.Event()
+    worker.call(hold.wait)  # the engine is busy
     for seed in range(4):
         push(server.client, stream, seed, seed, wait=False)
-    assert asked(server.client, stream) == quiet([0, 1, 2, 3], [0, 1, 2, 3]).ask("word", max_new_tokens=8)
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(asked, server.client, stream)
+        until(lambda: worker.answering.waiting)
+        hold.set()
+        assert answer.result() == quiet([0, 1, 2, 3], [0, 1, 2, 3]).ask("word", max_new_tokens=8)
 
 
 def test_frames_go_on_while_a_long_answer_grows_and_a_long_prompt_is_read() -> None:

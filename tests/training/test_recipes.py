@@ -93,7 +93,6 @@ def changed(tmp_path, change, name="sft"):
         (lambda s: s.update(num_steps=0), "num_steps: .*greater than 0, not 0"),
         (lambda s: s.update(stage="sftt"), "stage must be one of distill-layers"),
         (lambda s: s.pop("stage"), "stage must be one of distill-layers"),
-        (lambda s: s.update(precision="bfloat16"), "setting 'precision' is now called 'dtype'"),
         (lambda s: s.update(trains="norms"), "trains: .*'mixers-and-feed-forward' or 'mixers', not 'norms'"),
         (lambda s: s.update(teacher="x"), "unknown setting 'teacher'"),
         (lambda s: s["data"]["sources"][0].update(form="x"), r"data\.sources\.0\.form"),

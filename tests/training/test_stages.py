@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from infinitevl.config import FULL, LINEAR, SLIDING
 from infinitevl.model.context import ForwardContext
-from infinitevl.training.data.packing import pack_samples, pad_samples
+from infinitevl.training.data.packing import pack_samples
 from infinitevl.training.data.tokens import Tokens
-from infinitevl.training.lora import adapter_weights, add_adapters, merged
+from infinitevl.training.lora import add_adapters, merged
 from infinitevl.training.parts import (
     DISTILL_LAYERS,
     DISTILL_LOGITS,
@@ -21,12 +21,13 @@ from infinitevl.training.parts import (
     Part,
     freeze_,
     part_of,
-    projections,
+    role,
 )
 from infinitevl.training.stages.distill import distill_layers, distill_logits, same_layers, share_frozen_
-from infinitevl.training.stages.reading import answers
+from infinitevl.training.stages.inputs import answers
 from infinitevl.training.stages.sft import sft
-from tests.support import prompt_inputs, relative_error, tiny_model
+from tests.support import adapter_weights, prompt_inputs, relative_error, tiny_model
+from tests.training.padding import pad_samples
 
 IGNORED = -100
 KINDS = [SLIDING, LINEAR, LINEAR, LINEAR]
@@ -224,7 +225,7 @@ def test_lora_reaches_every_projection_of_both_kinds_of_layers():
     names = [n for n, m in plain.named_modules() if isinstance(m, nn.Linear) and "language_model.layers" in n]
     # attention: q k v o; Gated DeltaNet: q k v a b g o; feed-forward: gate up down
     assert len(names) == 1 * 4 + 3 * 7 + 4 * 3
-    assert list(projections(plain, KINDS, LONG_SFT)) == names
+    assert [n for n in names if role(f"{n}.weight", KINDS, LONG_SFT) != "LoRA"] == []
     student, _ = adapted_student()
     adapters = {n.split(".lora_")[0] for n, _ in student.named_parameters() if ".lora_" in n}
     assert adapters == set(names)

@@ -73,7 +73,7 @@ def test_a_path_of_nothing_is_told_without_a_hub(name, no_hub):
 )
 def test_a_folder_of_an_earlier_stage_is_told_with_its_command(name, command):
     with pytest.raises(CheckpointError, match=f"an earlier stage writes it: run `{command}"):
-        starts.place_of(name)
+        starts.find_start(name)
 
 
 def test_a_dry_run_names_the_teacher_that_is_not_there(world, tmp_path, no_hub):
@@ -112,10 +112,10 @@ def test_the_example_of_the_document_runs_as_written(tmp_path, monkeypatch, no_h
 
 def test_a_run_is_no_model_but_says_where_its_model_is(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config\.json\. Give a folder"):
-        starts.place_of(tmp_path)
+        starts.find_start(tmp_path)
     (tmp_path / CHECKPOINT).touch()
     with pytest.raises(CheckpointError, match=r"is not finished.*--resume"):
-        starts.place_of(tmp_path / MODEL)
+        starts.find_start(tmp_path / MODEL)
     (tmp_path / MODEL).mkdir()
     with pytest.raises(CheckpointError, match=f"finished model of that run is {tmp_path / MODEL}"):
-        starts.place_of(tmp_path)
+        starts.find_start(tmp_path)

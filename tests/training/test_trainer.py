@@ -14,18 +14,19 @@ from torch import nn
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.training.checkpoint import CHECKPOINT
-from infinitevl.training.data.packing import pack_samples, pad_samples
+from infinitevl.training.data.packing import pack_samples
 from infinitevl.training.lora import add_adapters
 from infinitevl.training.optimizer import cosine
 from infinitevl.training.parts import SFT, freeze_
 from infinitevl.training.settings import TrainerSettings
 from infinitevl.training.sharding import Copied, Replicated
-from infinitevl.training.stages.reading import answers
+from infinitevl.training.stages.inputs import answers
 from infinitevl.training.stages.sft import sft
 from infinitevl.training.task import LossModule, TrainTask
 from infinitevl.training.trainer import Trainer
 from infinitevl.training.training_log import LOG, draw_loss, losses
 from tests.support import relative_error, tiny_model
+from tests.training.padding import pad_samples
 from tests.training.test_stages import KINDS, sample
 
 STEPS = 5

@@ -34,12 +34,12 @@ def window_chunk(
     sin: Tensor,
     window: int | None,
     packed: Packed | None = None,
-    turn: Callable[..., Tensor] = rotate,
+    rotate: Callable[..., Tensor] = rotate,
 ) -> Tensor:
-    """As `ops.attention.torch.window_chunk`, which runs where the flash kernel cannot; `turn` rotates."""
+    """As `ops.attention.torch.window_chunk`, which runs where the flash kernel cannot; `rotate` as there."""
     if not supports(q):
         return plain.window_chunk(q, k, v, cos, sin, window, packed)
-    (batch, length), q, k = q.shape[:2], turn(q, cos, sin), turn(k, cos, sin)
+    (batch, length), q, k = q.shape[:2], rotate(q, cos, sin), rotate(k, cos, sin)
     if packed is None:
         cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * length
         max_seqlen = length

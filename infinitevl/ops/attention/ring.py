@@ -14,7 +14,7 @@ BLOCK = 1024
 
 
 def ring_tokens(length: Tensor, num_slots: int) -> Tensor:
-    """The token that each slot holds: int64 [B, S], negative where a slot is empty.
+    """Return the token that each place of the ring holds: int64 [B, S], negative where it is empty.
 
     Args:
         length: int64 [B], tokens stored so far. num_slots: S.
@@ -32,7 +32,7 @@ def attend_chunk(
     length: Tensor | None,
     window: int | None,
 ) -> Tensor:
-    """Many tokens attend to the ring and causally to each other.
+    """Let many tokens attend to the ring and causally to each other.
 
     Args:
         q: [B, T, H, D]. k, v: [B, T, H_kv, D], the new tokens.
@@ -85,7 +85,7 @@ def _ring_mask(start: int, stop: int, length: Tensor | None, num_slots: int, win
 
 
 def attend_step(q: Tensor, ring: tuple[Tensor, Tensor], length: Tensor) -> Tensor:
-    """One token attends to a ring that holds it already.
+    """Let one token attend to a ring that holds it already.
 
     Args:
         q: [B, 1, H, D]. ring: [B, H_kv, S, D] with S the window (or all tokens).

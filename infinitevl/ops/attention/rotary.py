@@ -17,7 +17,7 @@ RADIANS_PER_STEP = float(2 * _PI / 2**64)
 
 
 def phase_steps(head_dim: int, theta: float) -> Tensor:
-    """Turns a position in units of 2^-64, wrapped to signed: int64 [head_dim / 2].
+    """Return the rotation per position in 2^-64 of a full turn, as signed numbers: int64 [head_dim / 2].
 
     The frequencies are those of the field, float32(1 / theta^(2 i / head_dim)). Always on the CPU, also while
     a model is built without memory.
@@ -29,13 +29,13 @@ def phase_steps(head_dim: int, theta: float) -> Tensor:
 
 
 def section_axes(sections: Sequence[int]) -> Tensor:
-    """The position axis that turns each frequency: 0 time, 1 height, 2 width; int64 [sum of sections]."""
+    """Return the position axis of each frequency: 0 time, 1 height, 2 width; int64 [sum of sections]."""
     axes = [axis for axis, size in enumerate(sections) for _ in range(size)]
     return torch.tensor(axes, dtype=torch.int64, device="cpu")
 
 
 def rotary_angles(position_ids: Tensor, steps: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for three position axes.
+    """Compute cosine and sine for three position axes.
 
     Args:
         position_ids: int64 [3, B, T] (time, height, width), of any size.
@@ -51,7 +51,7 @@ def rotary_angles(position_ids: Tensor, steps: Tensor, axes: Tensor) -> tuple[Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [..., H, D] by angles [..., D]; computed in float32, returned in x's dtype."""
+    """Rotate x [..., H, D] by angles [..., D]; computed in float32, returned in x's dtype."""
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return (x * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""All of a window-attention layer that lies between its projections: rotation, attention, ring.
+"""Window attention between its projections, in plain torch: rotation, attention, ring.
 
 A ring is a pair of keys and values [N, H_kv, S, D]; token i of a row lives in slot i mod S.
 """
@@ -24,7 +24,7 @@ def window_chunk(
     *,
     attend: Callable[..., Tensor] = attend_chunk,
 ) -> Tensor:
-    """A sequence from its start, nothing kept.
+    """Read a sequence from its start, without a state.
 
     Args:
         q: [B, T, H, D], k, v: [B, T, H_kv, D], not yet rotated. cos, sin: float32 [B, T, D].
@@ -54,7 +54,7 @@ def window_chunk_(
     rows: Tensor | None = None,
     num_valid: Tensor | None = None,
 ) -> Tensor:
-    """Many tokens after what the ring holds; the ring takes them in, in place.
+    """Read many tokens after those in the ring, and add them to the ring, in place.
 
     Args:
         keys, values: the ring. length: int64 [B], tokens stored before.
@@ -80,7 +80,7 @@ def window_step_(
     length: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """One token: the same with T = 1 and a ring as long as the window."""
+    """Read one token: the same with T = 1 and a ring as long as the window."""
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     ring = read_rows(keys, rows), read_rows(values, rows)
     store_step_(ring, k, v, length)

@@ -1,4 +1,4 @@
-"""Attention of the vision encoder: within runs of patches, rotated by where a patch lies."""
+"""Attention of the vision encoder, in plain torch: within runs of patches, rotated by their positions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Segments:
 
 
 def vision_attention(qkv: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segments]) -> Tensor:
-    """Every patch attends to its run.
+    """Let every patch attend to its run.
 
     Args:
         qkv: [N, 3, H, D], queries, keys and values, not yet rotated. cos, sin: float32 [N, D].

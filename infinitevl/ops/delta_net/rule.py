@@ -38,7 +38,7 @@ def delta_rule_chunk(
     recurrent_state: Tensor,
     ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Many tokens: all that stays within a chunk is done for every chunk at once, then a short scan.
+    """Apply the rule to many tokens: work within chunks for all chunks at once, then a short scan.
 
     The solve of a chunk is linear in the state before it, so it is applied to values and keys beforehand and
     the scan over chunks needs only products.
@@ -83,7 +83,7 @@ def _split(x: Tensor, size: int) -> Tensor:
 def delta_rule_step(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, recurrent_state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token; arguments as above with T = 1.
+    """Apply the rule to one token; arguments as above with T = 1.
 
     The output needs no second pass over the new state: q^T (d S + b k u^T) = d q^T S + b (q . k) u^T.
     """

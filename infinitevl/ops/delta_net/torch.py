@@ -1,4 +1,4 @@
-"""All of a Gated DeltaNet that lies between its projections: convolution, gates, delta rule.
+"""Gated DeltaNet between its projections, in plain torch: convolution, gates, delta rule.
 
 `delta_net_chunk` is a function of its arguments; the names with an underscore change both states in
 place, for those rows of a larger state that a step works on.
@@ -40,7 +40,7 @@ def _last(seen: Tensor, width: int, num_valid: Tensor | None) -> Tensor:
 
 
 def causal_conv_step(x: Tensor, weight: Tensor, conv_state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token: arguments and results as above with T = 1."""
+    """Convolve one token: arguments and results as above with T = 1."""
     seen = torch.cat([conv_state.to(x.dtype), x], dim=1)  # [B, W, C]
     return F.silu((seen * weight.mT).sum(1, keepdim=True)), seen[:, 1:]
 
@@ -72,7 +72,7 @@ def delta_net_chunk(
 
     Returns:
         [B, T, H, V] in the recurrent state's dtype, and recurrent_state and conv_state after the last token
-        that counts; of packed sequences recurrent_state is the last one's, and conv_state nobody's.
+        that is valid; of packed sequences recurrent_state is the last one's, and conv_state is undefined.
     """
     log_decay, beta = _gates(a, b, A_log, dt_bias)
     if packed is not None:
@@ -102,7 +102,7 @@ def delta_net_chunk_(
     rows: Tensor | None = None,
     num_valid: Tensor | None = None,
 ) -> Tensor:
-    """The same on the states of N rows, changed in place: [N, H, K, V] and [N, W - 1, C].
+    """Do the same on the states of N rows, changed in place: [N, H, K, V] and [N, W - 1, C].
 
     Args:
         rows: int64 [B], the row of the state that each row of the batch continues; None: B = N, in order.
@@ -125,7 +125,7 @@ def delta_net_step_(
     conv_state: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """One token: the same with T = 1."""
+    """Read one token: the same with T = 1."""
     qkv, new_conv_state = causal_conv_step(mixed, conv_weight, read_rows(conv_state, rows))
     before = read_rows(recurrent_state, rows)
     out, after = delta_rule_step(*_heads(qkv, recurrent_state), *_gates(a, b, A_log, dt_bias), before)
@@ -135,7 +135,7 @@ def delta_net_step_(
 
 
 def _gates(a: Tensor, b: Tensor, A_log: Tensor, dt_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithm of the decay and writing strength, [B, T, H] in float32 or a's dtype if wider."""
+    """Return log decay and writing strength, [B, T, H] in float32 or a's dtype if wider."""
     wide = torch.promote_types(a.dtype, torch.float32)
     dt = F.softplus(a.to(wide) + dt_bias.to(wide))
     return -A_log.to(wide).exp() * dt, b.to(wide).sigmoid()

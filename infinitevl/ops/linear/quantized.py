@@ -93,7 +93,7 @@ def _fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(weight: Tensor, end: int) -> Tensor:
-    """What lets a row's largest value become `end`: [outputs, 1]; never 0."""
+    """Return the scale of each row that maps its largest value to `end`: [outputs, 1]; never 0."""
     return (weight.abs().amax(1, keepdim=True) / end).clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -66,7 +66,7 @@ def pixmo_qa(row: dict[str, Any]) -> dict[str, Any]:
     """PixMo-AskModelAnything and PixMo-CapQA: `image_url`, `question` and `answer`.
 
     The question of the latter is a transcript, "[USER] ... [ASSISTANT] ... [USER] ... [ASSISTANT]", which the
-    answer goes on with.
+    answer continues.
     """
     question = field(row, "question", str, "")
     answer = field(row, "answer", str, "").strip()
@@ -98,7 +98,7 @@ ADAPTERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def _conversation(turns: Sequence[tuple[str, str]], images: Sequence[Any]) -> dict[str, Any]:
-    """Questions and answers, all pictures before the first question."""
+    """Makes messages of questions and answers, all pictures before the first question."""
     messages: list[dict[str, Any]] = []
     for question, answer in turns:
         places = [{"type": "image"} for _ in images] if not messages else []
@@ -108,7 +108,7 @@ def _conversation(turns: Sequence[tuple[str, str]], images: Sequence[Any]) -> di
 
 
 def _llava_turn(turn: Any, path: str) -> tuple[str, str]:
-    """(role, text) of a turn in either of its two forms."""
+    """Returns (role, text) of a turn in either of its two forms."""
     names = (
         ("from", "value") if isinstance(turn, dict) and turn.get("from") is not None else ("role", "content")
     )
@@ -126,7 +126,7 @@ def _llava_turn(turn: Any, path: str) -> tuple[str, str]:
 
 
 def _with_missing_place(messages: list[dict[str, Any]], kind: str, count: int) -> list[dict[str, Any]]:
-    """Messages whose first question shows the one medium, where the row's text forgot to say so."""
+    """Adds the one medium to the first question, where the row's text does not place it."""
     questions = [message for message in messages if message["role"] == "user"]
     has_place = any(part["type"] == kind for question in questions for part in question["content"])
     if count and not has_place and questions:

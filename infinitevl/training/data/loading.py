@@ -1,8 +1,8 @@
 """Makes batches within a budget of tokens from samples in order; a run can resume after any of them.
 
-The order is dealt out to a fixed number of shards. A step takes as many batches from each, whoever reads
-it: one process or several, with or without workers. So a run may resume with another number of either, which
-torchdata's StatefulDataLoader refuses: its state belongs to one process and one number of workers.
+The order is divided over a fixed number of shards. A step takes equally many batches from each, whether one
+process reads them or several, with or without workers. So a run may resume with another number of either,
+which torchdata's StatefulDataLoader refuses: its state belongs to one process and one number of workers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from infinitevl.errors import InputError
 from infinitevl.interrupt import ignore_interrupts
 from infinitevl.training.data.mixture import Mixture
-from infinitevl.training.data.packing import pack_samples, pad_samples
+from infinitevl.training.data.packing import pack_samples
 from infinitevl.training.data.tokens import Tokens, TokenWriter
 
 MOST_SHARDS = 32  # each holds samples in memory from which it fills its next batches
@@ -25,18 +25,15 @@ _NAMED = 20  # skipped samples that an error lists
 class BatchPlan:
     """How samples become batches.
 
-    max_tokens: of a batch, padding counted. packed: samples share one row; otherwise each has its own.
-    batches_per_step: over all processes. max_skipped: bad samples that one process bears; a row counts once.
-    ahead: samples are read until they would fill so many batches; more of them make fuller batches, but a
-    picture takes 19 KB of memory a token. fill: packed rows have max_tokens exactly.
+    max_tokens: of a batch, which is one packed row. batches_per_step: over all processes. max_skipped: bad
+    samples of one process after which the run stops; a row counts once. ahead: how many batches are held as
+    samples to choose from; more make fuller batches, but a picture takes 19 KB of memory a token.
     """
 
     max_tokens: int
-    packed: bool = True
     batches_per_step: int = 1
     max_skipped: int = 100
     ahead: float = 2.0
-    fill: bool = False
 
     def num_shards(self, num_samples: int) -> int:
         """Returns the largest divisor of batches_per_step up to MOST_SHARDS and an epoch's samples."""
@@ -46,7 +43,7 @@ class BatchPlan:
 
 @dataclass
 class ShardState:
-    """Where a shard stands: what it reads next in which epoch, samples read and not yet used as (source,
+    """The position of a shard: what it reads next in which epoch, samples read and not yet used as (source,
     row), and the bad ones so far as (place, reason). Plain values, ready for JSON."""
 
     epoch: int = 0
@@ -56,7 +53,7 @@ class ShardState:
 
 
 @dataclass(frozen=True)
-class Batch:
+class LoadedBatch:
     """Arguments of the model's `forward`, where the samples come from, and the shard's state after them."""
 
     inputs: dict[str, Any]
@@ -87,15 +84,15 @@ class Shard:
         self.mixture, self.writer, self.plan = mixture, writer, plan
         self.shard, self.num_epochs = shard, num_epochs
         self.num_shards = plan.num_shards(mixture.num_samples)
-        self.go_on_from(state or ShardState())
+        self.restore(state or ShardState())
 
-    def go_on_from(self, state: ShardState) -> None:
+    def restore(self, state: ShardState) -> None:
         """Continues from `state`; samples are read only when batches are asked for."""
         self.epoch, self.position, self.skipped = state.epoch, state.position, dict(state.skipped)
         self.pending = [(source, row) for source, row in state.pending]
         self.buffer: list[tuple[tuple[int, int], Tokens]] = []
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         while self.pending:
             self._read(self.pending.pop(0))
         places = self._places()
@@ -107,7 +104,7 @@ class Shard:
             yield self._take()
 
     def state(self) -> ShardState:
-        """Returns where the shard stands now."""
+        """Returns the shard's present position."""
         pending = [place for place, _ in self.buffer] + self.pending
         return ShardState(self.epoch, self.position, pending, list(self.skipped.items()))
 
@@ -131,19 +128,12 @@ class Shard:
             self.skipped[source.where(row)] = str(error)
             check_skipped(self.skipped, self.plan.max_skipped)
 
-    def _take(self) -> Batch:
-        choose = choose_packed if self.plan.packed else choose_padded
-        chosen = choose([len(tokens) for _, tokens in self.buffer], self.plan.max_tokens)
+    def _take(self) -> LoadedBatch:
+        chosen = choose_packed([len(tokens) for _, tokens in self.buffer], self.plan.max_tokens)
         taken = [self.buffer[index] for index in chosen]
         self.buffer = [each for index, each in enumerate(self.buffer) if index not in set(chosen)]
         names = [self.mixture.sources[source].where(row) for (source, row), _ in taken]
-        return Batch(self._join([tokens for _, tokens in taken]), names, self.shard, self.state())
-
-    def _join(self, samples: Sequence[Tokens]) -> dict[str, Any]:
-        pad_id = self.writer.tokenizer.pad_token_id or 0
-        if not self.plan.packed:
-            return pad_samples(samples, pad_id)
-        return pack_samples(samples, self.plan.max_tokens if self.plan.fill else None, pad_id)
+        return LoadedBatch(pack_samples([tokens for _, tokens in taken]), names, self.shard, self.state())
 
 
 def choose_packed(lengths: Sequence[int], max_tokens: int) -> list[int]:
@@ -156,23 +146,12 @@ def choose_packed(lengths: Sequence[int], max_tokens: int) -> list[int]:
     return sorted(chosen)
 
 
-def choose_padded(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Chooses samples for a padded batch: the oldest, then those of the nearest lengths."""
-    chosen, longest = [0], lengths[0]
-    for index in sorted(range(1, len(lengths)), key=lambda index: (abs(lengths[index] - lengths[0]), index)):
-        longest = max(longest, lengths[index])
-        if longest * (len(chosen) + 1) > max_tokens:
-            break
-        chosen.append(index)
-    return sorted(chosen)
-
-
 class Loader:
     """Yields steps without end: this process's batches of each, equally many of every shard that it reads.
 
     Args:
         rank, world_size: this process among those that read together; they divide the shards.
-        states: of all shards, from `states` of every process, to go on there.
+        states: of all shards, merged from `states` of every process, to resume from.
         num_workers: at most so many processes read ahead, as many as divide this process's shards; 0: none.
     """
 
@@ -202,9 +181,9 @@ class Loader:
             count for count in range(num_workers + 1) if not count or not len(self.own) % count
         )
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[LoadedBatch]]:
         for shard in self.shards:
-            shard.go_on_from(self.states[shard.shard])
+            shard.restore(self.states[shard.shard])
         batches = iter(
             DataLoader(
                 _InTurn(self.shards),
@@ -231,7 +210,7 @@ class _InTurn(IterableDataset):
     def __init__(self, shards: Sequence[Shard]):
         self.shards = shards
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         worker = get_worker_info()
         mine = self.shards if worker is None else self.shards[worker.id :: worker.num_workers]
         streams = [iter(shard) for shard in mine]

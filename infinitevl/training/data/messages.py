@@ -73,7 +73,7 @@ def field(row: Any, name: str, kind: type, path: str) -> Any:
 
 
 def listed(row: dict[str, Any], column: str) -> list[Any]:
-    """A column that holds nothing, one medium, or a list of them; `image` where there is no `images`."""
+    """Lists the media of a column: none, one, or several; of `image` where there is no `images`."""
     value = row.get(column)
     if value is None:
         value = row.get(column.removesuffix("s"))
@@ -83,7 +83,7 @@ def listed(row: dict[str, Any], column: str) -> list[Any]:
 
 
 def split_places(text: str) -> list[dict[str, Any]]:
-    """Text with <image> and <video> in it as parts of a message."""
+    """Splits text at <image> and <video> into parts of a message."""
     pieces = [piece for piece in _PLACE.split(text) if piece]
     return [
         {"type": piece[1:-1]} if _PLACE.fullmatch(piece) else {"type": "text", "text": piece}
@@ -92,7 +92,7 @@ def split_places(text: str) -> list[dict[str, Any]]:
 
 
 def _with_parts(messages: list[Any], kinds: list[str]) -> list[Any]:
-    """The messages with parts where questions say <image>, unless media of these kinds have parts already."""
+    """Splits questions that say <image> into parts, unless media of these kinds have parts already."""
     parts = [part for message in messages for part in _listed_content(message)]
     if any(isinstance(part, dict) and part.get("type") in (*kinds, "document") for part in parts):
         return messages
@@ -122,7 +122,10 @@ def _message(message: Any, path: str, root: Path, spare: dict[str, Iterator[Any]
         raise InputError(f"field {path}.role: is {role!r}; valid are {', '.join(ROLES)}.")
     content = message.get("content")
     if isinstance(content, str):
-        return {"role": role, "content": [{"type": "text", "text": _whole(content, f"{path}.content")}]}
+        return {
+            "role": role,
+            "content": [{"type": "text", "text": _checked(content, f"{path}.content")}],
+        }
     parts = field(message, "content", list, f"{path}.")
     read = [_parts(part, f"{path}.content[{i}]", root, spare) for i, part in enumerate(parts)]
     return {"role": role, "content": [part for found in read for part in found]}
@@ -134,7 +137,7 @@ def _parts(part: Any, path: str, root: Path, spare: dict[str, Iterator[Any]]) ->
     if kind not in KINDS:
         raise InputError(f"field {path}.type: is {kind!r}; valid are {', '.join(KINDS)}.")
     if kind == "text":
-        return [{"type": "text", "text": _whole(field(part, "text", str, f"{path}."), f"{path}.text")}]
+        return [{"type": "text", "text": _checked(field(part, "text", str, f"{path}."), f"{path}.text")}]
     source = part.get(kind)
     if source is None:
         source = next(spare["image" if kind == "document" else kind], None)
@@ -155,8 +158,8 @@ def _parts(part: Any, path: str, root: Path, spare: dict[str, Iterator[Any]]) ->
     return [{"type": "image", "image": page, **settings} for page in pages]
 
 
-def _whole(text: str, path: str) -> str:
-    """The text, if all of its characters are whole."""
+def _checked(text: str, path: str) -> str:
+    """Returns the text; InputError if it has half a character (a lone surrogate)."""
     if half := _HALF_CHARACTER.search(text):
         raise InputError(
             f"field {path}: character {half.start() + 1} is {half.group()!r}, half of one (a lone "

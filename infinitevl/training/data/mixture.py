@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infinitevl.errors import InputError
-from infinitevl.training.data.source import Source
+from infinitevl.training.data.source import Samples
 
 
 class Mixture:
@@ -15,8 +15,8 @@ class Mixture:
         weights: of each source in an epoch, in any unit; None: its number of rows.
         num_samples: of one epoch; None: all rows once.
 
-    A source of which an epoch takes a part goes on in the next epoch where it stopped, so that no row comes
-    again before all have come; one of which an epoch takes more than all begins anew, in another order.
+    If an epoch takes a part of a source, the next epoch continues after it, so that no row repeats before all
+    were used; if an epoch takes more than all rows, they repeat in another order.
 
     Raises:
         InputError: there is no source, a source is empty, or the weights do not fit.
@@ -24,7 +24,7 @@ class Mixture:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Samples],
         seed: int,
         weights: Sequence[float] | None = None,
         num_samples: int | None = None,
@@ -64,7 +64,7 @@ class Mixture:
         return pairs[np.random.default_rng([self.seed, epoch]).permutation(len(pairs))]
 
     def _rows(self, index: int, epoch: int) -> np.ndarray:
-        """Returns rows of one source: a piece of its endless list of permutations."""
+        """Returns the rows of one source: a part of its endless list of permutations."""
         size, count = len(self.sources[index]), self.counts[index]
         first, last = divmod(epoch * count, size)[0], -(-(epoch + 1) * count // size)
         endless = [

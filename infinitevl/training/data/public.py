@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 from infinitevl.errors import InputError
 from infinitevl.training.data.adapters import ADAPTERS
 from infinitevl.training.data.mixture import Mixture
-from infinitevl.training.data.source import Source
+from infinitevl.training.data.source import Samples
 from infinitevl.training.settings import Strict
 
 
@@ -60,25 +60,25 @@ Load = Callable[[PublicSource, str], Any]
 
 
 def read_public_data(path: str | Path) -> PublicData:
-    """A file such as recipes/4b/data.yaml; InputError that names what is unknown, missing or wrong in it."""
+    """Reads a file such as recipes/4b/data.yaml; InputError names what is unknown, missing or wrong."""
     try:
         return PublicData.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise InputError(f"{path}: {'; '.join(told)}") from error
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise InputError(f"{path}: {'; '.join(problems)}") from error
 
 
 def load_subset(source: PublicSource, subset: str) -> Any:
-    """The rows of one subset, downloaded where they are not there yet, kept on the disk."""
+    """Loads the rows of one subset; downloads it once."""
     import datasets
 
     return datasets.load_dataset(source.dataset, subset, split=source.split)
 
 
 def open_mixture(data: PublicData, name: str, seed: int, load: Load = load_subset) -> Mixture:
-    """The samples of one mixture.
+    """Opens the samples of one mixture.
 
     Raises:
         InputError: there is no such mixture.
@@ -86,7 +86,7 @@ def open_mixture(data: PublicData, name: str, seed: int, load: Load = load_subse
     if name not in data.mixtures:
         raise InputError(f"There is no mixture {name!r}; valid are {', '.join(data.mixtures)}.")
     wanted = data.mixtures[name]
-    sources: list[Source] = []
+    sources: list[Samples] = []
     weights: list[float] = []
     for category, share in wanted.shares.items():
         found = [each for listed in data.categories[category] for each in _opened(listed, load)]
@@ -96,10 +96,10 @@ def open_mixture(data: PublicData, name: str, seed: int, load: Load = load_subse
     return Mixture(sources, seed, weights, wanted.samples)
 
 
-def _opened(listed: PublicSource, load: Load) -> list[Source]:
+def _opened(listed: PublicSource, load: Load) -> list[Samples]:
     adapter = ADAPTERS[listed.adapter]
     return [
-        Source(
+        Samples(
             f"{listed.dataset}/{subset}/{listed.split}",
             load(listed, subset),
             adapter,

@@ -1,7 +1,6 @@
 """Rows in LLaMA-Factory's `sharegpt` form, turned into messages."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from infinitevl.errors import InputError
@@ -25,19 +24,8 @@ class ShareGPT:
     function_tag: str = "function_call"
     system_tag: str = "system"
 
-    @classmethod
-    def from_info(cls, info: Mapping[str, Any]) -> "ShareGPT":
-        """The names of one entry of a dataset_info.json; InputError for names that are not known."""
-        if info.get("formatting", "sharegpt") != "sharegpt":
-            raise InputError(f"formatting is {info['formatting']!r}; only 'sharegpt' is read.")
-        given = {**info.get("columns", {}), **info.get("tags", {})}
-        known = {each.name for each in fields(cls)}
-        if unknown := sorted(set(given) - known):
-            raise InputError(f"columns and tags have {unknown}; valid are {sorted(known)}.")
-        return cls(**given)
-
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with messages; each <image> and <video> of a question is the next of images and videos.
+        """Converts a row to messages; each <image> and <video> in a question takes the next image or video.
 
         Answers are text, whatever is in them. Raises InputError that names the field.
         """

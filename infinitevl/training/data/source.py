@@ -25,8 +25,11 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
-    """Samples by number. `convert` brings a row into the form of `read_messages`; paths start at `root`."""
+class Samples:
+    """Samples of one file or dataset, by number.
+
+    convert: brings a row into the form that `read_messages` reads. root: folder that relative paths start at.
+    """
 
     name: str
     rows: Rows
@@ -84,7 +87,7 @@ def _line_starts(path: Path) -> np.ndarray:
     return np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()])
 
 
-def open_samples(path: str | Path, form: str | Convert = "messages") -> Source:
+def open_samples(path: str | Path, form: str | Convert = "messages") -> Samples:
     """Opens a .jsonl or .json file, or a folder that `datasets` wrote with save_to_disk.
 
     form: "messages", "sharegpt", or a function that brings a row into the form of messages.
@@ -96,9 +99,9 @@ def open_samples(path: str | Path, form: str | Convert = "messages") -> Source:
     if not file.exists():
         raise InputError(f"{file} does not exist. Give a .jsonl or .json file, or a saved dataset.")
     if file.is_dir():
-        return Source(str(file), _saved_dataset(file), convert, file)
+        return Samples(str(file), _saved_dataset(file), convert, file)
     rows: Rows = JsonLines(file) if file.suffix != ".json" else _json_list(file)
-    return Source(str(file), rows, convert, file.parent, "line" if file.suffix != ".json" else "entry")
+    return Samples(str(file), rows, convert, file.parent, "line" if file.suffix != ".json" else "entry")
 
 
 def _saved_dataset(folder: Path) -> Any:

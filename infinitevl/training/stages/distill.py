@@ -5,7 +5,7 @@ from torch import Tensor
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.training.losses import layer_loss, logits_loss
-from infinitevl.training.stages.reading import Batch, answers, longest, picked, read, real_tokens
+from infinitevl.training.stages.inputs import Batch, answers, embed_batch, longest, picked, real_tokens
 
 Model = InfiniteVLForConditionalGeneration
 
@@ -13,24 +13,24 @@ Model = InfiniteVLForConditionalGeneration
 def distill_layers(
     student: Model, teacher: Model, batch: Batch, same: frozenset[int] = frozenset()
 ) -> Tensor:
-    """Computes the loss of stage 1a: each layer gets its teacher's input, and should give its output.
+    """Computes the loss of stage 1a: each layer gets its teacher's input and learns its output.
 
     Args:
-        same: layers whose weights are the teacher's (`same_layers`): where a window holds every sequence of
-            the batch, nothing differs and nothing is computed.
+        same: layers that have the teacher's weights (`same_layers`). Where a window holds every sequence of
+            the batch, their loss is zero and not computed.
 
     Returns:
         Mean over layers of the squared error, times 1000, summed over real tokens.
     """
-    reading = read(teacher, batch)
+    inputs = embed_batch(teacher, batch)
     counts = real_tokens(batch)
-    x, length = reading.embeds, longest(batch)
+    x, length = inputs.embeds, longest(batch)
     losses: list[Tensor] = []
-    pairs = zip(reading.layers(student), reading.layers(teacher), strict=True)
-    for number, (layer, taught) in enumerate(pairs):
+    pairs = zip(inputs.layers(student), inputs.layers(teacher), strict=True)
+    for number, (layer, taught_layer) in enumerate(pairs):
         with torch.no_grad():
-            wanted = taught(x)
-        if number in same and layer.sees(length) == taught.sees(length):
+            wanted = taught_layer(x)
+        if number in same and layer.sees(length) == taught_layer.sees(length):
             losses.append(x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32)))
             x = wanted
             continue
@@ -43,7 +43,7 @@ def distill_layers(
 def distill_logits(
     student: Model, teacher: Model, batch: Batch, temperature: float, all_tokens: bool = False
 ) -> Tensor:
-    """Computes the loss of stage 1b: next tokens should be as likely as the teacher says.
+    """Computes the loss of stage 1b: the student learns the teacher's distribution of next tokens.
 
     Args:
         all_tokens: learn from every real token, as the published run did, and not from answers alone.
@@ -51,11 +51,11 @@ def distill_logits(
     Returns:
         KL(teacher || student) at the temperature, times its square, summed over those tokens.
     """
-    reading = read(teacher, batch)
+    inputs = embed_batch(teacher, batch)
     asked = (real_tokens(batch) if all_tokens else answers(batch)[0]).flatten().nonzero()[:, 0]
     with torch.no_grad():
-        wanted = picked(reading.through(teacher), asked)
-    given = picked(reading.through(student), asked)
+        wanted = picked(inputs.through(teacher), asked)
+    given = picked(inputs.through(student), asked)
     return logits_loss(given, student.lm_head.weight, wanted, teacher.lm_head.weight, temperature)
 
 
@@ -71,7 +71,7 @@ def share_frozen_(student: Model, teacher: Model) -> int:
 
 
 def same_layers(student: Model, teacher: Model) -> frozenset[int]:
-    """Returns the numbers of the layers that both models share whole after `share_frozen_`."""
+    """Returns the numbers of the layers of which both models share all weights after `share_frozen_`."""
     decoders = (student.model.language_model.layers, teacher.model.language_model.layers)
     return frozenset(
         number

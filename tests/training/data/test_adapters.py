@@ -7,7 +7,7 @@ from PIL import Image
 
 from infinitevl.errors import InputError
 from infinitevl.training.data.adapters import ADAPTERS
-from infinitevl.training.data.source import Source
+from infinitevl.training.data.source import Samples
 
 PICTURE = Image.new("RGB", (28, 28))
 URL = "https://pictures.example/boat.jpg"
@@ -111,7 +111,7 @@ def test_a_row_of_each_source_becomes_a_conversation(name, tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos/ytb_7.mp4").touch()
     adapter, row = ROWS[name]
-    sample = Source(name, [row], ADAPTERS[adapter], tmp_path)[0]
+    sample = Samples(name, [row], ADAPTERS[adapter], tmp_path)[0]
     assert [shown(message) for message in sample.messages] == READ_AS[name]
     assert [message["role"] for message in sample.messages] == ["user", "assistant"] * (
         len(READ_AS[name]) // 2
@@ -145,5 +145,5 @@ def test_every_adapter_has_rows():
 )
 def test_rows_of_another_form_are_refused_by_field(adapter, row, said):
     with pytest.raises(InputError) as error:
-        Source("boats", [row], ADAPTERS[adapter], Path("."))[0]
+        Samples("boats", [row], ADAPTERS[adapter], Path("."))[0]
     assert said in str(error.value)

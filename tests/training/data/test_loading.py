@@ -16,11 +16,10 @@ from infinitevl.training.data.loading import (
     Shard,
     ShardState,
     choose_packed,
-    choose_padded,
     describe_skipped,
 )
 from infinitevl.training.data.mixture import Mixture
-from infinitevl.training.data.source import Source
+from infinitevl.training.data.source import Samples
 
 WORDS = "word sign says the"
 
@@ -31,7 +30,7 @@ def source(name="a", size=20, bad=()):
         answer = "" if index in bad else f"{index}"
         return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
 
-    return Source(name, [row(index) for index in range(size)], lambda row: row, Path("."))
+    return Samples(name, [row(index) for index in range(size)], lambda row: row, Path("."))
 
 
 def mixture(seed=0, **options):
@@ -72,28 +71,18 @@ def test_weights_share_out_an_epoch_and_no_row_comes_again_before_all_have_come(
     assert set(np.bincount(seen[1])) <= {8, 9}
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_batches_hold_all_samples_within_the_budget(writer, packed):
-    batches = list(Shard(mixture(), writer, plan(packed=packed), num_epochs=1))
+def test_batches_hold_all_samples_within_the_budget(writer):
+    batches = list(Shard(mixture(), writer, plan(), num_epochs=1))
     found = sorted(name for batch in batches for name in batch.names)
     assert found == sorted([f"a, row {i + 1}" for i in range(20)] + [f"b, row {i + 1}" for i in range(7)])
     assert all(batch.inputs["input_ids"].numel() <= 400 for batch in batches)
     assert len(batches) < 27
-    if packed:
-        sizes = [batch.inputs["input_ids"].shape[1] for batch in batches[:-2]]
-        assert min(sizes) > 300
-
-
-def test_filled_rows_have_one_length(writer):
-    batches = list(Shard(mixture(), writer, plan(fill=True), num_epochs=1))
-    assert {batch.inputs["labels"].shape for batch in batches} == {(1, 400)}
+    assert min(batch.inputs["input_ids"].shape[1] for batch in batches[:-2]) > 300
 
 
 def test_the_oldest_sample_is_always_taken():
     assert choose_packed([3, 9, 4, 6, 2], 10) == [0, 3]
     assert choose_packed([3, 5, 2, 2, 9], 10) == [0, 1, 2]
-    assert choose_padded([3, 9, 4, 3, 2], 12) == [0, 2, 3]
-    assert choose_padded([9, 1], 12) == [0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

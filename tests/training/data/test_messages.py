@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from infinitevl.errors import InputError
-from infinitevl.training.data.source import Source, open_samples
+from infinitevl.training.data.source import Samples, open_samples
 
 QUESTION = {"role": "user", "content": "What is it?"}
 ANSWER = {"role": "assistant", "content": "A boat."}
@@ -92,7 +92,7 @@ def test_pictures_of_a_dataset_arrive_in_memory(folder):
     content = {"image": str(folder / "a.png"), "question": "What is it?"}
     features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
     dataset = datasets.Dataset.from_list([content], features=features)
-    source = Source("boats", dataset, lambda row: asked({"type": "image"}, images=[row["image"]]), folder)
+    source = Samples("boats", dataset, lambda row: asked({"type": "image"}, images=[row["image"]]), folder)
     assert source[0].messages[0]["content"][0]["image"].size == (28, 28)
 
 

@@ -9,7 +9,7 @@ from infinitevl.errors import InputError
 from infinitevl.training.data.loading import BatchPlan, Shard
 from infinitevl.training.data.messages import read_messages
 from infinitevl.training.data.mixture import Mixture
-from infinitevl.training.data.source import Source, open_samples
+from infinitevl.training.data.source import Samples, open_samples
 from infinitevl.training.data.tokens import Limits, TokenWriter
 from tests.processing.media import make_picture
 from tests.support import tiny_config, tiny_processor
@@ -119,7 +119,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_row_is_skipped_and_counted(folder, name):
     rows = [row(), BAD[name], row()]
-    source = Source("rows", rows, lambda each: each, folder)
+    source = Samples("rows", rows, lambda each: each, folder)
     writer = TokenWriter(tiny_processor(), tiny_config(), Limits(200))
     shard = Shard(Mixture([source], 0), writer, BatchPlan(200), num_epochs=1)
     names = [name for batch in shard for name in batch.names]
@@ -135,7 +135,7 @@ def test_settings_that_say_nothing_and_whole_numbers_of_another_writer_are_read(
 
 
 def test_errors_of_a_caller_s_own_function_name_the_row(folder):
-    source = Source("rows", [row()], lambda each: each["nothing"], folder)
+    source = Samples("rows", [row()], lambda each: each["nothing"], folder)
     with pytest.raises(InputError, match="rows, row 1, KeyError: 'nothing'"):
         source[0]
 

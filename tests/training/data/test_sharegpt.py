@@ -31,19 +31,9 @@ def test_a_row_becomes_messages_with_pictures_where_the_text_says():
 
 
 def test_own_names_of_columns_and_roles_are_those_of_dataset_info():
-    names = ShareGPT.from_info(
-        {
-            "file_name": "data.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "messages", "videos": "clips"},
-            "tags": {
-                "role_tag": "role",
-                "content_tag": "content",
-                "user_tag": "user",
-                "assistant_tag": "assistant",
-            },
-        }
-    )
+    columns = {"messages": "messages", "videos": "clips"}
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    names = ShareGPT(**columns, **tags)
     turns = [{"role": "user", "content": "<video>What?"}, {"role": "assistant", "content": "This."}]
     row = names({"messages": turns, "clips": "a.mp4"})
     assert row["videos"] == ["a.mp4"]
@@ -84,10 +74,3 @@ def test_errors_name_the_field(row, said):
     with pytest.raises(InputError) as error:
         ShareGPT()(row)
     assert said in str(error.value)
-
-
-def test_names_that_are_not_known_are_refused():
-    with pytest.raises(InputError, match="audios"):
-        ShareGPT.from_info({"columns": {"audios": "sounds"}})
-    with pytest.raises(InputError, match="alpaca"):
-        ShareGPT.from_info({"formatting": "alpaca"})

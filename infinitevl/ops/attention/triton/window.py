@@ -20,7 +20,7 @@ from infinitevl.ops.attention.triton.window_kernels import (
     rotate_kernel,
     step_kernel,
 )
-from infinitevl.ops.rows import dense
+from infinitevl.ops.rows import contiguous
 
 ALL_TOKENS = 1 << 30  # the window of full attention
 
@@ -57,7 +57,7 @@ def window_chunk_(
     *,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """Many tokens after what the ring holds; the ring takes them in, in place.
+    """Read many tokens after those in the ring, and add them to the ring, in place.
 
     Args:
         q: [B, T, H, D], k, v: [B, T, H_kv, D], not yet rotated, any strides but the last.
@@ -74,7 +74,7 @@ def window_chunk_(
         [B, T, H, D].
     """
     _check(q, k, v, cos, sin, keys, values)
-    length, rows, num_valid = length.contiguous(), dense(rows), dense(num_valid)
+    length, rows, num_valid = length.contiguous(), contiguous(rows), contiguous(num_valid)
     tiles = tiles or chunk_tiles(q, k, keys)
     q, k = _rotate(q, k, cos, sin)
     out = torch.empty_like(q)
@@ -97,9 +97,9 @@ def window_step_(
     *,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """One token: the same with T = 1 and a ring as long as the window."""
+    """Read one token: the same with T = 1 and a ring as long as the window."""
     _check(q, k, v, cos, sin, keys, values)
-    length, rows = length.contiguous(), dense(rows)
+    length, rows = length.contiguous(), contiguous(rows)
     batch, _, heads, dim = q.shape
     kv_heads, slots = keys.shape[1:3]
     tiles = tiles or step_tiles(q, keys)

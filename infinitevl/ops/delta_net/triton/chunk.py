@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
-from infinitevl.ops.delta_net.triton.parts import check, count, halves, product, row_of
+from infinitevl.ops.delta_net.triton.parts import check_layout, count, halves, product, row_of
 from infinitevl.ops.delta_net.triton.prepare import FEW_CHUNKS, MANY_CHUNKS, SIZE, ChunkTuning, prepare
 from infinitevl.ops.early import launches_early
-from infinitevl.ops.rows import dense
+from infinitevl.ops.rows import contiguous
 from infinitevl.ops.table import FEW_CHUNKS_LIMIT
 
 
@@ -30,8 +30,8 @@ def delta_net_chunk_(
     tuning: ChunkTuning | None = None,
 ) -> Tensor:
     """As `ops.delta_net.torch.delta_net_chunk_`: out float32 [B, T, H, V]; both states change in place."""
-    check(mixed, conv_weight, recurrent_state, conv_state)
-    rows, num_valid = dense(rows), dense(num_valid)
+    check_layout(mixed, conv_weight, recurrent_state, conv_state)
+    rows, num_valid = contiguous(rows), contiguous(num_valid)
     batch, length = mixed.shape[:2]
     _, heads, key_width, value_width = recurrent_state.shape
     many = batch * heads * triton.cdiv(length, SIZE) > FEW_CHUNKS_LIMIT
@@ -62,7 +62,7 @@ def _scan(
     WIDE_V: tl.constexpr, SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
     BV: tl.constexpr, BRIEF: tl.constexpr, BC: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (heads, value blocks and one more, rows); that one more renews conv_state, which nobody reads now.
+    """Grid (heads, value blocks and one more, rows); that one more renews conv_state, which is free now.
 
     The state is carried transposed, [BV, BK]: as the first operand of every product it stays in registers.
     """

@@ -18,7 +18,7 @@ def supports(dtype: torch.dtype, recurrent_state: Tensor, conv_weight: Tensor) -
     )
 
 
-def check(mixed: Tensor, conv_weight: Tensor, recurrent_state: Tensor, conv_state: Tensor) -> None:
+def check_layout(mixed: Tensor, conv_weight: Tensor, recurrent_state: Tensor, conv_state: Tensor) -> None:
     """Refuse what would be read wrongly: of the state, kernels take the stride of rows alone."""
     _, heads, key_width, value_width = recurrent_state.shape
     assert supports(mixed.dtype, recurrent_state, conv_weight), (

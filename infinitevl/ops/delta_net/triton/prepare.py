@@ -129,7 +129,7 @@ def _prepare(
     BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, heads then value blocks of heads, rows): two kinds of programs that share nothing."""
-    if EARLY:  # the scan may fetch the recurrent state as soon as nobody before this kernel still changes it
+    if EARLY:  # the scan may fetch the recurrent state as soon as no earlier kernel still changes it
         gdc_wait()
         gdc_launch_dependents()
     chunk, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -218,7 +218,7 @@ def _relate(
     SIZE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, heads' keys then heads' queries, rows)."""
-    if EARLY:  # the scan may fetch the recurrent state as soon as nobody before this kernel still changes it
+    if EARLY:  # the scan may fetch the recurrent state as soon as no earlier kernel still changes it
         gdc_wait()
         gdc_launch_dependents()
     chunk, part, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)

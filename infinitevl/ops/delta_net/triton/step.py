@@ -7,9 +7,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from infinitevl.ops.delta_net.triton.parts import check, log_decay_of, row_of
+from infinitevl.ops.delta_net.triton.parts import check_layout, log_decay_of, row_of
 from infinitevl.ops.early import launches_early
-from infinitevl.ops.rows import dense
+from infinitevl.ops.rows import contiguous
 
 _SHIFTED = 512  # channels of one program of `_shift_keys`
 
@@ -42,9 +42,9 @@ def delta_net_step_(
     tuning: StepTuning | None = None,
 ) -> Tensor:
     """As `ops.delta_net.torch.delta_net_step_`: out float32 [B, 1, H, V]; both states change in place."""
-    check(mixed, conv_weight, recurrent_state, conv_state)
+    check_layout(mixed, conv_weight, recurrent_state, conv_state)
     assert mixed.shape[1] == 1, "one token at a time"
-    batch, rows = mixed.shape[0], dense(rows)
+    batch, rows = mixed.shape[0], contiguous(rows)
     _, heads, key_width, value_width = recurrent_state.shape
     tuning = tuning or _tuning(batch)
     block_v = min(tuning.block_v, triton.next_power_of_2(value_width))

@@ -19,7 +19,7 @@ _MEDIA = ((IMAGE, "pixel_values", "image_grid_thw"), (VIDEO, "pixel_values_video
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecoderInput:
     """The input of the first layer; the same for teacher and student.
 
     embeds: [B, T, C]. position_ids: int64 [3, B, T]. packed: sequences that share the row, or None.
@@ -68,7 +68,7 @@ class Layer:
 
 
 @torch.no_grad()
-def read(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Reading:
+def embed_batch(model: InfiniteVLForConditionalGeneration, batch: Batch) -> DecoderInput:
     """Embeds tokens and pictures of a batch as `training.data` packs it.
 
     With "shown_images", int64 [F], pictures of one size are read once each, and frame number f shows picture
@@ -84,7 +84,7 @@ def read(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Reading:
             embeds = inner.place_features(embeds, kinds, kind, batch[pixels], batch[grids])
     lengths = batch.get("sequence_lengths")
     packed = None if lengths is None else inner.language_model.pack(lengths)
-    return Reading(embeds, batch["position_ids"], packed)
+    return DecoderInput(embeds, batch["position_ids"], packed)
 
 
 def _place_shown(
