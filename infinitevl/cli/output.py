@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from infinitevl.errors import InfiniteVLError, InputError
+
+_CREDENTIALS = re.compile(r"://[^/\s?#]*@")
 
 
 def prepare_streams() -> None:
@@ -30,9 +33,16 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def without_password(text: str) -> str:
+    """A text whose addresses name no user and no password, as in `rtsp://***@camera/1`."""
+    return _CREDENTIALS.sub("://***@", text)
+
+
 def print_error(error: Exception) -> None:
     """One clear message in red on standard error."""
-    Console(stderr=True).print(Text(f"error: {error}", style="bold red"), soft_wrap=True)
+    Console(stderr=True).print(
+        Text(f"error: {without_password(str(error))}", style="bold red"), soft_wrap=True
+    )
 
 
 def print_json(value: Mapping[str, Any]) -> None:

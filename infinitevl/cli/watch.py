@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from infinitevl.cli.command import check_folder, load_model
+from infinitevl.cli.output import without_password
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
 from infinitevl.engine.sampling import Sampling
@@ -56,7 +57,7 @@ def run_watch(
         outcome = _watch_and_save(options, session, source, questions, recorder)
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
-        names = {"title": options.source, "model": model or "the built-in model"}
+        names = {"title": without_password(options.source), "model": model or "the built-in model"}
         write_report(options.report, recorder, outcome.summary, **names, growth_per_token=growth)
     if outcome.broken is not None:
         raise outcome.broken

@@ -70,3 +70,9 @@ def test_a_closed_standard_input_is_an_empty_one() -> None:
         ["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, program], capture_output=True, check=False
     )
     assert done.stdout == b"False ''\n", done.stderr
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    told = "print_error(InputError('rtsp://me:s3@cr3t@camera/1 is lost, as is http://host/a@b'))"
+    shown = run(told).stderr
+    assert b"rtsp://***@camera/1 is lost, as is http://host/a@b" in shown and b"cr3t" not in shown
