@@ -1,7 +1,10 @@
 # Short names for the commands of README.md and CONTRIBUTING.md; nothing here is needed to work without make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: environment check slow test-gpu demo data pretrain school builtin-evaluate
+.PHONY: help environment check slow test-gpu demo data pretrain school builtin-evaluate
+
+help:  ## this list (what bare `make` prints)
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 environment:  ## make .venv with everything that the tests need
 	python3 -m venv .venv

@@ -1,6 +1,7 @@
 """What the repository holds: no traces of one machine, light weights, short files, one public surface."""
 
 import ast
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -87,3 +88,9 @@ def test_nobody_reads_a_config_with_a_default(module: str) -> None:
         and ast.unparse(node.args[0]).endswith("config")
     ]
     assert not guesses, f"a config states its values; it is not asked with a default: {guesses}"
+
+
+def test_bare_make_prints_help_and_help_knows_every_target() -> None:
+    targets = re.findall(r"^([a-z][\w-]*):(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets[0][0] == "help"  # the first target is what bare `make` runs
+    assert all(re.search("## .", rest) for _, rest in targets), targets
