@@ -36,7 +36,7 @@ class WindowState:
 
 @dataclass
 class DeltaState:
-    """The matrix of one Gated DeltaNet, float32, and the inputs that its convolution still sees."""
+    """The matrix of one Gated DeltaNet, at least float32, and the inputs that its convolution still sees."""
 
     recurrent_state: Tensor  # [B, H, K, V]
     conv_state: Tensor  # [B, W - 1, C]
@@ -92,7 +92,7 @@ class StreamState:
 
         Args:
             config: the decoder's sizes.
-            dtype: of windows and conv_states; recurrent states are float32.
+            dtype: of windows and conv_states; recurrent states are float32, or float64 beside float64.
             device: one device, or one for each layer.
             max_length: tokens that full-attention layers have room for; needed only where there are any.
             frame_size: height and width in pixels of a frame that waits for its partner (video mode).
@@ -329,7 +329,8 @@ def _layer_shapes(
     if kind == LINEAR:
         recurrent_state = (config.num_linear_heads, config.linear_head_dim, config.linear_value_dim)
         conv_state = (config.conv_size - 1, config.conv_channels)
-        shapes: Any = Shape(recurrent_state, torch.float32, device), Shape(conv_state, dtype, device)
+        wide = torch.promote_types(dtype, torch.float32)
+        shapes: Any = Shape(recurrent_state, wide, device), Shape(conv_state, dtype, device)
         return DeltaState(*shapes)
     slots = max_length if kind == FULL else config.sliding_window
     if not isinstance(slots, Integral) or slots < 1:

@@ -30,7 +30,6 @@ def test_a_float64_model_loses_nothing_to_float32():
     """Its gates too: a Gated DeltaNet of one and of many tokens against the same weights in float64."""
     model = tiny_model().double()
     layer, state = model.model.language_model.layers[1], model.allocate_state().layers[1]
-    state = DeltaState(state.recurrent_state.double(), state.conv_state)
     mixer, norm = layer.self_attn, layer.input_layernorm
     x = torch.randn(1, 70, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -39,6 +38,19 @@ def test_a_float64_model_loses_nothing_to_float32():
         steps = torch.cat([mixer(token, step, state, norm=norm) for token in x.split(1, dim=1)], dim=1)
     assert whole.dtype == torch.float64
     assert relative_error(steps, whole) < 1e-13
+
+
+def test_a_float64_model_reads_any_cut_as_the_whole():
+    model = tiny_model().double()
+    ids = torch.randint(0, 400, (1, 60), generator=torch.Generator().manual_seed(0))
+    whole, split = model.allocate_state(), model.allocate_state()
+    assert {states.dtype for states in recurrent_states(whole)} == {torch.float64}
+    with torch.no_grad():
+        wanted = model(input_ids=ids, past_key_values=whole).logits
+        parts = [model(input_ids=x, past_key_values=split).logits for x in ids.split([1, 30, 20, 9], 1)]
+    assert relative_error(torch.cat(parts, 1), wanted) < 1e-11
+    for one, other in zip(recurrent_states(split), recurrent_states(whole), strict=True):
+        assert relative_error(one, other) < 1e-11
 
 
 def test_pictures_seen_in_inference_mode_can_be_trained_on_afterwards():
