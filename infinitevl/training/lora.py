@@ -7,6 +7,7 @@ from typing import Any
 from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
+from infinitevl.model.opening import is_builtin
 from infinitevl.training.parts import PROJECTIONS
 
 _CARD = """---
@@ -78,8 +79,8 @@ def merged(adapted: Any) -> InfiniteVLForConditionalGeneration:
 def save_adapter(adapted: Any, base: str, folder: Path) -> None:
     """Writes the adapter in peft's format, with a card; base: name of the model that it belongs to."""
     config = adapted.peft_config["default"]
-    config.base_model_name_or_path = base
-    adapted.save_pretrained(folder)
+    config.base_model_name_or_path = None if is_builtin(base) else base  # peft reads it as a hub's name
+    adapted.save_pretrained(folder, save_embedding_layers=False)  # they never change; peft would ask a hub
     card = _CARD.format(base=base, rank=config.r, alpha=config.lora_alpha, folder=folder)
     with atomic_write(folder / "README.md") as path:
         path.write_text(card)

@@ -11,7 +11,7 @@ import infinitevl
 from infinitevl.errors import CheckpointError
 from infinitevl.model import opening
 from infinitevl.model.adapters import CONFIG, FOLDER, WEIGHTS, merge_adapter_
-from infinitevl.training.lora import add_adapters, merged
+from infinitevl.training.lora import add_adapters, merged, save_adapter
 from tests.support import adapter_weights, tiny_model, tiny_processor
 
 
@@ -148,3 +148,16 @@ def test_settings_that_are_no_object_and_broken_weights_are_told(folder):
     (folder / FOLDER / CONFIG).write_text("[]")
     with pytest.raises(CheckpointError, match="an object"):
         merge_adapter_(tiny_model(), folder / FOLDER)
+
+
+@pytest.mark.parametrize("base, kept", [("builtin", None), ("someone/model", "someone/model")])
+def test_saving_an_adapter_asks_no_hub(tmp_path, monkeypatch, base, kept):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked = []
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *given, **_: asked.append(given)
+    )
+    save_adapter(add_adapters(tiny_model(), 4, 8), base, tmp_path)
+    assert not asked
+    assert json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"] == kept
+    assert f"`{base}`" in (tmp_path / "README.md").read_text()
