@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.prompt.template import IMAGE_PAD, VIDEO_PAD
+from infinitevl.training.feed import PackedFeed
 from infinitevl.training.losses import CHUNK_TOKENS, IGNORED
 from infinitevl.training.parts import part_of
 from infinitevl.training.pictures import write_pictures
@@ -30,7 +31,10 @@ def preview(recipe: Recipe, pictures: Path | None = None, feed: Feed | None = No
     stage = open_stage(recipe, Accelerator(), feed)
     first = stage.feed.next_batches()
     row = first[0]
-    sections = [trainable_set(stage), memory(stage, row), tokens(stage, first), first_row(stage, row)]
+    sections = [trainable_set(stage), memory(stage, row), tokens(stage, first)]
+    if isinstance(stage.feed, PackedFeed):
+        sections.append(workers(stage.feed))
+    sections.append(first_row(stage, row))
     if pictures is not None:
         written = write_pictures(row, pictures, stage.student.config.vision_config, stage.processor)
         sections.append(f"{len(written)} pictures of this row are in {pictures}")
@@ -106,6 +110,13 @@ def tokens(stage: Stage, first: Sequence[Batch]) -> str:
         f"tokens of a step: {limit}\n  the first step here: {found:,} tokens of {samples} samples in "
         f"{len(first)} {'rows' if data else 'batches'}; the loss is over {counted:,} of them"
     )
+
+
+def workers(feed: PackedFeed) -> str:
+    """Says how many processes really read ahead, which is at most as many as the recipe asks for."""
+    asked, used, shards = feed.place["num_workers"], feed.loader.num_workers, len(feed.loader.own)
+    why = f", because that many divide the {shards} shards of the data here" if used != asked else ""
+    return f"workers: {used} of the {asked} that the recipe asks for read ahead{why}"
 
 
 def first_row(stage: Stage, batch: Batch) -> str:

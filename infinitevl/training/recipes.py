@@ -54,7 +54,7 @@ class DataSettings(Strict):
     max_frames: PositiveInt | None = Field(None, description="Most frames of a video.")
     max_frame_pixels: PositiveInt | None = Field(None, description="Most pixels of a frame of a video.")
     max_skipped: int = Field(100, ge=0, description="Bad samples after which the run stops.")
-    workers: int = Field(0, ge=0, description="Processes that read ahead.")
+    workers: int = Field(0, ge=0, description="Processes that read ahead, at most.")
 
     @model_validator(mode="after")
     def _says_what_once(self) -> "DataSettings":

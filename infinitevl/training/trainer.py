@@ -240,6 +240,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             state = {
                 "step": self.step,
+                "total_tokens": self.log.total_tokens,
                 "trained": weights,
                 "moments": moments,
                 "feed": {key: value for position in positions for key, value in position.items()},
@@ -278,6 +279,7 @@ class Trainer:
         self.sharding.update_module()
         self.feed.load_state_dict(state["feed"])
         self.step = self.saved_step = state["step"]
+        self.log.total_tokens = state.get("total_tokens")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -28,6 +28,7 @@ class TrainingLog:
         self.boards: list[GeneralTracker] = []
         self._since = time.perf_counter()
         self._step, self._num_steps, self._tokens, self._flops = 0, 0, 0, 0.0
+        self.total_tokens: int | None = 0  # of the whole run; None after a checkpoint that does not say
         self._peak = num_processes * (nominal_peak(_gpu()) or 0.0)
 
     def start(self, step: int, num_steps: int) -> None:
@@ -43,11 +44,16 @@ class TrainingLog:
     def add(self, tokens: int, flops: float) -> None:
         """Counts the work of one step; a line shows the pace since the line before."""
         self._tokens += tokens
+        if self.total_tokens is not None:
+            self.total_tokens += tokens
         self._flops += flops
 
     def write(self, step: int, facts: dict[str, float]) -> None:
         """Writes a line, also to the screen: the facts, the pace and the time that is left."""
-        line = {"step": step, "num_steps": self._num_steps, **facts, **self._pace(step)}
+        line = {"step": step, "num_steps": self._num_steps, **facts}
+        if self.total_tokens is not None:
+            line["total_tokens"] = self.total_tokens
+        line |= self._pace(step)
         if self.writes:
             try:
                 with self.path.open("a") as file:

@@ -135,7 +135,11 @@ def test_a_damaged_checkpoint_is_refused_whatever_is_wrong_with_it(world):
         path.write_bytes(damaged)
         with pytest.raises(InfiniteVLError, match="is damaged"):
             teach(recipe, resume=True)
-    for other in ([1], {}, *({key: state[key] for key in state if key != name} for name in state)):
+    for other in (
+        [1],
+        {},
+        *({key: state[key] for key in state if key != name} for name in state if name != "total_tokens"),
+    ):
         torch.save(other, path)
         with pytest.raises(InfiniteVLError, match="no checkpoint of a run"):
             read_checkpoint(folder)

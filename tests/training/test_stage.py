@@ -97,10 +97,18 @@ def test_a_dry_run_says_what_would_train_and_what_is_read(world, tmp_path):
     text = preview(recipe, tmp_path / "pictures")
     with Image.open(tmp_path / "pictures" / "image-1.png") as picture:
         assert picture.size == (56, 56) and picture.getcolors() == [(56 * 56, (255, 0, 0))]
-    assert "trains" in text and "Gated DeltaNet" in text and "GB" in text
+    assert "trains" in text and "Gated DeltaNet" in text and "MB" in text
     assert "at most 512 in 2 rows" in text
     assert "[[the sign says" in text and "<|image_pad|> x 4" in text
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_how_many_workers_there_will_be(world, tmp_path):
+    recipe = read_recipe(write_recipe(world, "sft", tmp_path / "run"))
+    assert "workers: 0 of the 0 that" in preview(recipe)
+    many = recipe.data.model_copy(update={"workers": 8})
+    text = preview(recipe.model_copy(update={"data": many}))
+    assert "workers: 2 of the 8 that the recipe asks for read ahead, because" in text and "2 shards" in text
 
 
 def test_a_dry_run_of_adapters_counts_them(world, tmp_path):

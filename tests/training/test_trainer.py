@@ -129,7 +129,12 @@ def killed_at(step):
 def uninterrupted(tmp_path_factory):
     run = new_run(tmp_path_factory.mktemp("whole"))
     assert run.train()
-    return weights(run), losses(run.folder / LOG)
+    return weights(run), losses(run.folder / LOG), totals(run.folder)
+
+
+def totals(folder):
+    """Tokens of the run up to each line of its log."""
+    return [json.loads(line)["total_tokens"] for line in (folder / LOG).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
@@ -141,9 +146,10 @@ def test_killed_at_any_step_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, u
         again.resume()
         assert again.step == step // 2 * 2
     assert again.train()
-    wanted, lines = uninterrupted
+    wanted, lines, tokens = uninterrupted
     assert all(torch.equal(weight, wanted[name]) for name, weight in weights(again).items())
     assert losses(tmp_path / LOG) == lines
+    assert totals(tmp_path) == tokens
 
 
 def adapted():
@@ -225,6 +231,24 @@ def test_matrices_decay_and_nothing_else(tmp_path):
     groups = new_run(tmp_path).optimizer.param_groups
     decays = [(group["weight_decay"], {p.dim() for p in group["params"]}) for group in groups]
     assert decays == [(0.01, {2}), (0.0, {1, 3})]
+
+
+def test_the_log_counts_the_tokens_of_the_whole_run(tmp_path):
+    run = new_run(tmp_path)
+    steps = [run.train_step()["tokens"] for _ in range(STEPS)]
+    assert run.log.total_tokens == sum(steps) > 0
+
+
+def test_a_checkpoint_from_before_totals_gives_a_log_without_them(tmp_path):
+    run = new_run(tmp_path)
+    run.train(stop_after=2)
+    kept = torch.load(tmp_path / CHECKPOINT)
+    del kept["total_tokens"]
+    torch.save(kept, tmp_path / CHECKPOINT)
+    again = new_run(tmp_path)
+    again.resume()
+    assert again.train()
+    assert "total_tokens" not in (tmp_path / LOG).read_text().splitlines()[-1]
 
 
 def test_the_log_says_how_fast_and_how_long(tmp_path):
