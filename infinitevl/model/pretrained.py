@@ -66,9 +66,9 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
 
     @classmethod
     @torch.inference_mode(False)  # weights of inference mode could not be trained
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *model_args: Any,
         strict: bool = True,
         **kwargs: Any,
@@ -76,20 +76,21 @@ class InfiniteVLPreTrainedModel(PreTrainedModel):
         """Load a folder or hub name; published folders load as they are, and no code of theirs runs.
 
         Args:
+            pretrained_model_name_or_path: None where `config=` and `state_dict=` say everything.
             strict: refuse a checkpoint with missing or unexpected weights; False leaves them as they start.
             Everything else as in transformers.
 
         Raises:
             CheckpointError: names the weights that are missing, unexpected or of another shape.
         """
-        name = pretrained_model_name_or_path
+        name = "state_dict" if (given := pretrained_model_name_or_path) is None else given
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("key_mapping", PREFIX_MAPPING)
         kwargs.setdefault("ignore_mismatched_sizes", True)  # they are told below, by name
         with loading_errors(name):
-            if Path(name).is_dir():
-                check_files(name)
-            loaded: Any = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+            if given is not None and Path(given).is_dir():
+                check_files(given)
+            loaded: Any = super().from_pretrained(given, *model_args, output_loading_info=True, **kwargs)
         model, info = loaded
         if strict:
             check_loading(name, info)

@@ -12,6 +12,15 @@ from infinitevl.model.weights import loading_errors
 from tests.support import tiny_model, tiny_processor
 
 
+def test_a_config_and_weights_in_memory_are_loaded_without_a_folder():
+    model = tiny_model()
+    again = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    part = {name: weight for name, weight in model.state_dict().items() if "norm" not in name}
+    with pytest.raises(CheckpointError, match="state_dict"):
+        type(model).from_pretrained(None, config=model.config, state_dict=part)
+
+
 @pytest.fixture
 def folder(tmp_path):
     tiny_model().save_pretrained(tmp_path)
