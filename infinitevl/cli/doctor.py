@@ -18,6 +18,7 @@ from rich.text import Text
 
 from infinitevl.cli.command import check_device
 from infinitevl.cli.output import print_json
+from infinitevl.cli.pace import frames_per_second, is_quick
 from infinitevl.cli.sizes import growth_per_token, state_bytes, weight_bytes
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.loading import find
@@ -175,7 +176,9 @@ def _moving_picture(num_frames: int) -> bytes:
 def _streams(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
     try:
         own = _config_of(model)
-        yield from _capacity("this model", own, _number_format(model, device, dtype, own), device)
+        number_format = _number_format(model, device, dtype, own)
+        yield from _capacity("this model", own, number_format, device)
+        yield from _pace(model, own, number_format, device)
     except InfiniteVLError as error:
         yield Finding(_STATE, "this model", "unknown", False, str(error))
     yield from _capacity("published 4B", InfiniteVLConfig(), torch.bfloat16, device)
@@ -212,9 +215,34 @@ def _capacity(
     yield Finding(_STATE, name, value, note=f"a full-attention cache is larger from token {overtaken:,} on")
     place, weights = _place(device), weight_bytes(config, dtype)
     free = _free_bytes(place)
-    fit = max(0, free - weights) // size
+    fit = _room(config, dtype, place)
     note = f"{show_bytes(free)} free, {show_bytes(weights)} for the weights, less what steps work with"
     yield Finding(_STATE, f"streams of {name}", f"{fit:,} fit on {place}", fit > 0, note)
+
+
+def _pace(
+    model: str | None, config: InfiniteVLConfig, dtype: torch.dtype, device: str | None
+) -> Iterator[Finding]:
+    """Say how many streams this machine computes in time, of a model that is quickly loaded."""
+    fit = _room(config, dtype, _place(device))
+    if not fit or not is_quick(model, config, dtype):
+        return
+    name = "streams in time"
+    try:
+        rate = frames_per_second(model, _place(device), dtype, fit)
+    except InfiniteVLError as error:
+        yield Finding(_STATE, name, "not measured", note=str(error))
+        return
+    value = f"{min(fit, int(rate)):,} keep up at one frame a second"
+    yield Finding(
+        _STATE, name, value, note=f"measured here: {rate:,.1f} frames a second in all, no questions"
+    )
+
+
+def _room(config: InfiniteVLConfig, dtype: torch.dtype, place: torch.device) -> int:
+    """Return how many streams fit beside the weights."""
+    free = max(0, _free_bytes(place) - weight_bytes(config, dtype))
+    return free // state_bytes(config.text_config, dtype)
 
 
 def _place(device: str | None) -> torch.device:
