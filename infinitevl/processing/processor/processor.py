@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
@@ -340,6 +340,8 @@ def _check_mentioned(keywords: dict[str, Any], template: str) -> None:
             known = sorted({*CallOptions.names(), *OTHER_NAMES, *_TEMPLATE_KEYWORDS})
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"valid are {known} and what the template names."
+            if hasattr(GenerationConfig(), name):
+                hint = f"it is for generate(); in a pipeline give generate_kwargs={{{name!r}: ...}}."
             raise InputError(f"{name} is known neither to the processor nor to its chat template; {hint}")
 
 
