@@ -33,6 +33,7 @@ class WatchOptions:
     source: str
     ask: list[str] = field(default_factory=list)
     fps: float | None = None
+    every: float | None = None
     live: bool | None = None
     mode: Literal["image", "video"] | None = None
     keep_turns: bool = False
@@ -40,6 +41,7 @@ class WatchOptions:
     resume_state: str | None = None
     max_frames: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    allow_private: bool = False
     report: str | None = None
     as_json: bool = False
 
@@ -50,7 +52,7 @@ def run_watch(
     """Watch, answer, and write the files; options are checked before anything is loaded."""
     questions = [parse_question(line) for line in options.ask]
     _check_outputs(options)
-    with open_source(options.source, fps=options.fps, live=options.live) as source:
+    with _open_source(options) as source:
         network, processor = load_model(model, device, dtype, quantization)
         session = _open_session(options, network, processor)
         recorder = Recorder()
@@ -61,6 +63,16 @@ def run_watch(
         write_report(options.report, recorder, outcome.summary, **names, growth_per_token=growth)
     if outcome.broken is not None:
         raise outcome.broken
+
+
+def _open_source(options: WatchOptions) -> Source:
+    return open_source(
+        options.source,
+        fps=options.fps,
+        live=options.live,
+        every=options.every,
+        allow_private=options.allow_private,
+    )
 
 
 def _check_outputs(options: WatchOptions) -> None:

@@ -60,7 +60,9 @@ def fetch(
                 "Download it, give the file."
             ) from error
         reason = str(error) or type(error).__name__
-        raise InputError(f"{printable(address)} could not be fetched: {reason[:200]}.") from error
+        if isinstance(error, httpx.HTTPStatusError):  # its text holds the whole address
+            reason = f"the server answers {error.response.status_code} {error.response.reason_phrase}"
+        raise InputError(f"{printable(address)} could not be fetched: {printable(reason)}.") from error
 
 
 def _follow(
@@ -124,7 +126,7 @@ def _resolve(host: str, allow_private: bool) -> list[IPAddress]:
         if not allow_private and not is_public(each):
             raise InputError(
                 f"The host {host!r} leads to {each}, which is not a public address. Give a public address, "
-                "a file or the bytes themselves, or pass allow_private=True if you trust it."
+                "a file or the bytes themselves; or, if you trust it, allow_private=True (--allow-private)."
             )
     return addresses
 
