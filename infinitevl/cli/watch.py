@@ -16,6 +16,7 @@ from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Event, Outcome, Seen, WatchSettings, nothing_typed, watch
 from infinitevl.interrupt import Interrupt
+from infinitevl.processing.fetching.addresses import local_path
 from infinitevl.processing.sources.frames import DEFAULT_FPS, Source
 from infinitevl.processing.sources.opening import open_source
 
@@ -59,10 +60,17 @@ def run_watch(
         outcome = _watch_and_save(options, session, source, questions, recorder)
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
-        names = {"title": without_password(options.source), "model": model or "the built-in model"}
+        names = {"title": _title(options.source), "model": model or "the built-in model"}
         write_report(options.report, recorder, outcome.summary, **names, growth_per_token=growth)
     if outcome.broken is not None:
         raise outcome.broken
+
+
+def _title(source: str) -> str:
+    """The name of a file or folder, or an address without its password."""
+    path = local_path(source)
+    is_kept = path.is_file() or path.is_dir()
+    return path.resolve().name if is_kept else without_password(source)
 
 
 def _open_source(options: WatchOptions) -> Source:
