@@ -60,8 +60,6 @@ def fetch(
                 "Download it, give the file."
             ) from error
         reason = str(error) or type(error).__name__
-        if isinstance(error, httpx.HTTPStatusError):  # its text holds the whole address
-            reason = f"the server answers {error.response.status_code} {error.response.reason_phrase}"
         raise InputError(f"{printable(address)} could not be fetched: {printable(reason)}.") from error
 
 
@@ -76,7 +74,9 @@ def _follow(
             if response.has_redirect_location:
                 target = urljoin(target, response.headers["location"])
                 continue
-            response.raise_for_status()
+            if not response.is_success:  # httpx's own error would show the password of the address
+                told = f"the server answers {response.status_code} {printable(response.reason_phrase)}"
+                raise InputError(f"{printable(address)} could not be fetched: {told}.")
             return _body(printable(address), _unpacked(response, max_bytes), max_bytes, deadline)
         finally:
             response.close()
