@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -58,5 +59,5 @@ def _first_frame():
             with open_source("screen") as source:
                 return next(iter(source))
         except SourceError:
-            continue
+            time.sleep(0.1)  # the server is starting
     raise AssertionError("no frame came")
