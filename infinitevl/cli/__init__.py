@@ -7,6 +7,7 @@ import typer
 import infinitevl
 from infinitevl.cli.bench import app as bench_app
 from infinitevl.cli.command import (
+    AllowPrivateOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -95,6 +96,7 @@ def chat(
     ] = None,
     max_new_tokens: MaxNewTokensOption = 256,
     temperature: TemperatureOption = 0.0,
+    allow_private: AllowPrivateOption = False,
     json: JsonOption = False,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -105,11 +107,15 @@ def chat(
     from infinitevl.cli.chat import run_chat
 
     attached = [("image", path) for path in image or []] + [("video", path) for path in video or []]
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "allow_private": allow_private,
+    }
     run_chat(
         attached,
         prompt,
-        sampling,
+        settings,
         as_json=json,
         model=model,
         device=device,
@@ -120,9 +126,7 @@ def chat(
 
 SourceArgument = Annotated[
     str,
-    typer.Argument(
-        help="A video file, a folder of pictures, a camera (/dev/video0), or an rtsp or http address."
-    ),
+    typer.Argument(help="A video file, a folder of pictures, camera:0, screen, or an rtsp or http address."),
 ]
 AskOption = Annotated[
     list[str] | None,
@@ -148,6 +152,10 @@ ResumeStateOption = Annotated[
     str | None,
     typer.Option("--resume-state", metavar="FILE", help="Continue a saved stream, and its time."),
 ]
+EveryOption = Annotated[
+    float | None,
+    typer.Option("--every", help="Fetch the picture at an http address so often; default: every 1 second."),
+]
 MaxFramesOption = Annotated[
     int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
 ]
@@ -158,6 +166,7 @@ def watch(
     source: SourceArgument,
     ask: AskOption = None,
     fps: FpsOption = None,
+    every: EveryOption = None,
     live: LiveOption = False,
     mode: ModeOption = None,
     keep_turns: KeepTurnsOption = False,
@@ -166,6 +175,7 @@ def watch(
     max_frames: MaxFramesOption = None,
     max_new_tokens: MaxNewTokensOption = 128,
     temperature: TemperatureOption = 0.0,
+    allow_private: AllowPrivateOption = False,
     report: ReportOption = None,
     json: JsonOption = False,
     model: ModelOption = None,
@@ -186,6 +196,7 @@ def watch(
             source=source,
             ask=ask or [],
             fps=fps,
+            every=every,
             live=live or None,
             mode=mode.value if mode else None,
             keep_turns=keep_turns,
@@ -193,6 +204,7 @@ def watch(
             resume_state=resume_state,
             max_frames=max_frames,
             sampling=Sampling(max_new_tokens, temperature),
+            allow_private=allow_private,
             report=report,
             as_json=json,
         ),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from infinitevl.cli.output import harmless, print_error, print_json, read_line, write
+from infinitevl.cli.output import harmless, print_error, print_json, read_line, without_password, write
 from infinitevl.errors import InfiniteVLError, InputError
 
 HELP = "/image PATH or /video PATH: show it with the next message    /reset: forget everything    /quit"
@@ -22,6 +22,7 @@ class Conversation(Protocol):
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         on_text: Callable[[str], None] | None = None,
+        allow_private: bool = False,
     ) -> str: ...
 
 
@@ -30,10 +31,13 @@ class Quit(Exception):
 
 
 class Chat:
-    """Turns of one conversation; pictures and videos wait for the message that goes with them."""
+    """Turns of one conversation; pictures and videos wait for the message that goes with them.
 
-    def __init__(self, start: Callable[[], Conversation], **sampling: Any) -> None:
-        self._start, self._sampling = start, sampling
+    `settings` are those of `ChatSession.say`.
+    """
+
+    def __init__(self, start: Callable[[], Conversation], **settings: Any) -> None:
+        self._start, self._settings = start, settings
         self._conversation = start()
         self._attached: list[dict[str, Any]] = []
 
@@ -67,7 +71,7 @@ class Chat:
                 raise InputError(f"{name} needs a path: {name} PATH")
             path = rest[0].strip()
             self.attach(name[1:], path)
-            return f"{path} goes with your next message"
+            return f"{without_password(path)} goes with your next message"
         if name == "/help":
             return HELP
         raise InputError(f"{line.strip()!r} is not a command; there are:\n{HELP}")
@@ -78,13 +82,13 @@ class Chat:
         A message that cannot be read is given up together with what was attached to it.
         """
         parts, self._attached = [*self._attached, {"type": "text", "text": text}], []
-        return self._conversation.say(parts, on_text=on_text, **self._sampling)
+        return self._conversation.say(parts, on_text=on_text, **self._settings)
 
 
 def run_chat(
     attached: list[tuple[str, str]],
     prompt: str | None,
-    sampling: dict[str, Any],
+    settings: dict[str, Any],
     *,
     as_json: bool,
     model: str | None,
@@ -101,7 +105,7 @@ def run_chat(
     from infinitevl.engine.chat import ChatSession
 
     network, processor = load_model(model, device, dtype, quantization)
-    chat = Chat(lambda: ChatSession(network, processor), **sampling)
+    chat = Chat(lambda: ChatSession(network, processor), **settings)
     for kind, path in attached:
         chat.attach(kind, path)
     if prompt is not None:

@@ -64,6 +64,9 @@ ReportOption = Annotated[
     str | None,
     typer.Option("--report", metavar="OUT.html", help="Write a self-contained page about the stream."),
 ]
+AllowPrivateOption = Annotated[
+    bool, typer.Option("--allow-private", help="Fetch from addresses of a private network too.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 
 

@@ -22,6 +22,7 @@ from infinitevl.cli.output import harmless, print_error, print_json, write
 from infinitevl.evaluation.streaming import Answered, Asked, Event, Piece, Refused, Seen, Summary
 from infinitevl.evaluation.units import show_bytes, show_time
 
+_TOLD_EVERY = 10.0  # seconds
 _ARROW_KEYS = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")
 
 
@@ -62,7 +63,10 @@ class JsonDisplay:
 
 
 class TextDisplay:
-    """Questions, their answers as they are generated and, on a terminal, a line of progress below them."""
+    """Questions, their answers as they are generated, and the progress of the stream on standard error.
+
+    On a terminal the progress is a line below the answers; elsewhere it is another line every 10 seconds.
+    """
 
     def __init__(self, num_frames: int | None = None, typed: "TypedLines | None" = None) -> None:
         self._num_frames, self._typed = num_frames, typed
@@ -70,7 +74,7 @@ class TextDisplay:
         self._live: Live | None = None
         self._first: Seen | None = None
         self._last: Seen | None = None
-        self._started = self._newest = 0.0
+        self._started = self._newest = self._told = 0.0
 
     def __call__(self, event: Event) -> None:
         """Show `event`."""
@@ -111,8 +115,23 @@ class TextDisplay:
     def _progress(self, event: Seen) -> None:
         self._last, self._newest = event, time.monotonic()
         if self._first is None:
-            self._first, self._started = event, self._newest
-        self._resume()
+            self._first, self._started, self._told = event, self._newest, self._newest
+        if self._console.is_terminal:
+            self._resume()
+        elif self._newest - self._told >= _TOLD_EVERY:
+            self._told = self._newest
+            print(self._told_progress(event), file=sys.stderr, flush=True)
+
+    def _told_progress(self, event: Seen) -> str:
+        stats = event.stats
+        told = f"[{show_time(event.at)}] {stats.frames:,} frames, {self._speed(event):.1f} frames/s"
+        return f"{told}, {stats.dropped:,} dropped"
+
+    def _speed(self, event: Seen) -> float:
+        """Frames a second since the first one was seen."""
+        if self._first is None or self._newest <= self._started:
+            return 0.0
+        return float(event.stats.frames - self._first.stats.frames) / (self._newest - self._started)
 
     def _resume(self) -> None:
         if self._live is None and self._console.is_terminal and self._last is not None:
@@ -135,8 +154,7 @@ class TextDisplay:
         if stats.dropped:
             cells.append(f"{stats.dropped:,} dropped")
         if self._newest > self._started:
-            speed = (stats.frames - self._first.stats.frames) / (self._newest - self._started)
-            cells.append(f"{speed:.1f} frames/s")
+            cells.append(f"{self._speed(self._last):.1f} frames/s")
         row.add_row(*cells)
         return row if self._typed is None else Group(row, self._input_line(self._typed))
 

@@ -16,6 +16,7 @@ from infinitevl.evaluation.questions import TimedQuestion, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
 from infinitevl.evaluation.streaming import Event, Outcome, Seen, WatchSettings, nothing_typed, watch
 from infinitevl.interrupt import Interrupt
+from infinitevl.processing.fetching.addresses import local_path
 from infinitevl.processing.sources.frames import DEFAULT_FPS, Source
 from infinitevl.processing.sources.opening import open_source
 
@@ -33,6 +34,7 @@ class WatchOptions:
     source: str
     ask: list[str] = field(default_factory=list)
     fps: float | None = None
+    every: float | None = None
     live: bool | None = None
     mode: Literal["image", "video"] | None = None
     keep_turns: bool = False
@@ -40,6 +42,7 @@ class WatchOptions:
     resume_state: str | None = None
     max_frames: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    allow_private: bool = False
     report: str | None = None
     as_json: bool = False
 
@@ -50,17 +53,34 @@ def run_watch(
     """Watch, answer, and write the files; options are checked before anything is loaded."""
     questions = [parse_question(line) for line in options.ask]
     _check_outputs(options)
-    with open_source(options.source, fps=options.fps, live=options.live) as source:
+    with _open_source(options) as source:
         network, processor = load_model(model, device, dtype, quantization)
         session = _open_session(options, network, processor)
         recorder = Recorder()
         outcome = _watch_and_save(options, session, source, questions, recorder)
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
-        names = {"title": without_password(options.source), "model": model or "the built-in model"}
+        names = {"title": _title(options.source), "model": model or "the built-in model"}
         write_report(options.report, recorder, outcome.summary, **names, growth_per_token=growth)
     if outcome.broken is not None:
         raise outcome.broken
+
+
+def _title(source: str) -> str:
+    """The name of a file or folder, or an address without its password."""
+    path = local_path(source)
+    is_kept = path.is_file() or path.is_dir()
+    return path.resolve().name if is_kept else without_password(source)
+
+
+def _open_source(options: WatchOptions) -> Source:
+    return open_source(
+        options.source,
+        fps=options.fps,
+        live=options.live,
+        every=options.every,
+        allow_private=options.allow_private,
+    )
 
 
 def _check_outputs(options: WatchOptions) -> None:

@@ -71,6 +71,7 @@ class ChatSession(Session):
         top_p: float = 1.0,
         seed: int | None = None,
         on_text: Callable[[str], None] | None = None,
+        allow_private: bool = False,
     ) -> str:
         """Add a turn of the user, and answer it.
 
@@ -78,6 +79,7 @@ class ChatSession(Session):
             content: text, or parts {"type": "text" | "image" | "video", ...} with the keys of
                 `process_vision_info` (`text`, `image`, `video`, `fps`, `max_pixels`, ...).
             max_new_tokens, temperature, top_p, seed: see `Sampling`. on_text: receives the text as it grows.
+            allow_private: whether pictures and videos may come from addresses of a private network.
 
         Returns:
             The answer. Turn and answer become part of the conversation; after an error or an interrupt,
@@ -87,10 +89,16 @@ class ChatSession(Session):
             InputError: empty content, or a picture or video that cannot be used.
             StateError: the turn does not fit into full-attention layers, or no slot is free.
         """
-        return self.finish(self.begin(content, Sampling(max_new_tokens, temperature, top_p, seed), on_text))
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        return self.finish(self.begin(content, sampling, on_text, allow_private=allow_private))
 
     def begin(
-        self, content: Content, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
+        self,
+        content: Content,
+        sampling: Sampling = _GREEDY,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        allow_private: bool = False,
     ) -> Answer:
         """Start to answer a turn; `finish` waits for the answer. Several answers are generated together.
 
@@ -99,7 +107,7 @@ class ChatSession(Session):
         if isinstance(content, str | Sequence) and not content:
             raise InputError("nothing was said: give text, or parts with text, pictures or videos.")
         system = None if self.slot.facts.num_tokens else self.system
-        inputs = self.processor.turn_inputs(content, system=system)
+        inputs = self.processor.turn_inputs(content, system=system, allow_private=allow_private)
         return self._begin(lambda slot: self.engine.read_prompt(slot, inputs), sampling, on_text)
 
     @classmethod

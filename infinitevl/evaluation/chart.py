@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from infinitevl.evaluation.units import show_bytes
 
-WIDTH, HEIGHT = 720, 220
-LEFT, RIGHT, TOP, BOTTOM = 76, 16, 30, 40
+WIDTH, HEIGHT = 440, 240  # about as wide as a phone, where the chart is not scaled
+LEFT, RIGHT, TOP, BOTTOM = 72, 12, 30, 42
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,17 @@ class MemoryPoint:
 
 
 def memory_chart(points: Sequence[MemoryPoint], growth_per_token: int = 0) -> str:
-    """Draw the state's size, and a cache that grows by `growth_per_token` bytes per token if given."""
+    """Draw the state's size, and a cache that grows by `growth_per_token` bytes per token if given.
+
+    The state has a fixed size, so its line begins at token 0, also that of a stream that was continued.
+    """
     tokens = max([point.tokens for point in points], default=0) or 1
     held = max([point.state_bytes for point in points], default=0) or 1
     top = 1.15 * max(held, min(growth_per_token * tokens, 4 * held))
     scale = _Scale(tokens, top)
-    parts = [_axes(scale), _line([(p.tokens, p.state_bytes) for p in points], scale, "state")]
+    start = [(0, point.state_bytes) for point in points[:1]]
+    state = _line([*start, *((point.tokens, point.state_bytes) for point in points)], scale, "state")
+    parts = [_axes(scale), state]
     parts.append(_label(scale.x(tokens), scale.y(held) - 8, f"state: {show_bytes(held)}", "end state"))
     if growth_per_token:
         parts.append(_growth(growth_per_token, scale))
@@ -62,9 +67,7 @@ def _growth(per_token: int, scale: _Scale) -> str:
     end = min(scale.tokens, scale.top / per_token)
     line = _line([(0, 0), (end, end * per_token)], scale, "growth")
     text = f"full attention of this shape: {show_bytes(per_token * scale.tokens)} by now"
-    if end > scale.tokens / 2:
-        return line + _label(scale.x(scale.tokens), TOP - 12, text, "end growth")
-    return line + _label(scale.x(end) + 8, TOP - 12, text, "start growth")
+    return line + _label(scale.x(scale.tokens), TOP - 12, text, "end growth")
 
 
 def _line(points: Sequence[tuple[float, float]], scale: _Scale, name: str) -> str:

@@ -26,8 +26,8 @@ h2 { margin: 2rem 0 .75rem; font-size: 1.05rem; }
   list-style: none; color: var(--soft); }
 .facts b { color: var(--ink); font-size: 1.15rem; font-variant-numeric: tabular-nums; }
 .chart { padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .75rem; }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; }
+svg { display: block; width: 100%; max-width: 40rem; height: auto; }
+svg text { fill: var(--soft); font-size: 13px; font-variant-numeric: tabular-nums; }
 svg text.end { text-anchor: end; } svg text.middle { text-anchor: middle; }
 svg text.state { fill: var(--state); font-weight: 600; } svg text.growth { fill: var(--growth); }
 svg .grid { stroke: var(--line); }
@@ -55,7 +55,7 @@ figcaption { margin-top: .25rem; color: var(--soft); font-size: .78rem; font-var
 </head>
 <body>
 <h1>$title</h1>
-<p class="model">watched by $model</p>
+<p class="model">watched by $model on $date</p>
 <ul class="facts">$facts</ul>
 <h2>Memory</h2>
 <div class="chart">$chart</div>

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from html import escape
 from typing import Any, Generic, TypeVar
 
@@ -125,10 +126,11 @@ def write_report(
 def build_page(
     recorder: Recorder, summary: Summary, *, title: str, model: str, growth_per_token: int = 0
 ) -> str:
-    """Build the page's HTML, without scripts or external files."""
+    """Build the page's HTML, dated now, without scripts or external files."""
     return PAGE.substitute(
         title=escape(title),
         model=escape(model),
+        date=f"{datetime.now():%Y-%m-%d %H:%M}",
         facts="".join(_facts(summary, recorder.talks())),
         chart=memory_chart(recorder.memory.items, growth_per_token),
         moments="".join(_moment(moment) for moment in recorder.moments()),

@@ -73,7 +73,9 @@ class Follower:
 
     def _run(self) -> None:
         try:
-            with open_source(self._address, fps=self._stream.settings.fps) as source:
+            fps = self._stream.settings.fps
+            # `check_source` lets an address pass only where private ones are allowed
+            with open_source(self._address, fps=fps, allow_private=True) as source:
                 self._source = source
                 self._follow(source)
             self._stream.source_status = "ended"

@@ -97,7 +97,7 @@ class Trainer:
         num_steps = self.settings.num_steps
         last = num_steps if stop_after is None else min(num_steps, self.step + stop_after)
         self.module.train()
-        with self._alone(), self._clear_failures(), self.interrupt:
+        with self._alone(), self._clear_failures(), self.interrupt, self.log.progress:
             self.log.start(self.step, num_steps)
             while self.step < last and not self.should_stop:
                 self.train_step()

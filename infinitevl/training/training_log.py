@@ -12,6 +12,7 @@ from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write
 from infinitevl.training.boards import open_board
 from infinitevl.training.flops import nominal_peak
+from infinitevl.training.progress import Progress
 
 LOG = "log.jsonl"  # in the folder of a run
 
@@ -26,6 +27,7 @@ class TrainingLog:
     def __init__(self, path: Path, writes: bool = True, num_processes: int = 1, log_to: Sequence[str] = ()):
         self.path, self.writes, self.log_to = path, writes, log_to
         self.boards: list[GeneralTracker] = []
+        self.progress = Progress()
         self._since = time.perf_counter()
         self._step, self._num_steps, self._tokens, self._flops = 0, 0, 0, 0.0
         self.total_tokens: int | None = 0  # of the whole run; None after a checkpoint that does not say
@@ -60,7 +62,7 @@ class TrainingLog:
                     file.write(json.dumps(line) + "\n")
             except OSError as error:
                 raise InfiniteVLError(f"could not write {self.path}: {error.strerror or error}.") from error
-            print(json.dumps(line), flush=True)
+            self.progress.show(line)
         for board in self.boards:
             board.log({name: value for name, value in line.items() if name != "step"}, step=step)
 

@@ -1,7 +1,10 @@
 import pytest
+from typer.testing import CliRunner
 
+from infinitevl.cli import app
 from infinitevl.cli.chat import Chat, Quit
 from infinitevl.errors import InputError
+from tests.processing.server import body, served
 
 
 class FakeConversation:
@@ -92,3 +95,21 @@ def test_any_space_may_stand_before_a_path(chat):
 
 def test_a_message_is_no_command(chat):
     assert chat.take("what is 1/2 of it?") is None
+
+
+def test_a_picture_of_a_private_network_is_fetched_where_it_is_allowed(tiny_folder, picture):
+    with open(picture, "rb") as file, served({"/a.png": body(file.read())}) as (address, asked):
+        command = ["chat", "--image", f"{address}/a.png", "--prompt", "what?", "--model", tiny_folder]
+        command += ["--device", "cpu", "--max-new-tokens", "2"]
+        refused = CliRunner().invoke(app, command)
+        told = " ".join(refused.stderr.split())
+        assert refused.exit_code == 2 and "--allow-private" in told and asked == []
+        allowed = CliRunner().invoke(app, [*command, "--allow-private"])
+    assert allowed.exit_code == 0, allowed.stderr
+    assert asked == ["/a.png"]
+
+
+def test_a_password_of_an_attached_address_is_not_shown(chat):
+    assert chat.take("/image http://me:hush@127.0.0.1:9/a.png") == (
+        "http://***@127.0.0.1:9/a.png goes with your next message"
+    )

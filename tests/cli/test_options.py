@@ -12,12 +12,12 @@ BENCH = COMMON | {"--size", "--device", "--dtype", "--out", "--commit"}
 STAGES = ("distill-layers", "distill-logits", "sft", "long-sft")
 FROZEN = {
     "demo": COMMON | LOADED | {"--frames", "--json", "--report"},
-    "chat": COMMON | LOADED | ANSWER | {"--image", "--video", "--prompt", "--json"},
+    "chat": COMMON | LOADED | ANSWER | {"--image", "--video", "--prompt", "--allow-private", "--json"},
     "watch": COMMON
     | LOADED
     | ANSWER
     | {"--ask", "--fps", "--live", "--mode", "--keep-turns", "--save-state", "--resume-state", "--max-frames"}
-    | {"--report", "--json"},
+    | {"--every", "--allow-private", "--report", "--json"},
     "serve": COMMON
     | LOADED
     | {"--host", "--port", "--slots", "--mode", "--api-key-file", "--state-dir"}

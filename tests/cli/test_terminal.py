@@ -3,13 +3,14 @@ import os
 import pty
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from infinitevl.cli.output import harmless
 from infinitevl.cli.terminal import JsonDisplay, TextDisplay, TypedLines
 from infinitevl.errors import InputError
-from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Summary
+from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Seen, Summary
 
 SUMMARY = Summary(frames=3, tokens=1048, seconds=90.0, dropped=1, state_bytes=133_000_000)
 ANSWERED = Answered(1.5, "what?", "a “cat”", None, None)
@@ -34,6 +35,33 @@ def test_text_shows_the_time_the_question_and_the_answer_as_it_grows(capsys):
     shown = capsys.readouterr()
     assert shown.out.startswith("[1:30] what?\n  a cat\n3 frames, 1,048 tokens")
     assert "133 MB" in shown.out and shown.err == ""
+
+
+def seen(at, frames):
+    return Seen(at, None, SimpleNamespace(frames=frames, tokens=16 * frames, state_bytes=1, dropped=3))
+
+
+def test_off_a_terminal_a_line_every_ten_seconds_says_how_far_the_stream_is(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = TextDisplay()
+    for second in range(25):
+        now[0] = 100.0 + second
+        display(seen(second / 2, 4 * second + 1))
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.splitlines() == [
+        "[0:05] 41 frames, 4.0 frames/s, 3 dropped",
+        "[0:10] 81 frames, 4.0 frames/s, 3 dropped",
+    ]
+
+
+def test_json_keeps_standard_error_free_of_progress(capsys, monkeypatch):
+    display = JsonDisplay()
+    for moment in (0.0, 100.0):
+        monkeypatch.setattr(time, "monotonic", lambda moment=moment: moment)
+        display(seen(moment, 1))
+    shown = capsys.readouterr()
+    assert shown.out == shown.err == ""
 
 
 def test_a_refused_question_is_an_error_without_markup(capsys):

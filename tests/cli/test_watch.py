@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from infinitevl import StreamSession, load
 from infinitevl.cli import app
 from infinitevl.interrupt import Interrupt
+from tests.processing.server import body, served
 
 ASKED = ["--ask", "1s: now?", "--ask", "30s: late?", "--ask", "1m: later?", "--ask", "end?"]
 SHORT = ["--max-new-tokens", "2"]
@@ -141,3 +142,31 @@ def test_a_place_where_no_file_can_lie_is_refused_before_anything_is_watched(cli
         for option in ("--save-state", "--report"):
             result = CliRunner().invoke(app, ["watch", clip, option, str(place)])
             assert result.exit_code == 2 and "could not write" in result.stderr, (place, result.output)
+
+
+def test_a_report_is_named_after_the_file_and_not_after_its_folder(tiny_folder, clip, tmp_path):
+    path = tmp_path / "report.html"
+    run(clip, "--model", tiny_folder, "--report", str(path))
+    page = path.read_text()
+    assert "<h1>clip.mp4</h1>" in page and str(Path(clip).parent) not in page
+
+
+def test_a_password_stands_in_no_output_of_a_stream_that_is_lost(tiny_folder, picture, tmp_path, caplog):
+    answers = [body(Path(picture).read_bytes())] * 2
+
+    def next_answer(handler):
+        (answers.pop() if answers else body(b"", 401))(handler)
+
+    path = tmp_path / "report.html"
+    with served({"/a.png": next_answer}) as (address, _):
+        named = address.replace("://", "://user:password@") + "/a.png"
+        command = ["watch", named, "--allow-private", "--every", "0.01", "--model", tiny_folder, "--json"]
+        command += ["--device", "cpu", "--report", str(path), "--ask", "what?", *SHORT]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("infinitevl.processing.sources.live.FIRST_WAIT", 0.001)
+            result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "401" in result.stderr and "is lost after 10 attempts" in result.stderr
+    assert len(result.stdout.splitlines()) == 2 and "opened again" in caplog.text
+    for shown in (result.stdout, result.stderr, caplog.text, path.read_text()):
+        assert "password" not in shown
+    assert "<h1>http://***@127.0.0.1" in path.read_text()

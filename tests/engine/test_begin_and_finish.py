@@ -238,7 +238,7 @@ def test_an_answer_belongs_to_the_session_that_began_it(engine, streams, model, 
         for use in (other.finish, other.cancel):
             with pytest.raises(InputError, match="did not begin"):
                 use(answer)
-    with pytest.raises(InputError, match="did not begin"):
+    with pytest.raises(InputError, match="is no answer"):
         keeps.finish(None)
     assert streams[0].finish(answer) == answer.text
     assert all(unchanged(session, kept) for session, kept in zip((keeps, streams[0]), before, strict=True))

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.evaluation.chart import MemoryPoint, memory_chart
+from infinitevl.evaluation.chart import LEFT, WIDTH, MemoryPoint, memory_chart
 from infinitevl.evaluation.questions import parse_question
 from infinitevl.evaluation.report import Recorder, Thinned, build_page, write_report
 from infinitevl.evaluation.streaming import Answered, WatchSettings, watch
@@ -68,6 +68,26 @@ def test_the_memory_line_is_flat_and_the_growing_cache_stands_beside_it(recorded
     heights = {point.split(",")[1] for point in re.search(r'"state" points="([^"]*)"', html)[1].split()}
     assert len(heights) == 1
     assert "full attention of this shape" in html
+
+
+def test_the_state_line_begins_at_the_start_also_of_a_stream_that_was_continued():
+    points = [MemoryPoint(tokens, 500) for tokens in (1000, 1500, 2000)]
+    drawn = re.search(r'"state" points="([^"]*)"', memory_chart(points))[1].split()
+    assert drawn[0].split(",")[0] == str(float(LEFT)) and len({each.split(",")[1] for each in drawn}) == 1
+
+
+def test_the_text_of_the_chart_can_be_read_on_a_narrow_screen(recorded):
+    recorder, summary = recorded
+    html = build_page(recorder, summary, title="", model="", growth_per_token=10**6)
+    width = 420 - 2 * 20 - 2 * 17  # without the padding of the page, and of the card with its border
+    size = float(re.search(r"svg text \{[^}]*font-size: (\d+)px", html)[1])
+    assert size * width / WIDTH >= 10
+    for place, text in re.findall(r'<text class="end[^"]*" x="([\d.]+)"[^>]*>([^<]*)', html):
+        assert float(place) - 0.56 * size * len(text) >= 0, text
+
+
+def test_the_page_is_dated(recorded):
+    assert re.search(r"watched by builtin on 20\d\d-\d\d-\d\d \d\d:\d\d", page(recorded).text)
 
 
 def test_key_frames_stay_few_and_evenly_spaced_however_long_the_stream():

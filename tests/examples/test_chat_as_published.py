@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from infinitevl.errors import InputError
 from infinitevl.processing.processor.processor import InfiniteVLProcessor
 from tests.support import tiny_model, tiny_processor
 
@@ -54,7 +55,10 @@ def test_a_pipeline_answers_as_generate_does(folder, media):
     assert isinstance(ask.processor, InfiniteVLProcessor)
     content = [{"type": "image", "image": str(media / "a.png")}, {"type": "text", "text": "What is it?"}]
     messages = [{"role": "user", "content": content}]
-    given = ask(text=messages, max_new_tokens=5, return_full_text=False, do_sample=False)[0]["generated_text"]
+    settings = {"generate_kwargs": {"do_sample": False}, "return_full_text": False}
+    given = ask(text=messages, max_new_tokens=5, **settings)[0]["generated_text"]
+    with pytest.raises(InputError, match="generate_kwargs"):  # the pipeline would drop it in silence
+        ask(text=messages, max_new_tokens=5, do_sample=False)
     inputs = ask.processor.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )

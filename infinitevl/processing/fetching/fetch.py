@@ -60,7 +60,7 @@ def fetch(
                 "Download it, give the file."
             ) from error
         reason = str(error) or type(error).__name__
-        raise InputError(f"{printable(address)} could not be fetched: {reason[:200]}.") from error
+        raise InputError(f"{printable(address)} could not be fetched: {printable(reason)}.") from error
 
 
 def _follow(
@@ -74,7 +74,9 @@ def _follow(
             if response.has_redirect_location:
                 target = urljoin(target, response.headers["location"])
                 continue
-            response.raise_for_status()
+            if not response.is_success:  # httpx's own error would show the password of the address
+                told = f"the server answers {response.status_code} {printable(response.reason_phrase)}"
+                raise InputError(f"{printable(address)} could not be fetched: {told}.")
             return _body(printable(address), _unpacked(response, max_bytes), max_bytes, deadline)
         finally:
             response.close()
@@ -124,7 +126,7 @@ def _resolve(host: str, allow_private: bool) -> list[IPAddress]:
         if not allow_private and not is_public(each):
             raise InputError(
                 f"The host {host!r} leads to {each}, which is not a public address. Give a public address, "
-                "a file or the bytes themselves, or pass allow_private=True if you trust it."
+                "a file or the bytes themselves; or, if you trust it, allow_private=True (--allow-private)."
             )
     return addresses
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
@@ -109,14 +109,18 @@ class InfiniteVLProcessor(ProcessorMixin):
         self,
         content: str | Sequence[dict[str, Any]],
         system: str | None = DEFAULT_SYSTEM,
+        *,
+        allow_private: bool = False,
     ) -> BatchFeature:
         """Returns tensors of a user's turn up to the start of the assistant's; system=None: no system turn.
 
         `content`: text or parts with the keys of process_vision_info. Text never becomes a special token.
+        Media at private http(s) addresses are refused unless `allow_private`.
         """
         ids = turn_ids(self.tokenizer, content, system)
         check_shown(content, "content")
-        return self.assemble_chat([ids], [{"content": content}], CallOptions(return_tensors="pt"))
+        options = CallOptions(return_tensors="pt")
+        return self.assemble_chat([ids], [{"content": content}], options, allow_private=allow_private)
 
     def video(self, frames: Any, fps: float | None = None) -> BatchFeature:
         """Returns pixel_values_videos [n, 1176], video_grid_thw [1, 3], second_per_grid_ts [1] of a video."""
@@ -183,14 +187,21 @@ class InfiniteVLProcessor(ProcessorMixin):
         return str(named.get(chat_template or "default", chat_template or ""))
 
     def assemble_chat(
-        self, ids: list[list[int]], messages: Sequence[dict[str, Any]], options: CallOptions
+        self,
+        ids: list[list[int]],
+        messages: Sequence[dict[str, Any]],
+        options: CallOptions,
+        *,
+        allow_private: bool = False,
     ) -> BatchFeature:
         """Returns tensors of rendered messages; their media are scaled once, as the image processor would."""
         image_processor = self.image_processor
         sized = [
             {"content": sized_media(message["content"], options, image_processor)} for message in messages
         ]
-        images, videos, kwargs = process_vision_info(sized, True, image_patch_size=image_processor.patch_size)
+        images, videos, kwargs = process_vision_info(
+            sized, True, image_patch_size=image_processor.patch_size, allow_private=allow_private
+        )
         options = replace(options, fps=kwargs["fps"], num_frames=None, do_resize=False, by_kind={})
         return self._assemble(ids, images, videos, options)
 
@@ -340,6 +351,8 @@ def _check_mentioned(keywords: dict[str, Any], template: str) -> None:
             known = sorted({*CallOptions.names(), *OTHER_NAMES, *_TEMPLATE_KEYWORDS})
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"valid are {known} and what the template names."
+            if hasattr(GenerationConfig(), name):
+                hint = f"it is for generate(); in a pipeline give generate_kwargs={{{name!r}: ...}}."
             raise InputError(f"{name} is known neither to the processor nor to its chat template; {hint}")
 
 

@@ -1,5 +1,6 @@
 """Reads live sources in a thread: the newest frame wins, a lost source is opened again."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,8 @@ from typing import Any
 from infinitevl.errors import InfiniteVLError, SourceError
 from infinitevl.processing.sources.container import READ_TIMEOUT
 from infinitevl.processing.sources.frames import Frame, Sampler, Source
+
+logger = logging.getLogger(__name__)
 
 Opener = Callable[[], Iterable[Frame]]
 Clock = Callable[[], float]
@@ -125,7 +128,11 @@ class LiveSource(Source):
             seen = seen or got_frame
             if not seen or not self._reconnects or failures >= self._max_attempts:
                 raise self._lost(error, failures, seen)
-            self._wait(min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT))
+            pause = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
+            logger.warning(
+                "%s is lost, and opened again in %g s: %s", self._name, pause, error or "it ended."
+            )
+            self._wait(pause)
 
     def _read_connection(self, sampler: Sampler) -> tuple[bool, SourceError | None]:
         """Reads one connection to its end: (whether it gave a frame, how it failed)."""

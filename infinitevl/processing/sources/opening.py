@@ -6,18 +6,19 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from infinitevl.errors import InputError, SourceError
-from infinitevl.processing.fetching.addresses import local_path, other_than_file
+from infinitevl.processing.fetching.addresses import local_path, other_than_file, printable
 from infinitevl.processing.pictures.opening import ImageSource, open_image
 from infinitevl.processing.sources.animation import AnimatedPicture
-from infinitevl.processing.sources.cameras import camera_opener, stream_opener
+from infinitevl.processing.sources.cameras import camera_opener, screen_opener, stream_opener
 from infinitevl.processing.sources.frames import DEFAULT_FPS, Frame, Sampler, Source
 from infinitevl.processing.sources.live import LiveSource, paced
 from infinitevl.processing.sources.recording import Recording
+from infinitevl.processing.sources.snapshots import DEFAULT_EVERY, SnapshotSource
 from infinitevl.processing.sources.video_file import VideoFile
 
 FrameItem: TypeAlias = ImageSource | Frame | tuple[ImageSource, float]
@@ -26,6 +27,7 @@ PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2",
 )  # fmt: skip
 RECORDED_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ogv")
+_HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
 def open_source(
@@ -33,21 +35,28 @@ def open_source(
     *,
     fps: float | None = None,
     live: bool | None = None,
+    every: float | None = None,
+    allow_private: bool = False,
 ) -> Source:
-    """Opens a file, a folder, a camera, a network stream or an iterable as a source of frames.
+    """Opens a file, a folder, a camera, the screen, a network stream or an iterable as a source of frames.
 
-    `source`: a video file (path or file:// address), a folder of pictures, "camera:0" or /dev/video0, an
-    rtsp:// or http(s):// address, or an iterable of frames or (frame, seconds).
+    `source`: a video file (path or file:// address), a folder of pictures, "camera:0" or /dev/video0,
+    "screen", an rtsp:// or http(s):// address, or an iterable of frames or (frame, seconds).
     `fps`: at most so many frames a second are kept, each with its own time. Where frames carry no time (a
     folder, an iterable of bare frames) it sets the time between them, 2 a second if not given.
     `live`: None decides by the source: cameras, rtsp:// and http(s):// addresses are live unless the address
     names a recorded file such as .mp4. From a source that is not live no frame is lost; a live one is read
     in a thread, the newest frame wins, and it is opened again when it is lost. A file played with live=True
     comes at its own pace.
-    Raises InputError for an invalid source or fps, SourceError if the source cannot be opened.
+    `every`: an http(s):// address is that of one picture, which is fetched again after so many seconds, 1 by
+    default where the address ends like a picture's (.jpg, .png, ...); from a private network only with
+    `allow_private`.
+    Raises InputError for an invalid source, fps or every, SourceError if the source cannot be opened.
     """
     if fps is not None and not 0 < fps < float("inf"):
         raise InputError(f"fps is {fps}; give a positive number of frames a second.")
+    if every is not None:
+        _check_every(every, source)
     if not isinstance(source, str | os.PathLike):
         return _open_iterable(source, fps, bool(live))
     address = os.fspath(source)
@@ -55,6 +64,10 @@ def open_source(
         raise InputError("The source has no name. Give a file, a folder, camera:0 or an address.")
     if _is_camera(address):
         return LiveSource(camera_opener(address), address, fps=fps)
+    if address == "screen":
+        return LiveSource(screen_opener(fps), address, fps=fps)
+    if live is not False and (every is not None or _is_picture(address)):
+        return SnapshotSource(address, every=every or DEFAULT_EVERY, fps=fps, allow_private=allow_private)
     if re.match(r"(rtsps?|https?|rtmps?|srt|udp|tcp)://", address, re.IGNORECASE):
         return _open_address(address, fps, live)
     path = local_path(address)
@@ -71,12 +84,30 @@ def _is_camera(address: str) -> bool:
         return address.startswith("/dev/video")
 
 
+def _check_every(every: float, source: Any) -> None:
+    if not 0 < every < float("inf"):
+        raise InputError(f"every is {every}; give a positive number of seconds.")
+    if not isinstance(source, str) or not _HTTP.match(source):
+        raise InputError("every is for the http(s):// address of a picture; for other sources give fps.")
+
+
+def _is_picture(address: str) -> bool:
+    """Tells whether an address is that of a single picture; a GIF is taken for a recording."""
+    suffix = _suffix(address)
+    return _HTTP.match(address) is not None and suffix in PICTURE_SUFFIXES and suffix not in RECORDED_SUFFIXES
+
+
+def _suffix(address: str) -> str:
+    return Path(address.partition("?")[0]).suffix.lower()
+
+
 def _open_address(address: str, fps: float | None, live: bool | None) -> Source:
-    suffix = Path(address.partition("?")[0]).suffix.lower()
-    recorded = address.lower().startswith("http") and suffix in RECORDED_SUFFIXES
+    recorded = _HTTP.match(address) is not None and _suffix(address) in RECORDED_SUFFIXES
     if live is None:
         live = not recorded
-    return LiveSource(stream_opener(address), address, fps=fps) if live else VideoFile(address, fps)
+    if not live:
+        return VideoFile(address, fps)
+    return LiveSource(stream_opener(address), printable(address), fps=fps)
 
 
 def _open_iterable(items: Iterable[FrameItem], fps: float | None, live: bool) -> Source:
