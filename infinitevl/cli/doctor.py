@@ -235,7 +235,10 @@ def _pace(
         return
     value = f"{min(fit, int(rate)):,} keep up at one frame a second"
     yield Finding(
-        _STATE, name, value, note=f"measured here: {rate:,.1f} frames a second in all, no questions"
+        _STATE,
+        name,
+        value,
+        note=f"measured here, beside what else runs: {rate:,.1f} frames a second in all, no questions",
     )
 
 
