@@ -63,7 +63,7 @@ class Guard:
 
         try:
             await self.app(scope, body.receive, unless_refused)
-        except Exception:
+        except Exception:  # whatever the app made of a body that was cut off; the refusal is the answer
             if body.refusal is None:
                 raise
         if body.refusal is not None:
