@@ -12,6 +12,7 @@ import torch
 
 from infinitevl.bench.clock import Timing
 from infinitevl.bench.peer import build_peer
+from infinitevl.bench.quantization import quantize_
 from infinitevl.bench.record import OURS, Place, Record, append, counted, timed
 from infinitevl.bench.sizes import check_memory, model_of_size
 
@@ -23,7 +24,7 @@ class Options:
     """What a user chooses for every benchmark.
 
     peer: measure the stock Transformer too. out: file to append the lines to. commit: of the source, if git
-    cannot tell it. quantization: of the decoder's products, where it is lower than dtype.
+    cannot tell it. quantization: of the large products, where it is lower than dtype.
     """
 
     size: str = "4b"
@@ -46,12 +47,26 @@ class Bench:
     def __init__(self, name: str, options: Options, show: Callable[[str], None] = print):
         self.name, self.options, self.device = name, options, torch.device(options.device)
         self.records: list[Record] = []
+        self._quality: dict[str, Any] = {}
         self._show = show
         self._place = Place.here(options.size, self.device, options.commit)
 
     def model(self) -> tuple[Any, Any]:
-        """Build our model and its processor."""
-        return model_of_size(self.options.size, self.device, self.options.dtype)
+        """Build our model, quantized if that is wanted, and its processor.
+
+        Our lines say from then on what quantization does to logits and to the tokens of a picture.
+        """
+        model, processor = model_of_size(self.options.size, self.device, self.options.dtype)
+        if self.options.quantization is not None:
+            fidelity = quantize_(model, self.options.quantization)
+            self._quality = {
+                "quantization": self.options.quantization,
+                "logits_error": round(fidelity.error, 5),
+                "same_token": round(fidelity.agreement, 4),
+                "vision_error": round(fidelity.vision_error, 5),
+            }
+            self.clear()
+        return model, processor
 
     def peer(self) -> Any:
         """Build the stock Transformer.
@@ -65,14 +80,15 @@ class Bench:
 
     def time(self, what: str, timing: Timing, *, who: str = OURS, **settings: Any) -> None:
         """Record a time."""
-        self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(settings)))
+        self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(who, settings)))
 
     def count(self, what: str, value: float, unit: str, *, who: str = OURS, **settings: Any) -> None:
         """Record a value."""
-        self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(settings)))
+        self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(who, settings)))
 
-    def _common(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {**settings, "dtype": str(self.options.dtype).removeprefix("torch.")}
+    def _common(self, who: str, settings: dict[str, Any]) -> dict[str, Any]:
+        quality = self._quality if who == OURS else {}
+        return {**settings, **quality, "dtype": str(self.options.dtype).removeprefix("torch.")}
 
     def _keep(self, record: Record) -> None:
         self.records.append(record)
