@@ -13,7 +13,7 @@ from infinitevl.ops.linear.triton.fp8_rows import Fp8Rows, quantize_rows, rms_no
 from infinitevl.ops.linear.triton.matvec import Product
 from infinitevl.ops.linear.triton.pointwise import as_rows, rms_norm
 from infinitevl.ops.linear.triton.split_dot import split_dot
-from infinitevl.ops.table import NORM_ROWS, SPLIT_ROWS
+from infinitevl.ops.table import FP8_ROWS, NORM_ROWS, SPLIT_ROWS
 
 # Both sides of a product of fp8 must be multiples of this.
 _FP8_MULTIPLE = 16
@@ -27,7 +27,7 @@ def reads_bits(product: Product) -> bool:
     weight = product.weight
     assert isinstance(weight, Quantized)
     is_wide = weight.kind != "int4" or weight.group >= 64
-    is_few = 0 < product.num_rows <= SPLIT_ROWS
+    is_few = 0 < product.num_rows <= SPLIT_ROWS and not takes_fp8(weight, product.num_rows)
     return is_few and weight.dtype == torch.bfloat16 and is_wide and _loads(weight)
 
 
@@ -67,7 +67,7 @@ def _has_fp8(device: torch.device) -> bool:
 
 def takes_fp8(weight: Weight, num_rows: int) -> TypeGuard[Quantized]:
     """Whether a product of so many rows with this weight reads them in fp8."""
-    return num_rows > SPLIT_ROWS and isinstance(weight, Quantized) and multiplies_fp8(weight)
+    return num_rows > FP8_ROWS and isinstance(weight, Quantized) and multiplies_fp8(weight)
 
 
 def fp8_product(product: Product) -> Tensor | Fp8Rows:
