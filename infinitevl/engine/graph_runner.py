@@ -63,7 +63,7 @@ class GraphRunner:
     def encode(self, clips: Sequence[Tensor]) -> Replay | Rerun:
         """Encode clips, each uint8 [1 or 2, 3, H, W], on the vision lane; the features are `outputs`."""
         buffer = self._buffer
-        replay = self._vision(self._size(len(clips)), buffer)
+        replay = self._vision(max(self._size(len(clips)), len(clips)), buffer)
         if (reusable := self._reusable[buffer]) is not None:
             reusable.synchronize()  # never more than two frames ahead of the device
         with self.lanes.on("vision"):
@@ -77,12 +77,16 @@ class GraphRunner:
         self.steps.open_spans(slot.state, None, torch.tensor([time]).to(self.device))
 
     def add_frames(
-        self, slots: Sequence[Slot], encoded: Replay | Rerun, times: Sequence[int], facts: Sequence[Facts]
+        self,
+        slots: Sequence[Slot],
+        encoded: Replay | Rerun,
+        times: Sequence[Sequence[int]],
+        facts: Sequence[Facts],
     ) -> None:
         """Read encoded frames on the main lane, as soon as they are ready."""
-        buffer, size = self._buffer, self._size(len(slots))
-        replay = self._decoder(size, buffer, encoded.outputs)
-        filled = [*times, *[0] * (size - len(times))]
+        buffer, size, num_frames = self._buffer, self._size(len(slots)), len(times[0])
+        replay = self._decoder((size, num_frames), buffer, encoded.outputs)
+        filled = [*times, *[[0] * num_frames] * (size - len(times))]
         self.lanes.wait("main", self.lanes.mark("vision"))
         with self.lanes.on("main"):
             replay(self._indices(slots, size), torch.tensor(filled), _padded_rows(facts, size))
@@ -131,15 +135,17 @@ class GraphRunner:
 
         return self._replay(("encode", size, buffer), make)
 
-    def _decoder(self, size: int, buffer: int, features: Tensor) -> Replay | Rerun:
+    def _decoder(self, sizes: tuple[int, int], buffer: int, features: Tensor) -> Replay | Rerun:
+        """sizes: streams, and frames of each."""
+
         def make() -> Replay | Rerun:
             def step(rows: Tensor, times: Tensor, facts: Tensor) -> None:
                 self.steps.add_frames(self.pool.state, rows, features, times, facts)
 
-            inputs = self._scratch(size), self._numbers(size), self._numbers(size, 4)
+            inputs = self._scratch(sizes[0]), self._numbers(*sizes), self._numbers(sizes[0], 4)
             return self.lanes.capture("main", step, *inputs)
 
-        return self._replay(("add frames", size, buffer), make)
+        return self._replay(("add frames", sizes, buffer), make)
 
     @property
     def _side(self) -> int:

@@ -27,7 +27,7 @@ class Runner(Protocol):
     def encode(self, clips: Sequence[Tensor]) -> Any: ...
     def open_span(self, slot: Slot, time: int) -> None: ...
     def add_frames(
-        self, slots: Sequence[Slot], encoded: Any, times: Sequence[int], facts: Sequence[Facts]
+        self, slots: Sequence[Slot], encoded: Any, times: Sequence[Sequence[int]], facts: Sequence[Facts]
     ) -> None: ...
     def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None: ...
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor: ...
@@ -72,9 +72,12 @@ class EagerRunner:
         self.steps.open_spans(slot.state, None, self._numbers([time]))
 
     def add_frames(
-        self, slots: Sequence[Slot], encoded: Tensor, times: Sequence[int], facts: Sequence[Facts]
+        self, slots: Sequence[Slot], encoded: Tensor, times: Sequence[Sequence[int]], facts: Sequence[Facts]
     ) -> None:
-        """Read encoded frames, seen at `times` (microseconds). facts: of the slots afterwards."""
+        """Read encoded frames, the same number of each slot, at its `times` (microseconds).
+
+        facts: of the slots afterwards.
+        """
         state, rows = self._where(slots)
         self.steps.add_frames(
             state, rows, encoded, self._numbers(times), self._numbers([each.row() for each in facts])

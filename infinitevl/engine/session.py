@@ -5,14 +5,15 @@ which it was seen. A question closes the span on a copy of the state; the stream
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 from infinitevl.engine.answers import Answer
+from infinitevl.engine.arrivals import Arrival, Mode
 from infinitevl.engine.base import Session, checked_engine
-from infinitevl.engine.engine import Arrival, Engine, Mode
+from infinitevl.engine.engine import Engine
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -124,15 +125,45 @@ class StreamSession(Session):
         """
         self.engine.observe([(self, frame, at)])
 
+    def observe_all(self, frames: Sequence[Any], at: Sequence[float | None] | None = None) -> None:
+        """Add several frames that are there already, of a file say: the same as one by one, but faster.
+
+        After an error or an interrupt the stream is as it was before the first of them.
+
+        Args:
+            frames: as for `observe`, in time order. at: their times, as for `observe`; one for each frame.
+
+        Raises:
+            InputError: as for `observe`; also another number of times than of frames.
+            StateError: the frames do not fit into full-attention layers.
+        """
+        if isinstance(frames, str | bytes) or not isinstance(frames, Sequence):
+            raise InputError(
+                f"observe_all takes a list of frames, not {type(frames).__name__}; observe takes one frame."
+            )
+        times = [None] * len(frames) if at is None else list(at)
+        if len(times) != len(frames):
+            raise InputError(f"{len(frames)} frames came with {len(times)} times; give one each or none.")
+        self.engine.observe_all(self, list(zip(frames, times, strict=True)))
+
     def expect(self, frame: Any, at: float | None = None) -> Arrival:
         """Check a frame's time and where it belongs, for `Engine.observe`; errors as in `observe`."""
+        return self.expect_all([(frame, at)])[0]
+
+    def expect_all(self, frames: Sequence[tuple[Any, float | None]]) -> list[Arrival]:
+        """The same for several frames with their times, one after the other."""
         self._check_free()
-        picture, num_dropped = frame, 0
-        if isinstance(frame, Frame):
-            if at is not None:
-                raise InputError(f"a Frame has its own time ({frame.time} s): leave at={at!r} out.")
-            picture, at, num_dropped = frame.image, frame.time, frame.dropped
-        return Arrival(self.slot, picture, self._checked_time(at), num_dropped)
+        arrivals, facts = [], self.slot.facts
+        newest = facts.last_time if facts.num_frames else None
+        for frame, at in frames:
+            picture, num_dropped = frame, 0
+            if isinstance(frame, Frame):
+                if at is not None:
+                    raise InputError(f"a Frame has its own time ({frame.time} s): leave at={at!r} out.")
+                picture, at, num_dropped = frame.image, frame.time, frame.dropped
+            newest = self._checked_time(at, newest)
+            arrivals.append(Arrival(self.slot, picture, newest, num_dropped))
+        return arrivals
 
     def ask(
         self,
@@ -234,10 +265,11 @@ class StreamSession(Session):
         with self.engine.lock:
             self.slot.facts = replace(self.slot.facts, num_dropped=int(count))
 
-    def _checked_time(self, at: float | None) -> int:
-        """Return the time of a new frame in microseconds; InputError for a time that cannot be."""
-        facts = self.slot.facts
-        newest = facts.last_time if facts.num_frames else None
+    def _checked_time(self, at: float | None, newest: int | None) -> int:
+        """Return the time of a new frame in microseconds; InputError for a time that cannot be.
+
+        newest: time of the frame before; None where there is none.
+        """
         if at is None:
             return 0 if newest is None else newest + MICROSECONDS
         time = _microseconds(at, _LARGEST_TIME / self.model.config.vision_config.tokens_per_second)

@@ -84,15 +84,17 @@ class Steps:
     def add_frames(
         self, state: StreamState, rows: Tensor | None, features: Tensor, times: Tensor, facts: Tensor
     ) -> None:
-        """Read the tokens [S, tokens, C] of frames seen at `times` (int64 [S], microseconds).
+        """Read the tokens of frames seen at `times` (int64 [S, F], microseconds), F of each of S streams.
 
-        facts: of the slots afterwards (`Facts.row`), int64 [S, 4].
+        features: [S F, tokens, C]. facts: of the slots afterwards (`Facts.row`), int64 [S, 4].
         """
-        span = state.span
+        span, (num_streams, num_frames) = state.span, times.shape
         start, since = (x if rows is None else x[rows] for x in (span.start, span.start_time))
+        elapsed = (times - since[:, None]).flatten()
         speed = self.model.config.vision_config.tokens_per_second
-        positions = frame_positions(start, times - since, *self.grid, speed)
-        self.model.model.language_model(features, positions, state, rows=rows)
+        positions = frame_positions(start.repeat_interleave(num_frames), elapsed, *self.grid, speed)
+        in_a_row = features.view(num_streams, -1, features.shape[-1]), positions.view(3, num_streams, -1)
+        self.model.model.language_model(*in_a_row, state, rows=rows)
         write_facts(span, rows, facts)
 
     def read(
