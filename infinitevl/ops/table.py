@@ -273,6 +273,7 @@ MOMENTS = ENGINE, TRAINING, CALL = "kernels", "kernels in training", "kernels by
 _SIZES = (
     ("product", f"one kernel up to {MATVEC_ROWS} rows, cuBLAS beyond"),
     ("gated norm and product", f"together up to {GATED_ROWS} row, one after the other beyond"),
+    ("quantized product of one row", "reads the bits on the ordinary cores"),
     ("quantized product", f"reads the bits up to {SPLIT_ROWS} rows, the whole weight beyond"),
     ("product in fp8 on Hopper", f"reads the bits up to {FP8_ROWS} rows, multiplies fp8 by fp8 beyond"),
     ("norm and quantized product", f"together up to {NORM_ROWS} rows"),

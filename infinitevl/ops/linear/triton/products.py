@@ -20,6 +20,7 @@ from infinitevl.ops.linear.triton.fp8_rows import (
     swiglu_fp8,
 )
 from infinitevl.ops.linear.triton.matvec import Product, gates_fit, matvec
+from infinitevl.ops.linear.triton.matvec_int4 import matvec_int4
 from infinitevl.ops.linear.triton.pointwise import (
     add_bias_,
     as_rows,
@@ -33,6 +34,7 @@ from infinitevl.ops.linear.triton.quantized import (
     fp8_linear,
     fp8_linear_add,
     fp8_product,
+    loads_bits,
     reads_bits,
     takes_fp8,
     whole,
@@ -115,15 +117,17 @@ def _run(product: Product) -> Any:
     """The product, by the number of rows: a Tensor, or `Fp8Rows` where `norm_swiglu` may return them."""
     _check(product)
     if isinstance(product.weight, Quantized):
-        return _run_few_bits(product)
+        return _run_few_bits(product, product.weight)
     rows = product.num_rows
     if 0 < rows <= MATVEC_ROWS:
         return matvec(product)
     return _many_rows(product)
 
 
-def _run_few_bits(product: Product) -> Tensor | Fp8Rows:
+def _run_few_bits(product: Product, weight: Quantized) -> Tensor | Fp8Rows:
     """By the number of rows, and by what the device can multiply."""
+    if product.num_rows == 1 and loads_bits(weight):
+        return matvec_int4(product) if weight.kind == "int4" else matvec(product)
     if reads_bits(product):
         return few_bits(product)
     if takes_fp8(product.weight, product.num_rows):

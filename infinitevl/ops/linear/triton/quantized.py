@@ -28,7 +28,7 @@ def reads_bits(product: Product) -> bool:
     assert isinstance(weight, Quantized)
     is_wide = weight.kind != "int4" or weight.group >= 64
     is_few = 0 < product.num_rows <= SPLIT_ROWS and not takes_fp8(weight, product.num_rows)
-    return is_few and weight.dtype == torch.bfloat16 and is_wide and _loads(weight)
+    return is_few and weight.dtype == torch.bfloat16 and is_wide and loads_bits(weight)
 
 
 def few_bits(product: Product) -> Tensor:
@@ -43,7 +43,7 @@ def whole(product: Product) -> Product:
     """The same product with the weight in full, for its time."""
     weight = product.weight
     assert isinstance(weight, Quantized)
-    return replace(product, weight=dequantize(weight) if _loads(weight) else weight.dequantize())
+    return replace(product, weight=dequantize(weight) if loads_bits(weight) else weight.dequantize())
 
 
 def multiplies_fp8(weight: Quantized) -> bool:
@@ -54,7 +54,7 @@ def multiplies_fp8(weight: Quantized) -> bool:
     )
 
 
-def _loads(weight: Quantized) -> bool:
+def loads_bits(weight: Quantized) -> bool:
     """Whether kernels can load the bits of this weight: not every device knows fp8."""
     device = weight.data.device
     return weight.kind != "fp8" or device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
