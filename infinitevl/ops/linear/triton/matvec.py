@@ -133,7 +133,8 @@ def _tile(ptrs, k, start: tl.constexpr, INPUTS: tl.constexpr, BLOCK_K: tl.conste
     if start + BLOCK_K <= INPUTS:
         return tl.load(ptrs + start, eviction_policy="evict_first")
     else:
-        return tl.load(ptrs + start, mask=start + k[None, :] < INPUTS, other=0.0, eviction_policy="evict_first")
+        inside = start + k[None, :] < INPUTS
+        return tl.load(ptrs + start, mask=inside, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
