@@ -124,7 +124,7 @@ class Stream:
     @property
     def num_dropped(self) -> int:
         """Frames that were dropped, those included that the session does not know of yet."""
-        return self.stats.dropped + sum(frame.dropped for frame in self.queue)
+        return self.stats.dropped + sum(frame.dropped for frame in tuple(self.queue))  # others may change it
 
     @property
     def can_read(self) -> bool:
