@@ -247,6 +247,9 @@ def serve(
         str | None,
         typer.Option("--state-dir", metavar="FOLDER", help="Keep streams there, and find them again."),
     ] = None,
+    save_every: Annotated[
+        float, typer.Option("--save-every", metavar="SECONDS", min=0, help="Between two saves of a stream.")
+    ] = 5.0,
     park_memory: Annotated[
         float | None,
         typer.Option("--park-memory", metavar="GIB", min=0, help="Host memory for streams without a slot."),
@@ -274,6 +277,7 @@ def serve(
             allow_private=allow_private,
             allow_unsigned_states=allow_unsigned_states,
             state_dir=state_dir,
+            save_every=save_every,
             park_memory=park_memory,
             park_disk=park_disk,
         ),

@@ -26,6 +26,7 @@ class ServeOptions:
     allow_private: bool = False
     allow_unsigned_states: bool = False
     state_dir: str | None = None
+    save_every: float = 5.0
     park_memory: float | None = None
     park_disk: float | None = None
 
@@ -61,6 +62,7 @@ def run_serve(
         allow_private=options.allow_private,
         allow_unsigned_states=options.allow_unsigned_states,
         state_dir=state_dir,
+        save_every=options.save_every,
         park_memory=_gibibytes(options.park_memory),
         park_disk=_gibibytes(options.park_disk),
     )

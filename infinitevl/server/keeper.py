@@ -14,7 +14,7 @@ from pathlib import Path
 from infinitevl.engine.base import Snapshot
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InfiniteVLError
-from infinitevl.files import atomic_write
+from infinitevl.files import atomic_write, remove_stale
 from infinitevl.server.streams import Settings, Stream
 from infinitevl.server.worker import EngineWorker
 
@@ -108,6 +108,7 @@ class StateKeeper:
 
     def restore(self, worker: EngineWorker) -> None:
         """Open every stream of the folder again; in the worker's thread, before it takes calls."""
+        remove_stale(self.folder)
         for record in sorted(self.folder.glob("*.json")):
             try:
                 worker.make_room(1)
