@@ -37,7 +37,4 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
     server = uvicorn.Server(
         uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN, log_level="info")
     )
-    try:
-        server.run()
-    finally:  # uvicorn ends no app that it is told to leave at once
-        app.state.context.worker.stop()
+    server.run()
