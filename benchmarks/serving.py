@@ -1,13 +1,15 @@
 """Measure a server: what it costs beside its engine alone, and streams and answers under load.
 
-    python benchmarks/serving.py                                              # the built-in model, on two cores
-    python benchmarks/serving.py --size 4b --streams 8 --fps 15 --answers 4   # random weights, on a GPU
+    python benchmarks/serving.py                                             # the built-in model, two cores
+    python benchmarks/serving.py --size 4b --streams 8 --fps 15 --answers 4  # random weights, on a GPU
 
-Overhead: the same number of frames is read by `engine.observe` alone, from arrays that lie in memory, and
-over HTTP, as JPEGs that another process sends one ahead, so that the engine always has a frame. Both run on one
-engine, in turns. Decoding the JPEGs is the server's work; it overlaps with the engine's where there is a second
-core. Load: frames come to every stream at their pace, questions for one token measure the time to the
-first token, and `--answers` answers are always under way. A frame's time is from its sending until it was read.
+Overhead: as many frames are read by `engine.observe` alone, from arrays that lie in memory, and over HTTP, as
+JPEGs that another process sends one ahead, so that the engine always has a frame. Both run on one engine, in
+turns. Decoding the JPEGs is the server's work; it overlaps with the engine's where there is a second core. The
+processor time of both says what HTTP and JPEG cost in sum, also on a machine that is busy.
+
+Load: frames come to every stream at their pace, questions for one token measure the time to the first token,
+and `--answers` answers are always under way. A frame's time is from its sending until it was read.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,8 @@ import torch
 import uvicorn
 from serving_client import NUM_PICTURES, camera_pictures
 
-from infinitevl.bench.record import OURS, Place, Record, append, counted, timed
 from infinitevl.bench.clock import Timing
+from infinitevl.bench.record import OURS, Place, Record, append, counted, timed
 from infinitevl.bench.sizes import model_of_size
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.session import StreamSession
@@ -94,7 +96,11 @@ class Bench:
 
     def stats(self, streams: list[str]) -> dict[str, tuple[int, int]]:
         """Frames read and dropped of each stream."""
-        return {each: (s.stats.frames, s.num_dropped) for each in streams if (s := self.context.worker.streams[each])}
+        return {
+            each: (s.stats.frames, s.num_dropped)
+            for each in streams
+            if (s := self.context.worker.streams[each])
+        }
 
     def note(self, record: Record) -> None:
         """Show a record, and keep it."""
@@ -108,7 +114,7 @@ def measure_overhead(bench: Bench, seconds: float) -> None:
     pictures = [np.asarray(open_image(data)) for data in camera_pictures(*bench.engine.frame_size)]
     session = bench.in_worker(lambda: StreamSession.on(bench.engine))
 
-    def alone(count: int) -> float:
+    def alone(count: int) -> tuple[float, float]:
         def observe() -> float:
             started = time.perf_counter()
             for number in range(count):
@@ -116,25 +122,32 @@ def measure_overhead(bench: Bench, seconds: float) -> None:
             bench.engine.settle()
             return time.perf_counter() - started
 
-        return bench.in_worker(observe)
+        return with_work(lambda: bench.in_worker(observe))
+
+    def over_http(count: int) -> tuple[float, float]:
+        job: dict[str, Any] = {"do": "ahead", "streams": streams, "count": count, "ahead": 1}
+        return with_work(lambda: bench.client(**job)["seconds"])
 
     with bench.streams(1) as streams:
         alone(WARM_FRAMES)
-        count = max(20, int(seconds / alone(20) * 20))
-        pairs = []
-        for _ in range(PAIRS):
-            by_engine = alone(count)
-            over_http = bench.client(do="ahead", streams=streams, count=count, ahead=1)["seconds"]
-            pairs.append((by_engine / count, over_http / count))
+        count = max(20, int(seconds / alone(20)[0] * 20))
+        pairs = [(alone(count), over_http(count)) for _ in range(PAIRS)]
     bench.in_worker(session.close)
-    for what, index in (("frame, engine alone", 0), ("frame, over HTTP", 1)):
-        times = [1e3 * pair[index] for pair in pairs]
-        timing = Timing(statistics.median(times), min(times), max(times), PAIRS)
-        bench.note(timed(bench.place, "serving", what, timing, who=OURS, frames=count))
-    overheads = sorted(100 * (http / engine - 1) for engine, http in pairs)
+    for who, index in (("engine alone", 0), ("over HTTP", 1)):
+        for what, kind in ((f"frame, {who}", 0), (f"processor, {who}", 1)):
+            times = [1e3 * pair[index][kind] / count for pair in pairs]
+            timing = Timing(statistics.median(times), min(times), max(times), PAIRS)
+            bench.note(timed(bench.place, "serving", what, timing, who=OURS, frames=count))
+    overheads = sorted(100 * (http[0] / engine[0] - 1) for engine, http in pairs)
     value = round(statistics.median(overheads), 2)
     spread = f"{overheads[0]:.2f} .. {overheads[-1]:.2f}"
     bench.note(counted(bench.place, "serving", "overhead", value, "%", who=OURS, range=spread))
+
+
+def with_work(function: Callable[[], float]) -> tuple[float, float]:
+    """The seconds that a function returns, and this process's processor time meanwhile."""
+    before = time.process_time()
+    return function(), time.process_time() - before
 
 
 def measure_load(bench: Bench, load: Load, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """The client of `serving.py`, in a process of its own: takes a job as JSON, prints what it measured as JSON.
 
-    python benchmarks/serving_client.py '{"do": "ahead", "url": "http://127.0.0.1:8000", ...}'
+python benchmarks/serving_client.py '{"do": "ahead", "url": "http://127.0.0.1:8000", ...}'
 """
 
 import asyncio
