@@ -5,8 +5,8 @@
 
 Overhead: as many frames are read by `engine.observe` alone, from arrays that lie in memory, and over HTTP, as
 JPEGs that another process sends one ahead, so that the engine always has a frame. Both run on one engine, in
-turns. Decoding the JPEGs is the server's work; it overlaps with the engine's where there is a second core. The
-processor time of both says what HTTP and JPEG cost in sum, also on a machine that is busy.
+turns. Decoding the JPEGs is the server's work; it overlaps with the engine's where there is a second core.
+The processor time of both says what HTTP and JPEG cost in sum, also on a machine that is busy.
 
 Load: frames come to every stream at their pace, questions for one token measure the time to the first token,
 and `--answers` answers are always under way. A frame's time is from its sending until it was read.
