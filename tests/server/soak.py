@@ -3,9 +3,9 @@
     python -m tests.server.soak --clients 64 --minutes 10
 
 Streams and chats of a very small model, readers that are slow, and clients that leave in the middle of an
-answer. There are many more streams than slots, so they are parked in memory and on disk all the time. No error
-but 429 may come; every answer must be that of an engine that does nothing else; all streams must be read about
-equally often; and the server's memory must stay as it is.
+answer. There are many more streams than slots, so they are parked in memory and on disk all the time. No
+error but 429 may come. Every answer must be that of an engine that does nothing else, all streams must be
+read equally often, within a factor, and the server's memory must stay as it is.
 """
 
 import argparse
