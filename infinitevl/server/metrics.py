@@ -6,6 +6,7 @@ would grow without bound. The slowest and the fastest of the busy streams show w
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -102,7 +103,7 @@ class Metrics:
             registry=self.registry,
         )
         for which, choose in _OF_STREAMS.items():
-            rates.labels(which).set_function(lambda choose=choose: choose(_rates(streams()) or [0.0]))
+            rates.labels(which).set_function(partial(_rate_of, choose, streams))
         gauge(
             "state_bytes",
             "Of all states, on the device and parked.",
@@ -111,6 +112,10 @@ class Metrics:
 
 
 _AddGauge = Callable[[str, str, Callable[[], float]], None]
+
+
+def _rate_of(choose: Callable[[list[float]], float], streams: "Callable[[], list[Stream]]") -> float:
+    return choose(_rates(streams()) or [0.0])
 
 
 def _rates(streams: "list[Stream]") -> list[float]:
