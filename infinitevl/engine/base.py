@@ -111,7 +111,7 @@ class Session:
         with self.engine.lock:  # the next reading would overwrite what `read` returns
             slot = self._fork_for_turn()
             try:
-                return self.start(slot, read(slot), sampling, on_text)
+                return self.start(slot, read(slot), sampling, on_text, self.keep_turns)
             except BaseException:
                 self.engine.release(slot)
                 raise
@@ -121,17 +121,23 @@ class Session:
         return self.engine.fork(self.slot)
 
     def start(
-        self, slot: Slot, hidden: Tensor, sampling: Sampling, on_text: Callable[[str], None] | None = None
+        self,
+        slot: Slot,
+        hidden: Tensor,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+        keep: bool,
     ) -> Answer:
         """Start the answer to a question that a fork of this session has read.
 
         Args:
             hidden: [1, C], the last hidden state of the question.
+            keep: whether the turn becomes part of the session when it is finished, as it was when it began.
         """
         with self.engine.lock:
             answer = self.engine.scheduler.begin(slot, hidden, sampling, on_text)
             self._begun.add(answer)
-            self._kept = weakref.ref(answer) if self.keep_turns else lambda: None
+            self._kept = weakref.ref(answer) if keep else lambda: None
             return answer
 
     def finish(self, answer: Answer) -> str:

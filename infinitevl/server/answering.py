@@ -3,8 +3,11 @@
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from infinitevl.engine.answers import Answer
 from infinitevl.engine.reading import PromptReader
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.jobs import Choice, Job
@@ -151,7 +154,9 @@ class Answering:
         self.worker.make_room(len(job.choices) - 1)
         first = job.reader.slot
         slots = [first, *(self.engine.fork(first) for _ in job.choices[1:])]
-        start = self.engine.scheduler.begin if job.session is None else job.session.start
+        start: Callable[..., Answer] = self.engine.scheduler.begin
+        if job.session is not None:
+            start = partial(job.session.start, keep=job.is_kept)
         for choice, slot in zip(job.choices, slots, strict=True):
             choice.answer = start(slot, hidden, choice.sampling, choice.on_text)
         job.reader = None

@@ -81,7 +81,7 @@ def test_a_question_in_pieces_is_answered_as_one_at_once(
                 reader = session.turn_reader(question, piece)
                 while (hidden := reader.step()) is None:
                     assert reader.piece <= piece
-                answer = session.start(reader.slot, hidden, Sampling(max_new_tokens=6))
+                answer = session.start(reader.slot, hidden, Sampling(max_new_tokens=6), None, keep_turns)
                 answers.append(session.finish(answer))
             session.observe(random_frame(9))
             answers.append((session.stats(), session.ask("word", max_new_tokens=6)))
