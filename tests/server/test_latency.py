@@ -17,13 +17,14 @@ from tests.server.serving import opened, push, running, tiny_engine, until
 DELAYED = 0.030
 
 
-def median_seconds(call: Callable[[], object], times: int) -> float:
+def quick_seconds(call: Callable[[], object], times: int) -> float:
+    """What the fastest tenth of the calls take: a timer would hold up these too, a busy machine does not."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()
         call()
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return statistics.quantiles(taken, n=10)[0]
 
 
 def test_calls_of_an_idle_server_wait_for_nothing() -> None:
@@ -31,10 +32,10 @@ def test_calls_of_an_idle_server_wait_for_nothing() -> None:
         client, stream = server.client, opened(server.client)
         push(client, stream, 0, 0)
         streams: list[str] = []
-        assert median_seconds(lambda: client.get(f"/v1/streams/{stream}"), 200) < DELAYED
-        assert median_seconds(lambda: streams.append(opened(client)), 20) < DELAYED
-        assert median_seconds(lambda: client.delete(f"/v1/streams/{streams.pop()}"), 20) < DELAYED
-        assert median_seconds(lambda: push(client, stream, 1), 20) < DELAYED
+        assert quick_seconds(lambda: client.get(f"/v1/streams/{stream}"), 200) < DELAYED
+        assert quick_seconds(lambda: streams.append(opened(client)), 20) < DELAYED
+        assert quick_seconds(lambda: client.delete(f"/v1/streams/{streams.pop()}"), 20) < DELAYED
+        assert quick_seconds(lambda: push(client, stream, 1), 20) < DELAYED
 
 
 def test_a_served_port_sends_each_part_of_an_answer_at_once() -> None:
@@ -49,7 +50,7 @@ def test_a_served_port_sends_each_part_of_an_answer_at_once() -> None:
     try:
         until(lambda: server.started)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            assert median_seconds(lambda: client.get("/health"), 50) < DELAYED
+            assert quick_seconds(lambda: client.get("/health"), 50) < DELAYED
     finally:
         server.should_exit = True
         thread.join(30)
