@@ -59,7 +59,7 @@ class Layer:
         mixer = self.module.self_attn
         if not isinstance(mixer, WindowAttention):
             return None
-        return length if mixer.window is None else min(length, mixer.window)
+        return length if mixer.window is None else min(length, mixer.window + mixer.num_sinks)
 
     @property
     def trains(self) -> bool:
