@@ -80,15 +80,15 @@ def check_metadata(
     if metadata.get("version") not in (FORMAT_VERSION, FORMAT_VERSION_WITH_SINKS):
         raise StateError(
             f"{path} was saved in state format {metadata.get('version')}, and this version of infinitevl "
-            f"reads formats {FORMAT_VERSION} and {FORMAT_VERSION_WITH_SINKS}; their fields differ. Go on with "
-            "the version that saved it, or watch the stream again and save it anew."
+            f"reads formats {FORMAT_VERSION} and {FORMAT_VERSION_WITH_SINKS}; their fields differ. Go on "
+            "with the version that saved it, or watch the stream again and save it anew."
         )
     if metadata.get("checksum") != checksum(tensors, metadata):
         raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")
     if (saved_sinks := metadata.get(_SINKS, "0")) != str(num_sinks):
         raise StateError(
-            f"{path} holds windows with {saved_sinks} sink tokens, and this model's have {num_sinks}. Load the "
-            "model with the attention that it had when the state was saved."
+            f"{path} holds windows with {saved_sinks} sink tokens, and this model's have {num_sinks}. Load "
+            "the model with the attention that it had when the state was saved."
         )
     if metadata.get("fingerprint") != fingerprint:
         found = {tensor.dtype for tensor in tensors.values() if tensor.dtype in _ROUNDED}

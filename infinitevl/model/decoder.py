@@ -54,9 +54,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn: GatedDeltaNet | WindowAttention = (
-            GatedDeltaNet(config)
-            if kind == LINEAR
-            else WindowAttention(config, is_full=kind == FULL)
+            GatedDeltaNet(config) if kind == LINEAR else WindowAttention(config, is_full=kind == FULL)
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, quantizable=True)

@@ -1,6 +1,6 @@
 """Window attention between its projections, in plain torch: rotation, attention, ring.
 
-A ring is a pair of keys and values [N, H_kv, S, D]; `ops.attention.ring` says which token lives in which slot.
+A ring is a pair of keys and values [N, H_kv, S, D]; `ops.attention.ring` says which token is in which slot.
 """
 
 from collections.abc import Callable

@@ -69,7 +69,7 @@ def window_chunk_(
         rows: int64 [B], the row of the ring that each row of the batch continues; None: all, in order.
         num_valid: int64 [B], how many of each row's first tokens count; None for all. Outputs of the others
             are finite and mean nothing.
-        num_sinks: the first tokens of a sequence, which every later query sees too; the first slots hold them.
+        num_sinks: the first tokens of a sequence, which every later query sees too; in the first slots.
         tiles: another division of the work than the built-in one.
 
     Returns:
