@@ -1,4 +1,4 @@
-"""How flash attention is put together for sinks, without a GPU: the kernel's place is taken by plain torch."""
+"""How flash attention is put together for sinks; without a GPU plain torch takes the kernel's place."""
 
 import pytest
 import torch
