@@ -26,8 +26,7 @@ def ring_tokens(length: Tensor, num_slots: int, num_sinks: int = 0) -> Tensor:
     if not num_sinks:
         return held
     held = torch.where(slot < num_sinks, slot, held)
-    # Before the ring begins, what would lie in it is a sink: its slot is empty.
-    return torch.where((slot <= last) & ((slot < num_sinks) | (held >= num_sinks)), held, -1)
+    return torch.where(slot <= last, held, -1)  # slots are filled in order
 
 
 def slot_of(token: Tensor, num_slots: int, num_sinks: int = 0) -> Tensor:
