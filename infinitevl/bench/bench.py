@@ -68,15 +68,15 @@ class Bench:
 
     def time(self, what: str, timing: Timing, *, who: str = OURS, **settings: Any) -> None:
         """Record a time."""
-        self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(settings)))
+        self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(who, settings)))
 
     def count(self, what: str, value: float, unit: str, *, who: str = OURS, **settings: Any) -> None:
         """Record a value."""
-        self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(settings)))
+        self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(who, settings)))
 
-    def _common(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def _common(self, who: str, settings: dict[str, Any]) -> dict[str, Any]:
         common = {"dtype": str(self.options.dtype).removeprefix("torch.")}
-        if self.options.attention is not None:
+        if self.options.attention is not None and who == OURS:
             common["attention_variant"] = self.options.attention
         return {**settings, **common}
 
