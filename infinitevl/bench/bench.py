@@ -24,7 +24,8 @@ class Options:
     """What a user chooses for every benchmark.
 
     peer: measure the stock Transformer too. out: file to append the lines to. commit: of the source, if git
-    cannot tell it. quantization: of the large products, where it is lower than dtype.
+    cannot tell it. quantization: of the large products, where it is lower than dtype. attention: the
+    variant of attention, where it is not the size's own.
     """
 
     size: str = "4b"
@@ -35,6 +36,7 @@ class Options:
     out: str | None = None
     commit: str | None = None
     quantization: str | None = None
+    attention: str | None = None
 
 
 class Bench:
@@ -56,7 +58,8 @@ class Bench:
 
         Our lines say from then on what quantization does to logits and to the tokens of a picture.
         """
-        model, processor = model_of_size(self.options.size, self.device, self.options.dtype)
+        options = self.options
+        model, processor = model_of_size(options.size, self.device, options.dtype, options.attention)
         if self.options.quantization is not None:
             fidelity = quantize_(model, self.options.quantization)
             self._quality = {
@@ -87,8 +90,12 @@ class Bench:
         self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(who, settings)))
 
     def _common(self, who: str, settings: dict[str, Any]) -> dict[str, Any]:
-        quality = self._quality if who == OURS else {}
-        return {**settings, **quality, "dtype": str(self.options.dtype).removeprefix("torch.")}
+        common = {"dtype": str(self.options.dtype).removeprefix("torch.")}
+        if who != OURS:
+            return {**settings, **common}
+        if self.options.attention is not None:
+            common["attention_variant"] = self.options.attention
+        return {**settings, **self._quality, **common}
 
     def _keep(self, record: Record) -> None:
         self.records.append(record)

@@ -39,7 +39,7 @@ def _one_answer(bench: Bench, model: Any, processor: Any, contexts: Sequence[int
 
 
 def _together(bench: Bench, model: Any, processor: Any, count: int) -> None:
-    context = 2 * model.config.text_config.sliding_window
+    context = 2 * model.config.text_config.num_window_slots
     decoding = Decoding(model, processor, num_answers=count)
     decoding.read_to(context)
     bench.time("token", _step_time(bench, decoding), context=context, answers=count)
