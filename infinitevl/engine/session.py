@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Self
 
 from infinitevl.engine.answers import Answer
 from infinitevl.engine.base import Session, checked_engine
 from infinitevl.engine.engine import Arrival, Engine, Mode
+from infinitevl.engine.rules import WatchEvent, WatchRule
 from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.watching import Due, Watch
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import MICROSECONDS, to_microseconds
@@ -104,13 +106,16 @@ class StreamSession(Session):
 
     def _start(self, engine: Engine, keep_turns: bool, system: str | None, is_alone: bool) -> None:
         self.keep_turns, self.system = keep_turns, system
+        self.watches: list[Watch] = []
         self._enter(engine, is_alone)
         self.mode, self.frame_size = engine.mode, engine.frame_size
 
     def observe(self, frame: Any, at: float | None = None) -> None:
-        """Add a frame to the stream. On a GPU this returns before the frame is read; later calls wait for it.
+        """Add a frame to the stream, then ask the rules that are due (see `watch`).
 
-        After an error or an interrupt (Ctrl-C) the stream is as it was before.
+        On a GPU this returns before the frame is read, unless a rule is asked; later calls wait for it. After
+        an error or an interrupt (Ctrl-C) the stream is as it was before, or as after the frame if a rule was
+        being asked.
 
         Args:
             frame: a `Frame`, as `open_source` yields them, with its time and number of dropped frames; or a
@@ -166,18 +171,80 @@ class StreamSession(Session):
         return self.finish(answer)
 
     def begin(
-        self, question: str, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
+        self,
+        question: str,
+        sampling: Sampling = _GREEDY,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        keep: bool | None = None,
     ) -> Answer:
         """Start to answer a question; `finish` waits for the answer. Several answers are generated together.
 
-        Arguments and errors as in `ask`.
+        Arguments and errors as in `ask`. keep: whether the turn becomes part of the stream; None: as
+        `keep_turns` says. Only a stream that keeps its turns can keep one.
         """
+        if keep not in (None, False, self.keep_turns):
+            raise InputError("keep=True is for streams that keep their turns: open it with keep_turns=True.")
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
         if not self.slot.facts.num_frames:
             raise InputError("nothing was seen yet: observe a frame before the first question.")
         ids = turn_ids(self.processor.tokenizer, question, self.system)
-        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text)
+        is_kept = self.keep_turns if keep is None else keep
+        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, is_kept)
+
+    def watch(
+        self,
+        question: str,
+        *,
+        every: float,
+        on_event: Callable[[WatchEvent], Any],
+        expect: str = "yes",
+        confirm: int = 1,
+        release: int = 1,
+        cooldown: float = 0.0,
+    ) -> Watch:
+        """Ask a question every so many seconds of the stream, and tell when its answer turns to yes.
+
+        `observe` asks it on a fork after the frame at which it is due, also in a stream that keeps its turns:
+        the stream and its other answers stay as they would be without rules. Rules are neither saved nor
+        forked with the stream. While no slot is free, a rule waits for a later frame.
+
+        Args:
+            question, every, expect, confirm, release, cooldown: see `WatchRule`.
+            on_event: gets each `WatchEvent`; what it raises comes out of `observe`.
+
+        Returns:
+            The watch, whose `stop()` ends it.
+
+        Raises:
+            InputError: as `WatchRule`; or `on_event` is no function.
+        """
+        watch = Watch(self, WatchRule(question, every, expect, confirm, release, cooldown), on_event)
+        self.watches = [*self.watches, watch]
+        return watch
+
+    def due(self, frame: Any) -> list[Due]:
+        """The rules to be asked after a frame that was just observed, for `Engine.observe`."""
+        if not self.watches:
+            return []
+        stats = self.stats()
+        picture = frame.image if isinstance(frame, Frame) else frame
+        return [
+            Due(watch, picture, stats.seconds, stats.frames)
+            for watch in self.watches
+            if watch.state.is_due(stats.seconds)
+        ]
+
+    def fork(self) -> Self:
+        """Make an independent copy of the stream, without its rules.
+
+        Raises:
+            StateError: the session shares an engine whose slots are all taken.
+        """
+        twin = super().fork()
+        twin.watches = []
+        return twin
 
     @classmethod
     def load(
