@@ -98,24 +98,18 @@ class Session:
         return self.state.recurrent_norms
 
     def _begin(
-        self,
-        read: Callable[[Slot], Tensor],
-        sampling: Sampling,
-        on_text: Callable[[str], None] | None,
-        keep: bool,
+        self, read: Callable[[Slot], Tensor], sampling: Sampling, on_text: Callable[[str], None] | None
     ) -> Answer:
         """Fork this session, let `read` read a question into the fork ([1, C]), and start the answer."""
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {sampling!r}; give a Sampling, as in Sampling(max_new_tokens=64).")
         with self.engine.lock:  # the next reading would overwrite what `read` returns
-            if keep:
-                self._check_free()
+            self._check_free()
             slot = self.engine.fork(self.slot)
             try:
                 answer = self.engine.scheduler.begin(slot, read(slot), sampling, on_text)
                 self._begun.add(answer)
-                if keep:
-                    self._kept = weakref.ref(answer)
+                self._kept = weakref.ref(answer) if self.keep_turns else lambda: None
                 return answer
             except BaseException:
                 self.engine.release(slot)
@@ -131,9 +125,8 @@ class Session:
         self._check_own(answer)
         self._check_held(answer)
         try:
-            is_kept = self._kept() is answer
-            text = self.engine.scheduler.finish(answer, to_the_end=is_kept)
-            if is_kept:
+            text = self.engine.scheduler.finish(answer, to_the_end=self.keep_turns)
+            if self.keep_turns:
                 self._keep(answer)
         finally:
             self.cancel(answer)

@@ -43,6 +43,19 @@ class StreamStats:
     state_bytes: int
 
 
+@dataclass(frozen=True)
+class Turn:
+    """How one question is asked, where it differs from how its session was opened.
+
+    keep: question and answer become part of the stream. system: text of the system turn, or None.
+    needs_frame: refuse a question before the first frame; else it may open a conversation.
+    """
+
+    keep: bool
+    system: str | None
+    needs_frame: bool = True
+
+
 class StreamSession(Session):
     """One user's stream.
 
@@ -175,23 +188,21 @@ class StreamSession(Session):
         question: str,
         sampling: Sampling = _GREEDY,
         on_text: Callable[[str], None] | None = None,
-        *,
-        keep: bool | None = None,
+        turn: Turn | None = None,
     ) -> Answer:
         """Start to answer a question; `finish` waits for the answer. Several answers are generated together.
 
-        Arguments and errors as in `ask`. keep: whether the turn becomes part of the stream; None: as
-        `keep_turns` says. Only a stream that keeps its turns can keep one.
+        Arguments and errors as in `ask`. turn: how this one is asked; None: as the session was opened.
         """
-        if keep not in (None, False, self.keep_turns):
-            raise InputError("keep=True is for streams that keep their turns: open it with keep_turns=True.")
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
-        if not self.slot.facts.num_frames:
+        if not isinstance(turn, Turn | None):
+            raise InputError(f"turn is {turn!r}; give a Turn, as in Turn(keep=False, system=None).")
+        turn = turn or Turn(self.keep_turns, self.system)
+        if turn.needs_frame and not self.slot.facts.num_frames:
             raise InputError("nothing was seen yet: observe a frame before the first question.")
-        ids = turn_ids(self.processor.tokenizer, question, self.system)
-        is_kept = self.keep_turns if keep is None else keep
-        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, is_kept)
+        ids = turn_ids(self.processor.tokenizer, question, turn.system)
+        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, turn.keep)
 
     def watch(
         self,
@@ -230,8 +241,9 @@ class StreamSession(Session):
             return []
         stats = self.stats()
         picture = frame.image if isinstance(frame, Frame) else frame
+        turn = Turn(keep=False, system=self.system)
         return [
-            Due(watch, picture, stats.seconds, stats.frames)
+            Due(watch, turn, picture, stats.seconds, stats.frames)
             for watch in self.watches
             if watch.state.is_due(stats.seconds)
         ]

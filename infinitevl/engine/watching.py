@@ -10,7 +10,7 @@ from infinitevl.errors import InputError
 
 if TYPE_CHECKING:
     from infinitevl.engine.answers import Answer
-    from infinitevl.engine.session import StreamSession
+    from infinitevl.engine.session import StreamSession, Turn
 
 _SHORT = Sampling(max_new_tokens=ANSWER_TOKENS)
 
@@ -37,6 +37,7 @@ class Due:
     """A rule that is due, and the frame that it is asked about: the newest of so many."""
 
     watch: Watch
+    turn: "Turn"
     picture: Any
     time: float
     num_frames: int
@@ -47,7 +48,7 @@ class Due:
         session = self.watch.session
         with session.engine.lock:
             if session.stats().frames == self.num_frames:
-                self.answer = session.begin(self.watch.rule.question, _SHORT, keep=False)
+                self.answer = session.begin(self.watch.rule.question, _SHORT, turn=self.turn)
                 self.watch.state.note_asked(self.time)
 
     def finish(self) -> WatchEvent | None:

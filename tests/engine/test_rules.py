@@ -217,17 +217,3 @@ def test_an_error_of_a_listener_comes_out_and_the_frame_is_part_of_the_stream(mo
     assert session.stats().frames == 2 and session.engine.pool.num_free == 1
     with pytest.raises(InputError, match="on_event"):
         session.watch(QUESTION, every=1, on_event="print")
-
-
-def test_a_kept_turn_that_is_being_answered_does_not_mix_with_one_that_is_not_kept(model, processor):
-    session, alone = (watched(model, processor, [0.0], keep_turns=True) for _ in range(2))
-    engine = Engine(model, processor, num_slots=3)
-    session = StreamSession.on(engine, keep_turns=True)
-    session.observe(random_frame(0), at=0.0)
-    kept = session.begin(QUESTION)
-    aside = session.begin("sign", keep=False)
-    session.finish(aside)
-    assert session.finish(kept) == alone.ask(QUESTION)
-    assert session.stats().tokens == alone.stats().tokens
-    with pytest.raises(InputError, match="keep_turns=True"):
-        watched(model, processor, [0.0]).begin(QUESTION, keep=True)
