@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from infinitevl.engine.reading import PromptReader
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.jobs import Choice, Job
+from infinitevl.server.rule_asking import RuleAsking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,17 +28,20 @@ class Answering:
         self.waiting: deque[Job] = deque()
         self.reading: deque[Job] = deque()
         self.growing: list[Job] = []
+        self.rules = RuleAsking(self)
         self.is_on_gpu = self.engine.pool.state.length.is_cuda
 
     @property
     def num_slots(self) -> int:
         """Slots that answers have, or will have once their prompt was read."""
-        return sum(len(job.choices) for job in [*self.reading, *self.growing])
+        return self.rules.num_slots + sum(len(job.choices) for job in [*self.reading, *self.growing])
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do something."""
-        return bool(self.reading or self.growing) or any(self._is_ready(job) for job in self.waiting)
+        if self.reading or self.growing or self.rules.has_work:
+            return True
+        return any(self._is_ready(job) for job in self.waiting)
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn.
@@ -53,6 +57,7 @@ class Answering:
         """Begin what can begin, read one piece of one prompt, and let every answer grow."""
         self._forget_cancelled()
         self._begin()
+        self.rules.begin()
         self._read()
         self._grow()
 
@@ -63,6 +68,7 @@ class Answering:
         self.waiting.clear()
         self.reading.clear()
         self.growing.clear()
+        self.rules.drop_all()
 
     # ------ steps
 
@@ -92,7 +98,7 @@ class Answering:
             for job in self.waiting:
                 if not self._is_ready(job):
                     continue
-                if self.num_slots + len(job.choices) > self.max_slots:
+                if self.num_slots + self.rules.num_claimed + len(job.choices) > self.max_slots:
                     return None
                 self.waiting.remove(job)
                 return job
@@ -150,7 +156,7 @@ class Answering:
         job.reader = None
 
     def _grow(self) -> None:
-        if not self.growing:
+        if not self.growing and not self.rules.num_slots:
             return
         try:
             self.engine.step()
@@ -166,6 +172,7 @@ class Answering:
                     break
             if job.is_over:
                 self._leave(job)
+        self.rules.collect()
 
     # ------ ends
 

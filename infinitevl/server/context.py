@@ -17,6 +17,7 @@ from infinitevl.server.worker import EngineWorker
 if TYPE_CHECKING:
     from infinitevl.server.prompts import PromptMaker
     from infinitevl.server.registry import Registry
+    from infinitevl.server.rule_desk import RuleDesk
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Context:
     registry: "Registry"
     keeper: StateKeeper | None
     prompts: "PromptMaker"
+    rules: "RuleDesk"
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property

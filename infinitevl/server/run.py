@@ -1,6 +1,8 @@
 """Starts a server on an engine, until a signal ends it."""
 
 import logging
+import socket
+from collections.abc import Callable
 
 import uvicorn
 
@@ -26,10 +28,23 @@ def check_host(host: str, keys: tuple[str, ...]) -> None:
         )
 
 
+class _Server(uvicorn.Server):
+    """Ends connections that wait for events before it waits for all to end."""
+
+    def __init__(self, config: uvicorn.Config, end_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_listening = end_listening
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end_listening()
+        await super().shutdown(sockets)
+
+
 def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; then answers end, and streams are saved."""
     check_host(host, settings.keys)
     logging.getLogger("infinitevl").setLevel(logging.INFO)
+    logging.getLogger("infinitevl.events").addHandler(logging.StreamHandler())  # a line of JSON each
     app = create_app(engine, settings)
     config = uvicorn.Config(
         app,
@@ -39,4 +54,4 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
         log_level="info",
         ws_max_size=settings.limits.message_bytes,
     )
-    uvicorn.Server(config).run()
+    _Server(config, app.state.context.rules.events.end_listening).run()
