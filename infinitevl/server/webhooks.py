@@ -50,6 +50,13 @@ class Webhook:
         shown = masked(printable(re.sub(r"[?#].*", "", self.url, flags=re.DOTALL)))
         return shown + ("?***" if "?" in self.url else "")
 
+    def told(self, error: Exception) -> str:
+        """An error of this address, which shows no more of it than `printable`."""
+        text = str(error)
+        for shown in (self.url, printable(self.url)):
+            text = text.replace(shown, self.printable)
+        return masked(text)
+
     def headers(self, event: dict[str, Any], body: bytes, now: int) -> dict[str, str]:
         """Of one attempt to send an event."""
         headers = {
@@ -102,8 +109,7 @@ class Webhooks:
         try:
             await self._in_sender(owner, lambda: check_address(url, allow_private=self._allow_private))
         except InputError as error:
-            message = masked(str(error).replace(url, hook.printable))
-            raise invalid(f"webhook.url: {message}", "webhook.url") from error
+            raise invalid(f"webhook.url: {hook.told(error)}", "webhook.url") from error
         return hook
 
     async def _in_sender(self, owner: str, function: Callable[[], T]) -> T:
@@ -171,8 +177,7 @@ class Webhooks:
         try:
             status = await self._in_sender(rule.owner, send)
         except InputError as error:
-            return masked(str(error).replace(hook.url, hook.printable))
-        return None if 200 <= status < 300 else status
+            return None if 200 <= status < 300 else status
 
 
 def _key_of(secret: str) -> bytes:
