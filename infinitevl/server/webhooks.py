@@ -177,7 +177,11 @@ class Webhooks:
         try:
             status = await self._in_sender(rule.owner, send)
         except InputError as error:
-            return None if 200 <= status < 300 else status
+            return hook.told(error)
+        except Exception as error:  # the events after it shall be sent all the same
+            logger.exception("a webhook of %s failed", rule.id)
+            return type(error).__name__
+        return None if 200 <= status < 300 else status
 
 
 def _key_of(secret: str) -> bytes:
