@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from infinitevl.cli.command import check_folder, load_model
@@ -163,7 +162,6 @@ def _watch(
 ) -> Outcome:
     with contextlib.ExitStack() as stack:
         typed = _typed_lines(stack, options, has_questions=bool(questions or rules))
-        log = _event_log(stack, options.events)
         display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed)
         stack.callback(display.pause)
         ended = 0.0
@@ -172,8 +170,8 @@ def _watch(
             nonlocal ended
             if isinstance(event, Seen):  # the last frame is always reported
                 ended = event.at
-            if isinstance(event, Noticed):
-                log(event)
+            if isinstance(event, Noticed) and options.events is not None:
+                _append(options.events, event)
             recorder(event)
             display(event)
 
@@ -227,23 +225,13 @@ def _watch_for(session: "StreamSession", rules: list[WatchRule], show: Callable[
         )
 
 
-def _event_log(stack: contextlib.ExitStack, path: str | None) -> Callable[[Noticed], None]:
-    """Appends events to a file, a line of JSON each; does nothing without one."""
-    if path is None:
-        return lambda event: None
+def _append(path: str, event: Noticed) -> None:
+    """Add an event to a file, as a line of JSON."""
     try:
-        file = stack.enter_context(Path(path).open("a", encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--events {path} cannot be written: {error.strerror}") from error
-
-    def log(event: Noticed) -> None:
-        try:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(event.line(), ensure_ascii=False) + "\n")
-            file.flush()
-        except OSError as error:
-            raise InfiniteVLError(f"--events {path} could not be written: {error.strerror}") from error
-
-    return log
+    except OSError as error:
+        raise InfiniteVLError(f"--events {path} could not be written: {error.strerror}") from error
 
 
 def _typed_lines(
