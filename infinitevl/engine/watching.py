@@ -1,4 +1,4 @@
-"""Asks the rules of streams that are due after a frame, on forks, and hands out their events."""
+"""Asks the rules of streams that are due after a frame, on forks, and tells their events."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
