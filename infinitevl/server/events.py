@@ -24,6 +24,7 @@ MAX_PICTURE_BYTES = 128 * 2**20  # of all streams
 PICTURE_SIZE = 512  # pixels of the longer side
 _MAX_WAITING = 256  # events that a slow listener may be behind
 _LOG_BYTES = 16 * 2**20  # of the log's file, and of the one before it
+logger = logging.getLogger(__name__)
 _told = logging.getLogger("infinitevl.events")
 
 
@@ -102,17 +103,22 @@ class EventLog:
         _told.info("%s", line)
         if self._file is not None:
             self._file.emit(logging.makeLogRecord({"msg": line}))
-        picture = to_jpeg(image)
+        picture = None
+        try:
+            picture = to_jpeg(image)
+        except Exception:
+            logger.exception("the picture of %s is missing", event["id"])
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._deliver, owner, event, picture)
 
-    def _deliver(self, owner: str, event: Event, picture: bytes) -> None:
+    def _deliver(self, owner: str, event: Event, picture: bytes | None) -> None:
         stream = event["stream"]
         if not self._is_open(stream):  # deleted meanwhile
             return
         self._events.setdefault(stream, deque(maxlen=MAX_EVENTS)).append(event)
-        self._keep_picture(stream, event["id"], picture)
+        if picture is not None:
+            self._keep_picture(stream, event["id"], picture)
         for listener in list(self._listeners):
             if listener.wants(owner, event):
                 listener.put(event)

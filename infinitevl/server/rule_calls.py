@@ -29,12 +29,12 @@ _EventId = Annotated[str | None, Query(max_length=100, description="Only events 
 async def add_rule(stream_id: str, body: RuleRequest, owner: Owner, context: Parts) -> dict[str, Any]:
     """Watch a stream: ask a question every so often, and make an event when the answer turns to yes."""
     stream = context.registry.find(stream_id, owner)
-    if len(body.question) > context.limits.question_letters:
+    if not body.question.strip() or len(body.question) > context.limits.question_letters:
         raise invalid(f"question: give 1 to {context.limits.question_letters} letters.", "question")
     try:
         rule = WatchRule(**body.model_dump(exclude={"name", "webhook"}))
     except InputError as error:
-        raise invalid(str(error)) from error
+        raise invalid(str(error), "expect") from error
     hook = None
     if body.webhook is not None:
         hook = await context.rules.webhooks.checked(owner, body.webhook.url, body.webhook.secret)

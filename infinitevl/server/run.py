@@ -28,7 +28,7 @@ def check_host(host: str, keys: tuple[str, ...]) -> None:
         )
 
 
-class _Server(uvicorn.Server):
+class EndingServer(uvicorn.Server):
     """Ends connections that wait for events before it waits for all to end."""
 
     def __init__(self, config: uvicorn.Config, end_listening: Callable[[], None]) -> None:
@@ -54,4 +54,4 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
         log_level="info",
         ws_max_size=settings.limits.message_bytes,
     )
-    _Server(config, app.state.context.rules.events.end_listening).run()
+    EndingServer(config, app.state.context.rules.events.end_listening).run()

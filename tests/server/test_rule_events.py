@@ -2,24 +2,29 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
+import socket
 import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from infinitevl.errors import InputError
 from infinitevl.processing.fetching.post import check_address, post
+from infinitevl.server.app import create_app
 from infinitevl.server.events import Listener
-from infinitevl.server.settings import Limits, Retries
+from infinitevl.server.run import EndingServer
+from infinitevl.server.settings import Limits, Retries, ServerSettings
 from infinitevl.server.webhooks import Webhook
-from tests.server.serving import Running, error_of, opened, push, running, until
+from tests.server.serving import Running, error_of, opened, push, running, tiny_engine, until
 from tests.server.watching import (
     add_rule,
     after,
@@ -98,6 +103,35 @@ def test_a_connection_ends_with_its_stream_and_there_are_not_too_many() -> None:
             assert error_of(own.client.get(address, headers=headers), 429)["code"] == "busy"
             own.client.delete(f"/v1/streams/{stream}")
             assert list(lines) == [""]
+
+
+def test_a_server_that_ends_does_not_wait_for_those_who_listen() -> None:
+    with server_of_the_command() as (server, url), httpx.Client(base_url=url, timeout=60) as client:
+        stream = opened(client)
+        headers = {"accept": "text/event-stream"}
+        with client.stream("GET", f"/v1/streams/{stream}/events", headers=headers) as response:
+            lines = response.iter_lines()
+            assert next(lines) == ": events"
+            began = time.monotonic()
+            server.should_exit = True
+            assert list(lines) == [""]
+    assert time.monotonic() - began < 20, "it waited for its patience to end"
+
+
+@contextlib.contextmanager
+def server_of_the_command():
+    """The server of the command, with half a minute of patience."""
+    app = create_app(tiny_engine(), ServerSettings(model="tiny", secret=b"a secret"))
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=30)
+    server = EndingServer(config, app.state.context.rules.events.end_listening)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    yield server, f"http://127.0.0.1:{listening.getsockname()[1]}"
+    thread.join(40)
+    listening.close()
 
 
 def test_a_listener_that_is_too_far_behind_is_told_to_come_again() -> None:
@@ -323,8 +357,6 @@ def test_a_name_that_leads_home_later_is_refused_when_it_is_used(monkeypatch) ->
     """As in DNS rebinding: public when the rule was made, private when the event is sent."""
     with running(retries=FAST) as own, receiving() as hook:
         answered_by(own, yes_at(1))
-        import socket
-
         port = int(hook.url.rsplit(":", 1)[1].split("/")[0])
         home = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
         public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14", port))]
