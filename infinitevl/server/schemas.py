@@ -160,9 +160,9 @@ class WebhookRequest(Body):
 
 
 class RuleRequest(Body):
-    """POST /v1/streams/{id}/rules; see `WatchRule`."""
+    """POST /v1/streams/{id}/rules; see `WatchRule`. Frames wait while a question is read, so it is short."""
 
-    question: Text
+    question: Annotated[str, Field(min_length=1, max_length=1000)]
     every: float = Field(ge=0.1, le=1e6)
     expect: Annotated[str, Field(max_length=200)] = "yes"
     confirm: int = Field(1, ge=1, le=1000)
