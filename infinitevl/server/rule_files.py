@@ -1,5 +1,6 @@
 """Rules on disk: one file a stream in `<state-dir>/rules`, written aside and renamed."""
 
+import contextlib
 import json
 import logging
 import threading
@@ -49,15 +50,21 @@ class RuleFiles:
             raise
 
     def load(self, stream: str) -> Record:
-        """The rules of a stream as they were last saved; none where there is no readable file."""
+        """The rules of a stream as they were last saved; a file that holds none is put aside."""
+        path = self._path(stream)
         try:
-            record = json.loads(self._path(stream).read_text())
+            record = json.loads(path.read_text())
+            if not isinstance(record, list):
+                raise ValueError("it is no list")
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            logger.error("the rules of %s are left out, and stay where they are: %s", stream, error)
+            aside = path.with_suffix(".damaged")
+            logger.error("the rules of %s are left out, and kept as %s: %s", stream, aside, error)
+            with contextlib.suppress(OSError):
+                path.replace(aside)
             return []
-        return record if isinstance(record, list) else []
+        return record
 
     def stop(self) -> None:
         """Write what is to be written."""

@@ -344,6 +344,10 @@ def test_damaged_rules_do_not_keep_a_stream_from_coming_back(tmp_path: Path, dam
     with running(state_dir=tmp_path) as own:
         assert own.client.get(f"/v1/streams/{stream}/rules").json()["data"] == []
         add_rule(own.client, stream)
+    aside = tmp_path / "rules" / f"{stream}.damaged"
+    assert aside.exists() == (damage in ("", "{", "{}")) and (
+        not aside.exists() or aside.read_text() == damage
+    )
 
 
 def test_frames_that_come_fast_are_each_read_with_rules(server: Running) -> None:
@@ -366,9 +370,9 @@ def test_frames_that_come_fast_are_each_read_with_rules(server: Running) -> None
 @pytest.mark.timeout(600)
 def test_after_kill_9_a_rule_is_there_and_on(tmp_path: Path) -> None:
     process = Process(tmp_path)
-    stream = opened(process.client)
-    push(process.client, stream, 0)
-    said = asked(process.client, stream, "What is on the picture now?", max_tokens=16)
+    stream, other = opened(process.client), opened(process.client)
+    push(process.client, other, 0)
+    said = asked(process.client, other, "What is on the picture now?", max_tokens=16)
     rule = add_rule(process.client, stream, question="What is on the picture now?", expect=said)
     push(process.client, stream, 0)
     until(lambda: rule_of(process.client, stream)["events"] == 1)
