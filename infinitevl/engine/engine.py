@@ -24,6 +24,7 @@ from infinitevl.engine.sampling import stop_ids
 from infinitevl.engine.scheduler import Scheduler
 from infinitevl.engine.slots import Facts, Parked, Slot, SlotPool
 from infinitevl.engine.steps import Steps
+from infinitevl.engine.watching import Due, ask
 from infinitevl.errors import InputError
 from infinitevl.model.fused import fuse_, quantization_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -37,6 +38,7 @@ class Observer(Protocol):
 
     def expect(self, frame: Any, at: float | None = None) -> Arrival: ...
     def expect_all(self, frames: Sequence[tuple[Any, float | None]]) -> list[Arrival]: ...
+    def due(self, frame: Any) -> list[Due]: ...
 
 
 class Engine:
@@ -123,12 +125,12 @@ class Engine:
 
     # ------ frames
 
-    @on_device
     def observe(self, frames: Sequence[tuple[Observer, Any] | tuple[Observer, Any, float | None]]) -> None:
         """Add a frame to each of several streams, in one step: (session, frame) or (session, frame, at) each.
 
-        Arguments and errors as in `StreamSession.observe`; after an error or an interrupt no stream has
-        changed.
+        Then all rules that are due are asked, in common steps. Arguments and errors as in
+        `StreamSession.observe`; after an error or an interrupt no stream has changed, unless a rule was being
+        asked.
 
         Raises:
             InputError: also where a session belongs to another engine, or comes twice.
@@ -143,6 +145,8 @@ class Engine:
         with self.lock:  # no other thread may change these streams meanwhile
             if frames:
                 self._observe([session.expect(*frame) for session, *frame in frames])
+            due = [found for session, frame, *_ in frames for found in session.due(frame)]
+        ask(due)
 
     @on_device
     def observe_all(self, session: Observer, frames: Sequence[tuple[Any, float | None]]) -> None:

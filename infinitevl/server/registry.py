@@ -13,6 +13,8 @@ from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InfiniteVLError, StateError
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.keeper import StateKeeper
+from infinitevl.server.rule_desk import RuleDesk
+from infinitevl.server.rules import StreamRule
 from infinitevl.server.security import check_signature, sign_state
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.sources import Follower, check_source, is_live
@@ -26,8 +28,10 @@ _NUM_RESIDENT = 2  # slots that streams always have; see `Answering.max_slots`
 class Registry:
     """The streams of one server."""
 
-    def __init__(self, worker: EngineWorker, settings: ServerSettings, keeper: StateKeeper | None) -> None:
-        self.worker, self.settings, self.keeper = worker, settings, keeper
+    def __init__(
+        self, worker: EngineWorker, settings: ServerSettings, keeper: StateKeeper | None, rules: RuleDesk
+    ) -> None:
+        self.worker, self.settings, self.keeper, self.rules = worker, settings, keeper, rules
         self.followers: dict[str, Follower] = {}
 
     def find(self, stream_id: str, owner: str) -> Stream:
@@ -95,18 +99,20 @@ class Registry:
         return await self.run(make)
 
     async def close(self, stream: Stream) -> None:
-        """Close a stream, and forget what is kept of it."""
+        """Close a stream, and forget what is kept of it; its rules end."""
         follower = self.followers.pop(stream.id, None)
         if follower is not None:
             await asyncio.to_thread(follower.stop)
 
-        def close() -> None:
+        def close() -> list[StreamRule]:
             with self.worker.changed:
                 self.worker.streams.pop(stream.id, None)
                 stream.close(ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found"))
             stream.session.close()
 
-        await self.run(close)
+            return self.rules.delete(stream)
+
+        self.rules.forget(stream, await self.run(close))
         if self.keeper is not None:
             await until_done(self.keeper.forget(stream))
 
@@ -165,6 +171,7 @@ class Registry:
             stream.refresh()
             stream.drop_queue()
             stream.last_time = stream.stats.seconds if stream.stats.frames else None
+        self.rules.reset(stream)
         old.close()
         if self.keeper is not None:  # the file says the rest
             self.keeper.hurry(stream)

@@ -152,6 +152,26 @@ class StreamRequest(Body):
     fps: float | None = Field(None, gt=0, le=120)
 
 
+class WebhookRequest(Body):
+    """Where the events of a rule are sent; secret: 'whsec_' and base64, as Standard Webhooks have it."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    secret: Annotated[str, Field(max_length=200)] | None = None
+
+
+class RuleRequest(Body):
+    """POST /v1/streams/{id}/rules; see `WatchRule`. Frames wait while a question is read, so it is short."""
+
+    question: Annotated[str, Field(min_length=1, max_length=1000)]
+    every: float = Field(ge=0.1, le=1e6)
+    expect: Annotated[str, Field(max_length=200)] = "yes"
+    confirm: int = Field(1, ge=1, le=1000)
+    release: int = Field(1, ge=1, le=1000)
+    cooldown: float = Field(0.0, ge=0, le=1e6)
+    name: Annotated[str, Field(max_length=200)] | None = None
+    webhook: WebhookRequest | None = None
+
+
 class AskRequest(SamplingFields):
     """POST /v1/streams/{id}/ask."""
 

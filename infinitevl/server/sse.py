@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from infinitevl.server.errors import as_api_error, body_of
 
 DONE = "data: [DONE]\n\n"
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def event(data: dict[str, Any]) -> str:
@@ -33,7 +33,7 @@ def streamed(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) 
         finally:
             cancel()
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers=_HEADERS)
+    return StreamingResponse(body(), media_type="text/event-stream", headers=HEADERS)
 
 
 @contextlib.asynccontextmanager

@@ -248,6 +248,7 @@ class EngineWorker:
         with self.changed:
             stream.note_read(frame)
             self.changed.notify_all()
+        self.answering.rules.after_frame(stream, frame)
         self.metrics.frames.inc()
         self.metrics.dropped.inc(frame.dropped)
         self.metrics.frame_seconds.observe(time.monotonic() - frame.arrived)

@@ -17,7 +17,8 @@ FROZEN = {
     | LOADED
     | ANSWER
     | {"--ask", "--fps", "--live", "--mode", "--keep-turns", "--save-state", "--resume-state", "--max-frames"}
-    | {"--every", "--allow-private", "--report", "--json"},
+    | {"--when", "--every", "--confirm", "--release", "--cooldown", "--events", "--fetch-every"}
+    | {"--allow-private", "--report", "--json"},
     "serve": COMMON
     | LOADED
     | {"--host", "--port", "--slots", "--mode", "--api-key-file", "--state-dir"}
