@@ -8,6 +8,8 @@ import infinitevl
 from infinitevl.cli.bench import app as bench_app
 from infinitevl.cli.command import (
     AllowPrivateOption,
+    Attention,
+    AttentionOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -67,6 +69,7 @@ def demo(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Watch a stored stream many windows long, and compare the answers with the truth."""
     check_folder(report)
@@ -80,6 +83,7 @@ def demo(
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -102,6 +106,7 @@ def chat(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Talk about pictures and videos: /image PATH, /video PATH, /reset, /quit."""
     from infinitevl.cli.chat import run_chat
@@ -121,6 +126,7 @@ def chat(
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -182,6 +188,7 @@ def watch(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Watch a source; answer questions at given times, typed ones at once, and others at the end."""
     for line in ask or []:
@@ -212,6 +219,7 @@ def watch(
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -262,6 +270,7 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Serve a model: OpenAI's chat API, and streams that are watched, asked, forked and kept."""
     from infinitevl.cli.serve import ServeOptions, run_serve
@@ -285,6 +294,7 @@ def serve(
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -302,8 +312,9 @@ def doctor(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Say what this machine has, which kernels will run and why, and how many streams fit."""
     from infinitevl.cli.doctor import show_findings
 
-    show_findings(model, device, dtype.value, as_json=json)
+    show_findings(model, device, dtype.value, attention.variant, as_json=json)

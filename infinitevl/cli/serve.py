@@ -32,7 +32,13 @@ class ServeOptions:
 
 
 def run_serve(
-    options: ServeOptions, *, model: str | None, device: str | None, dtype: str, quantization: str
+    options: ServeOptions,
+    *,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    quantization: str,
+    attention: str | None = None,
 ) -> None:
     """Load a model and serve it; what can be seen to be wrong is said before that.
 
@@ -66,7 +72,7 @@ def run_serve(
         park_memory=_gibibytes(options.park_memory),
         park_disk=_gibibytes(options.park_disk),
     )
-    network, processor = load_model(model, device, dtype, quantization)
+    network, processor = load_model(model, device, dtype, quantization, attention)
     engine = Engine(network, processor, num_slots=options.slots, mode=options.mode)
     whom = f"{len(keys)} API keys" if keys else "no API key: only this machine is answered"
     print(f"http://{options.host}:{options.port} serves {settings.model} ({whom})", file=sys.stderr)
