@@ -43,6 +43,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         Guard,
         max_bytes=settings.limits.body_bytes,
         max_seconds=settings.limits.body_seconds,
+        max_message=settings.limits.message_bytes,
         has_keys=bool(settings.keys),
         count=context.metrics.count_request,
     )

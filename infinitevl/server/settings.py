@@ -10,13 +10,15 @@ MEBIBYTE = 2**20
 class Limits:
     """How much one request, one stream or one key may take.
 
-    body_bytes, body_seconds: of a request's body. pictures, videos: of a chat. max_pixels: that a request may
-    ask for, of a picture or a video's frame. prompt_tokens, answer_tokens: of one answer. question_letters:
-    of a question to a stream. waiting: answers that wait for a slot. streams_per_key, streams: that are open.
+    body_bytes, body_seconds: of a request's body. message_bytes: of a WebSocket's message. pictures, videos:
+    of a chat. max_pixels: that a request may ask for, of a picture or a video's frame. prompt_tokens,
+    answer_tokens: of one answer. question_letters: of a question to a stream. waiting: answers that wait for
+    a slot. streams_per_key, streams: that are open.
     """
 
     body_bytes: int = 64 * MEBIBYTE
     body_seconds: float = 60.0
+    message_bytes: int = 16 * MEBIBYTE
     pictures: int = 64
     videos: int = 4
     video_frames: int = 768
