@@ -16,6 +16,7 @@ from infinitevl.server.worker import EngineWorker
 
 if TYPE_CHECKING:
     from infinitevl.server.prompts import PromptMaker
+    from infinitevl.server.realtime.sessions import Sessions
     from infinitevl.server.registry import Registry
 
 
@@ -31,6 +32,7 @@ class Context:
     registry: "Registry"
     keeper: StateKeeper | None
     prompts: "PromptMaker"
+    realtime: "Sessions"
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
