@@ -169,7 +169,7 @@ def test_no_rubbish_ends_a_session(connection) -> None:
         float("nan"),
     ]
     good = [*UNSUPPORTED.values(), *INVALID.values(), message(text("a")), {"type": "response.cancel"}]
-    for _ in range(120):
+    for _ in range(60):
         event = json.loads(json.dumps(draw.choice(good)))
         place = event
         while True:

@@ -317,7 +317,7 @@ def test_a_client_that_takes_no_events_is_sent_away_and_may_come_back() -> None:
             session = begun(connection)
             said = say(connection, text("x" * 8000))
         found = server.context.realtime._sessions[session.stream["id"]]
-        options = {"max_queue": 1, "compression": None}
+        options = {"max_queue": 1, "compression": None, "close_timeout": 0.5}
         address = server.url.replace("http", "ws") + f"/v1/realtime?session_id={session.id}"
         with open_socket(address, **options) as socket:
             retrieve = json.dumps({"type": "conversation.item.retrieve", "item_id": said.id})
