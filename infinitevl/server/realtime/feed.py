@@ -64,7 +64,7 @@ class _Picture:
 
 
 class Feed:
-    """Hands pictures to a stream as fast as it takes them. Those of items are never dropped.
+    """Sends pictures to a stream as fast as it takes them. Those of items are never dropped.
 
     Args:
         report: is told why a picture was not read.
