@@ -1,6 +1,7 @@
 """/v1/realtime with OpenAI's client: what is said and shown is answered as by a stream that nobody shares."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -122,10 +123,13 @@ def test_more_pictures_than_the_queue_holds_are_all_seen(server: Running) -> Non
     quiet = Quiet()
     with connect(server) as connection:
         stream = begun(connection).stream["id"]
+        hold = threading.Event()
+        server.context.worker.call(hold.wait)  # the engine is busy
         say(connection, *(image(seed, seed) for seed in range(12)))
         say(connection, text("word"))
         for seed in range(12):
             quiet.show(seed, seed)
+        threading.Timer(0.3, hold.set).start()
         assert answered(connection) == quiet.ask("word")
     found = server.client.get(f"/v1/streams/{stream}").json()
     assert (found["frames"], found["dropped"]) == (12, 0)
@@ -140,7 +144,12 @@ def test_a_stream_that_was_opened_elsewhere_can_be_talked_to(server: Running) ->
         say(connection, image(0, 0.0), text("word"))
         quiet.show(0, 0.0)
         assert answered(connection) == quiet.ask("word", None)
-    assert asked(server.client, stream, max_tokens=LENGTH) == quiet.ask("word", None)
+        assert asked(server.client, stream, max_tokens=LENGTH) == quiet.ask("word", None)
+        connection.session.update(session={"type": "realtime", "instructions": "Be brief."})
+        until_type(connection, "session.updated")
+        assert asked(server.client, stream, max_tokens=LENGTH) == quiet.ask("word", "Be brief.")
+    found = server.client.get(f"/v1/streams/{stream}").json()
+    assert (found["system"], found["keep_turns"]) == ("Be brief.", False)
 
 
 def test_two_sessions_at_once_do_not_disturb_each_other(server: Running) -> None:

@@ -60,7 +60,8 @@ def test_a_cancelled_answer_is_not_remembered_and_its_question_waits_again(endle
     quiet.session.engine.answers.stop_ids = quiet.session.engine.answers.stop_ids[:0]
     with connect(endless) as connection:
         begun(connection)
-        item = say(connection, image(0, 0.0), text("word"))
+        say(connection, image(0, 0.0))
+        item = say(connection, text("word"))
         quiet.show(0, 0.0)
         connection.response.create(response={"max_output_tokens": "inf"})
         events = until_type(connection, "response.output_text.delta")
@@ -74,7 +75,7 @@ def test_a_cancelled_answer_is_not_remembered_and_its_question_waits_again(endle
         assert codes == [
             "conversation_already_has_active_response",
             "response_cancel_not_active",
-            "item_already_read",
+            "item_in_use",
         ]
         connection.response.cancel(response_id=events[0].response.id)
         done = until_type(connection, "response.done")[-1].response
