@@ -1,11 +1,15 @@
 """Cancelling, forgetting, frames as messages, and what becomes of a session without its client."""
 
+import contextlib
 import json
+import signal
 import threading
 import time
 from pathlib import Path
+from socket import SHUT_RDWR
 from typing import Any
 
+import openai
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as open_socket
@@ -26,6 +30,7 @@ from tests.server.realtime.talking import (
     until_type,
 )
 from tests.server.serving import MODEL, Running, endless_engine, png, push, running, until
+from tests.server.test_restart import Process
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +178,15 @@ def test_who_comes_back_goes_on_where_the_session_was(server: Running) -> None:
         assert answered(connection) == quiet.ask("two words", "Be brief.")
 
 
-def test_an_answer_whose_client_goes_away_is_given_up(endless: Running) -> None:
+@pytest.mark.parametrize("is_polite", [True, False])
+def test_an_answer_whose_client_goes_away_is_given_up(endless: Running, is_polite: bool) -> None:
     with connect(endless) as connection:
         session = begun(connection)
         say(connection, text("word"))
         connection.response.create(response={"max_output_tokens": "inf"})
         until_type(connection, "response.output_text.delta")
+        if not is_polite:
+            connection._connection.socket.shutdown(SHUT_RDWR)
     until(lambda: not endless.context.worker.answering.growing)
     with connect(endless, session_id=session.id) as connection:
         begun(connection)
@@ -227,6 +235,36 @@ def test_the_official_client_reconnects_when_the_server_restarts(tmp_path: Path)
                 break
         connection.close()
     assert seen == [1012]
+
+
+@pytest.mark.slow
+def test_the_command_ends_connections_so_that_clients_come_back(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    clients = []
+
+    def opened(**query: str) -> Any:
+        base = str(process.client.base_url).rstrip("/") + "/v1"
+        clients.append(openai.OpenAI(base_url=base, api_key="none"))
+        return clients[-1].realtime.connect(model="builtin", extra_query=query)
+
+    with opened() as connection:
+        session = begun(connection)
+        say(connection, image(0, 0.0), text("word"))
+        first = answered(connection)
+        with contextlib.suppress(ConnectionClosed):  # seen while it is being sent, or afterwards
+            connection.send_raw(b"x" * (17 * 2**20))
+        assert closed_with(connection)[0] == 1009
+    with opened(session_id=session.id) as connection:
+        begun(connection)
+        process.process.send_signal(signal.SIGTERM)
+        assert closed_with(connection)[0] == 1012
+    process.end(signal.SIGTERM)
+    process = Process(tmp_path)
+    with opened(session_id=session.id) as connection:
+        assert begun(connection).stream["frames"] == 1 and first
+        say(connection, text("word"))
+        assert answered(connection)
+    process.end(signal.SIGKILL)
 
 
 def test_the_newest_connection_has_the_session(server: Running) -> None:
