@@ -1,9 +1,9 @@
 """Calls to a server: tried again while it is busy, their errors as `ClientError`."""
 
-import asyncio
 import json
 import math
 import random
+from asyncio import sleep
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class Caller:
             except httpx.ConnectError:  # the server has not seen it
                 if is_last:
                     raise
-                await asyncio.sleep(pause(attempt, None))
+                await sleep(pause(attempt, None))
                 continue
             if response.is_success:
                 return response
@@ -110,7 +110,7 @@ class Caller:
             await response.aclose()
             if response.status_code not in _BUSY or is_last:
                 raise ClientError.of_body(body, response.status_code)
-            await asyncio.sleep(pause(attempt, response.headers.get("retry-after")))
+            await sleep(pause(attempt, response.headers.get("retry-after")))
         raise AssertionError("the last try returns or raises")
 
     def _request(self, call: Call) -> httpx.Request:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import time as clock
+from asyncio import sleep
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -224,7 +225,7 @@ class Stream:
                 failures += 1
                 if error.code != "unreachable" or failures > self._caller.retries:
                     raise
-            await asyncio.sleep(pause(failures, None))
+            await sleep(pause(failures, None))
 
     async def _newest_event(self) -> str:
         """The id of the newest event; empty, after which all come, where there is none."""

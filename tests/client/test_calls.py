@@ -39,13 +39,13 @@ class Pieces(httpx.AsyncByteStream):
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which takes time."""
     seconds: list[float] = []
-    sleep = asyncio.sleep
 
     async def note(delay: float) -> None:
         seconds.append(delay)
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr("infinitevl.client.calls.asyncio.sleep", note)
+    for module in ("calls", "stream"):
+        monkeypatch.setattr(f"infinitevl.client.{module}.sleep", note)
     return seconds
 
 
