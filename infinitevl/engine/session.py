@@ -13,6 +13,7 @@ from typing import Any
 from infinitevl.engine.answers import Answer
 from infinitevl.engine.base import Session, checked_engine
 from infinitevl.engine.engine import Arrival, Engine, Mode
+from infinitevl.engine.reading import TurnReader
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -189,15 +190,33 @@ class StreamSession(Session):
 
         Arguments and errors as in `ask`. turn: how this one is asked; None: as the session was opened.
         """
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
+        turn = self._checked_turn(turn)
+        ids = self._turn_ids(question, turn)
+        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, turn.keep)
+
+    def turn_reader(self, question: str, piece: int, turn: Turn | None = None) -> TurnReader:
+        """Fork the stream, to read a question into the fork by `piece` tokens a step; then `start`.
+
+        Where the turn is kept no frame may be observed from here until the answer is finished.
+
+        Raises:
+            InputError, StateError: as `begin`.
+        """
+        ids = self._turn_ids(question, self._checked_turn(turn))
+        with self.engine.lock:
+            return TurnReader(self.engine, self._fork_for_turn(), ids, piece)
+
+    def _checked_turn(self, turn: Turn | None) -> Turn:
         if not isinstance(turn, Turn | None):
             raise InputError(f"turn is {turn!r}; give a Turn, as in Turn(keep=False, system=None).")
-        turn = turn or Turn(self.keep_turns, self.system)
+        return turn or Turn(self.keep_turns, self.system)
+
+    def _turn_ids(self, question: str, turn: Turn) -> list[int]:
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
         if turn.needs_frame and not self.slot.facts.num_frames:
             raise InputError("nothing was seen yet: observe a frame before the first question.")
-        ids = turn_ids(self.processor.tokenizer, question, turn.system)
-        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, turn.keep)
+        return turn_ids(self.processor.tokenizer, question, turn.system)
 
     @classmethod
     def load(

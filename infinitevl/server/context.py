@@ -45,14 +45,17 @@ class Context:
         return len(turn_ids(self.processor.tokenizer, question, system))
 
 
-def context_of(connection: HTTPConnection) -> Context:
+# Coroutines, though they wait for nothing: plain functions would run in other threads, one after the other.
+
+
+async def context_of(connection: HTTPConnection) -> Context:
     """The server's parts, as a dependency."""
     return connection.app.state.context
 
 
-def owner_of(connection: HTTPConnection) -> str:
+async def owner_of(connection: HTTPConnection) -> str:
     """Whose call it is, as a dependency; 401 for nobody's."""
-    return context_of(connection).keys.owner(connection)
+    return (await context_of(connection)).keys.owner(connection)
 
 
 Owner = Annotated[str, Depends(owner_of)]
