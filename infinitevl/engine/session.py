@@ -231,23 +231,23 @@ class StreamSession(Session):
 
         Arguments and errors as in `ask`. turn: how this one is asked; None: as the session was opened.
         """
-        turn = self._turn(turn)
+        turn = self._checked_checked_turn(turn)
         ids = self._turn_ids(question, turn)
         return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, turn.keep)
 
     def turn_reader(self, question: str, piece: int, turn: Turn | None = None) -> TurnReader:
         """Fork the stream, to read a question into the fork by `piece` tokens a step; then `start`.
 
-        With `keep_turns` no frame may be observed from here until the answer is finished.
+        Where the turn is kept no frame may be observed from here until the answer is finished.
 
         Raises:
             InputError, StateError: as `begin`.
         """
-        ids = self._turn_ids(question, self._turn(turn))
+        ids = self._turn_ids(question, self._checked_checked_turn(turn))
         with self.engine.lock:
             return TurnReader(self.engine, self._fork_for_turn(), ids, piece)
 
-    def _turn(self, turn: Turn | None) -> Turn:
+    def _checked_turn(self, turn: Turn | None) -> Turn:
         if not isinstance(turn, Turn | None):
             raise InputError(f"turn is {turn!r}; give a Turn, as in Turn(keep=False, system=None).")
         return turn or Turn(self.keep_turns, self.system)

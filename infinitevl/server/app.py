@@ -19,6 +19,8 @@ from infinitevl.server.metrics import Metrics
 from infinitevl.server.page import add_page
 from infinitevl.server.parking import ParkLimits
 from infinitevl.server.prompts import PromptMaker
+from infinitevl.server.realtime import connection
+from infinitevl.server.realtime.sessions import Sessions
 from infinitevl.server.registry import Registry
 from infinitevl.server.rule_desk import RuleDesk
 from infinitevl.server.security import Keys
@@ -53,6 +55,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app.include_router(stream_calls.router)
     app.include_router(rule_calls.router)
     app.include_router(rule_calls.sockets)
+    app.include_router(connection.router)
     _add_operation(app)
     add_page(app)
     return app
@@ -77,6 +80,7 @@ def _context(engine: Engine, settings: ServerSettings) -> Context:
         keeper,
         PromptMaker(engine.processor, MediaReader(settings, edges), settings.limits),
         rules,
+        Sessions(),
     )
 
 
@@ -91,9 +95,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await context.rules.start()
     if keeper is not None:
         context.registry.follow_again()
+    context.realtime.start(context)
     try:
         yield
     finally:
+        context.realtime.stop()
         context.prompts.stop()
         await asyncio.to_thread(context.registry.stop)
         await asyncio.to_thread(context.worker.stop)

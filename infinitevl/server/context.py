@@ -16,6 +16,7 @@ from infinitevl.server.worker import EngineWorker
 
 if TYPE_CHECKING:
     from infinitevl.server.prompts import PromptMaker
+    from infinitevl.server.realtime.sessions import Sessions
     from infinitevl.server.registry import Registry
     from infinitevl.server.rule_desk import RuleDesk
 
@@ -33,6 +34,7 @@ class Context:
     keeper: StateKeeper | None
     prompts: "PromptMaker"
     rules: "RuleDesk"
+    realtime: "Sessions"
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -13,8 +13,9 @@ class Limits:
     body_bytes, body_seconds: of a request's body. message_bytes: of a WebSocket's message. pictures, videos:
     of a chat. max_pixels: that a request may ask for, of a picture or a video's frame. prompt_tokens,
     answer_tokens: of one answer. question_letters: of a question to a stream. waiting: answers that wait for
-    a slot. streams_per_key, streams: that are open. rules_per_stream, rules_per_key: that watch.
-    listeners_per_key: connections that wait for events.
+    a slot. streams_per_key, streams: that are open. session_seconds: for which a realtime session without a
+    name is kept while no client is there. unread_bytes: of events that a realtime client has not taken.
+    rules_per_stream, rules_per_key: that watch. listeners_per_key: connections that wait for events.
     """
 
     body_bytes: int = 64 * MEBIBYTE
@@ -31,6 +32,8 @@ class Limits:
     waiting: int = 64
     streams_per_key: int = 64
     streams: int = 256
+    session_seconds: float = 600.0
+    unread_bytes: int = 4 * MEBIBYTE
     rules_per_stream: int = 8
     rules_per_key: int = 64
     listeners_per_key: int = 64
