@@ -139,7 +139,7 @@ REFUSED = {
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     "audio": {"voice": "alloy", "format": "wav"},
     "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
-    "logprobs": True,
+    "top_logprobs": 3,
     "frequency_penalty": 0.5,
     "n": 100,
     "max_tokens": 10**6,
