@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from infinitevl.engine.engine import Engine
-from infinitevl.server import chat, errors, stream_calls
+from infinitevl.server import chat, errors, responses, stream_calls
 from infinitevl.server.context import Context, Parts
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.limits import Guard
@@ -47,6 +47,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         count=context.metrics.count_request,
     )
     app.include_router(chat.router)
+    app.include_router(responses.router)
     app.include_router(stream_calls.router)
     _add_operation(app)
     add_page(app)

@@ -10,9 +10,15 @@ from infinitevl.server.settings import Limits
 DEFAULT_TOKENS = 512
 _MOST_STOPS, _LONGEST_STOP = 16, 256
 _ANY = "this server answers in text, from text, pictures and videos."
+_NO_STORE = "nothing is stored here; send the earlier turns with each request."
 _OFFERED = {
+    "background": "wait for the answer, or stream it.",
+    "conversation": _NO_STORE,
     "name": "the model does not see names; say it in the text.",
-    "store": "nothing is stored here; send the earlier turns with each request.",
+    "previous_response_id": _NO_STORE,
+    "prompt": "nothing is stored here; send the text itself.",
+    "store": f"leave it out, or give false: {_NO_STORE}",
+    "truncation": "nothing is left out of what you send; leave out yourself what may be missing.",
 }
 # Fields of OpenAI's API that this server knows and does not offer, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {

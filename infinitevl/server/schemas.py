@@ -28,18 +28,18 @@ class ImageUrl(Body):
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
-    min_pixels: int | None = Field(None, ge=1)
-    max_pixels: int | None = Field(None, ge=1)
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
 
 
 class VideoSampling(Body):
     """Which frames of a video are shown, and how large."""
 
-    fps: float | None = Field(None, gt=0, le=1000)
-    num_frames: int | None = Field(None, ge=1)
-    max_frames: int | None = Field(None, ge=1)
-    min_pixels: int | None = Field(None, ge=1)
-    max_pixels: int | None = Field(None, ge=1)
+    fps: float | None = Field(default=None, gt=0, le=1000)
+    num_frames: int | None = Field(default=None, ge=1)
+    max_frames: int | None = Field(default=None, ge=1)
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
 
 
 class VideoUrl(VideoSampling):
@@ -91,8 +91,8 @@ class StreamOptions(Body):
 class VideoIo(Body):
     """vLLM's media_io_kwargs.video."""
 
-    fps: float | None = Field(None, gt=0, le=1000)
-    num_frames: int | None = Field(None, ge=1)
+    fps: float | None = Field(default=None, gt=0, le=1000)
+    num_frames: int | None = Field(default=None, ge=1)
 
 
 class MediaIo(Body):
@@ -108,12 +108,12 @@ class ProcessorKwargs(VideoSampling):
 class SamplingFields(Body):
     """How an answer is generated, in the names of OpenAI."""
 
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     stream: bool | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
 
 
 class ChatRequest(SamplingFields):
@@ -121,13 +121,13 @@ class ChatRequest(SamplingFields):
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1)
-    n: int | None = Field(None, ge=1, le=128)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: int | None = Field(default=None, ge=1, le=128)
     stream_options: StreamOptions | None = None
     media_io_kwargs: MediaIo | None = None
     mm_processor_kwargs: ProcessorKwargs | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     # taken, and without a meaning here
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -165,7 +165,7 @@ class StreamRequest(Body):
     keep_turns: bool = False
     queue_size: int = Field(4, ge=1, le=64)
     source: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
-    fps: float | None = Field(None, gt=0, le=120)
+    fps: float | None = Field(default=None, gt=0, le=120)
 
 
 class AskRequest(SamplingFields):

@@ -23,13 +23,32 @@ def event(data: dict[str, Any]) -> str:
 def streamed(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> StreamingResponse:
     """A response of events, then [DONE]; an error on the way is the last event. cancel: runs at any end."""
 
-    async def body() -> AsyncIterator[str]:
+    async def lines() -> AsyncIterator[str]:
         try:
             async for data in events:
                 yield event(data)
             yield DONE
         except Exception as error:
             yield event(body_of(as_api_error(error)))
+
+    return _response(lines(), cancel)
+
+
+def streamed_by_name(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> StreamingResponse:
+    """A response of events whose names are their types, as OpenAI's responses have them; they say the end."""
+
+    async def lines() -> AsyncIterator[str]:
+        async for data in events:
+            yield f"event: {data['type']}\n{event(data)}"
+
+    return _response(lines(), cancel)
+
+
+def _response(lines: AsyncIterator[str], cancel: Callable[[], None]) -> StreamingResponse:
+    async def body() -> AsyncIterator[str]:
+        try:
+            async for line in lines:
+                yield line
         finally:
             cancel()
 
