@@ -3,6 +3,7 @@
 They are those of the model's own distribution: before temperature, top_p, and what is never picked.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 MAX_LOGPROBS = 20  # likeliest tokens that can be had beside the one that was picked
+_REMEMBERED = 2**14  # tokens
 _BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
@@ -62,10 +64,15 @@ def logprobs_of(token: int, column: int, report: tuple[Tensor, Tensor], count: i
 
 
 class TokenNames:
-    """What the tokens of a tokenizer are, each for itself."""
+    """What the tokens of a tokenizer are, each for itself. Those that were asked for last are remembered."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._added = tokenizer, tokenizer.added_tokens_decoder
+        self.named = functools.lru_cache(_REMEMBERED)(self._named)
+
+    def _named(self, token: int) -> tuple[str, list[int]]:
+        """`text` and `data` of a token, the latter as numbers."""
+        return self.text(token), list(self.data(token))
 
     def data(self, token: int) -> bytes:
         """The bytes that a token adds to the text of an answer: none for a special token.

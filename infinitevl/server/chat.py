@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from infinitevl.engine.logprobs import TokenLogprob, TokenNames
 from infinitevl.server.context import Context, Owner, Parts, owner_of
@@ -40,7 +40,7 @@ async def chat_completions(
     request: Request,
     owner: Owner,
     context: Parts,
-) -> dict[str, Any] | Response:
+) -> Response:
     """Answer a conversation about text, pictures and videos; streamed as server-sent events if asked."""
     check_model(body.model, context)
     job = await begin(body, context)
@@ -49,7 +49,7 @@ async def chat_completions(
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return streamed(answer.chunks(with_usage), lambda: context.worker.cancel(job))
     async with cancelled_if_gone(request, lambda: context.worker.cancel(job)):
-        return await answer.whole()
+        return JSONResponse(await answer.whole())
 
 
 async def begin(body: ChatRequest, context: Context) -> Job:
@@ -98,7 +98,7 @@ class _Choice:
     """One choice of a whole answer."""
 
     text: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str = ""
 
 
@@ -107,7 +107,7 @@ class _Completion:
 
     def __init__(self, job: Job, context: Context) -> None:
         self._job, self._model = job, context.settings.model
-        self._tokenizer = context.processor.tokenizer
+        self._names = context.token_names
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
 
     async def whole(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class _Completion:
             choice = choices[event.index]
             if isinstance(event, Piece):
                 choice.text += event.text
-                choice.logprobs += event.logprobs
+                choice.logprobs += logprobs_json(event.logprobs, self._names)
             else:
                 choice.finish_reason = event.finish_reason
                 num_tokens += event.num_tokens
@@ -140,7 +140,7 @@ class _Completion:
             yield self._chunk(index, {"role": "assistant", "content": ""}) | usage
         async for event in self._job.events():
             if isinstance(event, Piece):
-                logprobs = self._logprobs(event.logprobs)
+                logprobs = self._logprobs(logprobs_json(event.logprobs, self._names))
                 yield self._chunk(event.index, {"content": event.text}, logprobs=logprobs) | usage
             else:
                 num_tokens += event.num_tokens
@@ -155,10 +155,9 @@ class _Completion:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._base("chat.completion.chunk") | {"choices": [choice]}
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if self._job.samplings[0].logprobs is None:
-            return None
-        return {"content": logprobs_json(logprobs, self._tokenizer), "refusal": None}
+    def _logprobs(self, content: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """In a choice; None where they were not asked for."""
+        return None if self._job.samplings[0].logprobs is None else {"content": content, "refusal": None}
 
     def _base(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -176,14 +175,12 @@ def usage(num_prompt: int, num_answer: int) -> dict[str, int]:
     }
 
 
-def logprobs_json(logprobs: Sequence[TokenLogprob], tokenizer: Any) -> list[dict[str, Any]]:
+def logprobs_json(logprobs: Sequence[TokenLogprob], names: TokenNames) -> list[dict[str, Any]]:
     """Log-probabilities in OpenAI's shape; all bytes of an answer together are its text in UTF-8."""
-    names = TokenNames(tokenizer) if logprobs else None
 
     def shown(token: int, logprob: float) -> dict[str, Any]:
-        assert names is not None
-        data = list(names.data(token))
-        return {"token": names.text(token), "logprob": max(_LEAST_LOGPROB, logprob), "bytes": data}
+        text, data = names.named(token)
+        return {"token": text, "logprob": max(_LEAST_LOGPROB, logprob), "bytes": data}
 
     return [
         shown(each.token, each.logprob) | {"top_logprobs": [shown(*other) for other in each.likeliest]}

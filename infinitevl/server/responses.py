@@ -1,9 +1,7 @@
 """POST /v1/responses, as OpenAI's API has it, without a store."""
 
-from typing import Any
-
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from infinitevl.server.chat import begin, check_model
 from infinitevl.server.context import Owner, Parts, owner_of
@@ -22,7 +20,7 @@ async def responses(
     request: Request,
     owner: Owner,
     context: Parts,
-) -> dict[str, Any] | Response:
+) -> Response:
     """Answer a text, or a conversation about text, pictures and videos; streamed as events if asked."""
     check_model(body.model, context)
     translation = Translation(body)
@@ -34,4 +32,4 @@ async def responses(
     if body.stream:
         return streamed_by_name(answer.events(), lambda: context.worker.cancel(job))
     async with cancelled_if_gone(request, lambda: context.worker.cancel(job)):
-        return await answer.whole()
+        return JSONResponse(await answer.whole())

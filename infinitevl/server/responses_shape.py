@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from infinitevl.engine.logprobs import TokenLogprob
 from infinitevl.server.chat import logprobs_json
 from infinitevl.server.context import Context
 from infinitevl.server.errors import ApiError, as_api_error
@@ -22,11 +21,11 @@ class ResponseShape:
 
     def __init__(self, request: ResponsesRequest, job: Job, context: Context) -> None:
         self._request, self._job = request, job
-        self._model, self._tokenizer = context.settings.model, context.processor.tokenizer
+        self._model, self._names = context.settings.model, context.token_names
         self._id, self._item_id = f"resp_{secrets.token_hex(24)}", f"msg_{secrets.token_hex(24)}"
         self._created = int(time.time())
         self._serial = itertools.count()
-        self._text, self._logprobs = "", list[TokenLogprob]()
+        self._text, self._logprobs = "", list[dict[str, Any]]()
         self._num_tokens = 0
         self._is_cut = False
 
@@ -54,9 +53,8 @@ class ResponseShape:
         item, place = self._item("in_progress", is_empty=True), {"item_id": self._item_id, **_PLACE}
         yield self._event("response.output_item.added", output_index=0, item=item)
         yield self._event("response.content_part.added", **place, part=self._part())
-        async for piece in self._pieces():
-            logprobs = logprobs_json(piece.logprobs, self._tokenizer)
-            yield self._event("response.output_text.delta", **place, delta=piece.text, logprobs=logprobs)
+        async for delta, logprobs in self._pieces():
+            yield self._event("response.output_text.delta", **place, delta=delta, logprobs=logprobs)
         part = self._part()
         text, logprobs = part["text"], part["logprobs"]
         yield self._event("response.output_text.done", **place, text=text, logprobs=logprobs)
@@ -65,13 +63,14 @@ class ResponseShape:
         yield self._event("response.output_item.done", output_index=0, item=over["output"][0])
         yield self._event(f"response.{over['status']}", response=over)
 
-    async def _pieces(self) -> AsyncIterator[Piece]:
-        """Pieces of the answer, which are kept too."""
+    async def _pieces(self) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+        """Text and log-probabilities as they come; they are kept too."""
         async for event in self._job.events():
             if isinstance(event, Piece):
+                logprobs = logprobs_json(event.logprobs, self._names)
                 self._text += event.text
-                self._logprobs += event.logprobs
-                yield event
+                self._logprobs += logprobs
+                yield event.text, logprobs
             else:
                 self._num_tokens = event.num_tokens
                 self._is_cut = event.finish_reason == "length"
@@ -81,8 +80,7 @@ class ResponseShape:
 
     def _part(self) -> dict[str, Any]:
         """The text so far."""
-        logprobs = logprobs_json(self._logprobs, self._tokenizer)
-        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": logprobs}
+        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": [*self._logprobs]}
 
     def _item(self, status: str, is_empty: bool = False) -> dict[str, Any]:
         return {
