@@ -11,10 +11,6 @@ from infinitevl.cli.command import load_model
 from infinitevl.errors import InfiniteVLError, InputError
 
 DEFAULT_MODEL = "builtin"
-_BUILTIN = (
-    "The built-in model reads signs of a few characters and names emoji, digits, flags and simple shapes. "
-    "On photographs it guesses, and it cannot hold a conversation."
-)
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def run_serve(
             f"the server needs {error.name}: install it with pip install 'infinitevl[serve]'"
         ) from error
     from infinitevl.engine.engine import Engine
-    from infinitevl.model.opening import is_builtin
+    from infinitevl.model.opening import description_of
 
     keys = _keys(options.api_key_file)
     check_host(options.host, keys)
@@ -57,7 +53,7 @@ def run_serve(
     state_dir = None if options.state_dir is None else _state_dir(options.state_dir)
     settings = ServerSettings(
         model=model or DEFAULT_MODEL,
-        description=_BUILTIN if is_builtin(model or DEFAULT_MODEL) else None,
+        description=description_of(model),
         version=infinitevl.__version__,
         keys=keys,
         secret=server_secret(state_dir, os.environ.get("INFINITEVL_SECRET")),

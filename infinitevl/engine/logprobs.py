@@ -1,4 +1,4 @@
-"""Log-probabilities of an answer's tokens: kept on the device, read by the host; and what tokens are called.
+"""Log-probabilities of tokens: kept on the device, read by the host; and what tokens are called.
 
 They are those of the model's own distribution: before temperature, top_p, and what is never picked.
 """
