@@ -6,6 +6,7 @@ import pytest
 from openai.types.chat.chat_completion_message import ChatCompletionMessage
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
+from infinitevl.model.opening import description_of
 from infinitevl.server.schemas import ChatRequest, Message
 from tests.server.serving import MODEL, Running, error_of, running
 
@@ -176,3 +177,14 @@ def test_a_model_says_what_it_knows_if_somebody_wrote_it_down(server: Running) -
         (model,) = described.client.get("/v1/models").json()["data"]
         assert model["description"] == "It reads signs." and model["object"] == "model"
         assert described.client.get(f"/v1/models/{MODEL}").json() == model
+
+
+def test_what_the_builtin_model_knows_stands_in_its_card(tmp_path) -> None:
+    told = description_of("builtin")
+    assert told is not None and told == description_of(None) and len(told) < 1000
+    assert "On photographs it guesses" in told and not set("*#\n") & set(told)
+    assert description_of(str(tmp_path)) is None and description_of("owner/name") is None
+    (tmp_path / "README.md").write_text("# A model\n\n## What it can and cannot do\n\nIt **reads**\nsigns.\n")
+    assert description_of(str(tmp_path)) == "It reads signs."
+    (tmp_path / "README.md").write_bytes(b"\xff")
+    assert description_of(str(tmp_path)) is None
