@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from infinitevl.server.errors import as_api_error, body_of
 
@@ -31,7 +32,7 @@ def streamed(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) 
         except Exception as error:
             yield event(body_of(as_api_error(error)))
 
-    return _response(lines(), cancel)
+    return _Stream(lines(), cancel)
 
 
 def streamed_by_name(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> StreamingResponse:
@@ -41,18 +42,22 @@ def streamed_by_name(events: AsyncIterator[dict[str, Any]], cancel: Callable[[],
         async for data in events:
             yield f"event: {data['type']}\n{event(data)}"
 
-    return _response(lines(), cancel)
+    return _Stream(lines(), cancel)
 
 
-def _response(lines: AsyncIterator[str], cancel: Callable[[], None]) -> StreamingResponse:
-    async def body() -> AsyncIterator[str]:
+class _Stream(StreamingResponse):
+    """Lines of events; `cancel` runs at any end, also where the client is gone before the first one."""
+
+    def __init__(self, lines: AsyncIterator[str], cancel: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers=_HEADERS)
+        self._cancel = cancel
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the lines."""
         try:
-            async for line in lines:
-                yield line
+            await super().__call__(scope, receive, send)
         finally:
-            cancel()
-
-    return StreamingResponse(body(), media_type="text/event-stream", headers=_HEADERS)
+            self._cancel()
 
 
 @contextlib.asynccontextmanager
