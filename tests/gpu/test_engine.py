@@ -57,21 +57,6 @@ def test_replay_equals_eager_before_the_window_fills_at_the_wrap_and_two_windows
     assert int(replayed.state.length) > 2.5 * window and unchanged(replayed, snapshot(rerun))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.2])
-def test_replayed_log_probabilities_equal_eager_ones_and_change_no_token(model, processor, temperature):
-    replayed, rerun = pair(model, processor)
-    found = []
-    for session in (replayed, rerun):
-        session.observe(random_frame(0))
-        for logprobs in (None, 5):
-            answer = session.begin("what?", Sampling(40, temperature, seed=3, logprobs=logprobs))
-            session.finish(answer)
-            found.append((answer.tokens, answer.logprobs))
-    (plain, none), with_logprobs, *eager = found
-    assert with_logprobs == eager[1] and (plain, none) == eager[0]
-    assert plain == with_logprobs[0] and none == [] and len(with_logprobs[1]) == 40
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_captured_stream_equals_the_cpus(processor, mode):
     here, there = (StreamSession(tiny_model().to(device), processor, mode=mode) for device in ("cuda", "cpu"))
