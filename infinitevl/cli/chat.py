@@ -95,6 +95,7 @@ def run_chat(
     device: str | None,
     dtype: str,
     quantization: str,
+    attention: str | None,
 ) -> None:
     """Answer one prompt, or every line of a conversation.
 
@@ -104,7 +105,7 @@ def run_chat(
     from infinitevl.cli.command import load_model
     from infinitevl.engine.chat import ChatSession
 
-    network, processor = load_model(model, device, dtype, quantization)
+    network, processor = load_model(model, device, dtype, quantization, attention)
     chat = Chat(lambda: ChatSession(network, processor), **settings)
     for kind, path in attached:
         chat.attach(kind, path)

@@ -14,7 +14,7 @@ from infinitevl.engine.logprobs import TokenLogprob
 from infinitevl.engine.sampling import Sampling
 
 if TYPE_CHECKING:
-    from infinitevl.engine.reading import PromptReader
+    from infinitevl.engine.reading import PromptReader, TurnReader
     from infinitevl.engine.session import StreamSession
     from infinitevl.server.streams import Stream
 
@@ -87,6 +87,12 @@ class Choice:
     is_over: bool = False
     num_shown: int = 0  # characters that were handed on
     num_logprobs: int = 0
+    num_counted: int = 0
+
+    def count_tokens(self) -> int:
+        """How many tokens the answer has more than when this was asked before."""
+        before, self.num_counted = self.num_counted, 0 if self.answer is None else len(self.answer.tokens)
+        return self.num_counted - before
 
     def on_text(self, text: str) -> None:
         """Hand on text that the engine has made."""
@@ -139,7 +145,7 @@ class Job:
     started: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     is_cancelled: bool = False
-    reader: "PromptReader | None" = None
+    reader: "PromptReader | TurnReader | None" = None
     seen: tuple[int, float] = (0, 0.0)
     choices: list[Choice] = field(default_factory=list)
 
