@@ -54,6 +54,7 @@ def run_serve(
             f"the server needs {error.name}: install it with pip install 'infinitevl[serve]'"
         ) from error
     from infinitevl.engine.engine import Engine
+    from infinitevl.model.opening import description_of
 
     keys = _keys(options.api_key_file)
     check_host(options.host, keys)
@@ -61,6 +62,7 @@ def run_serve(
     state_dir = None if options.state_dir is None else _state_dir(options.state_dir)
     settings = ServerSettings(
         model=model or DEFAULT_MODEL,
+        description=description_of(model),
         version=infinitevl.__version__,
         keys=keys,
         secret=server_secret(state_dir, os.environ.get("INFINITEVL_SECRET")),

@@ -231,7 +231,7 @@ class StreamSession(Session):
 
         Arguments and errors as in `ask`. turn: how this one is asked; None: as the session was opened.
         """
-        turn = self._checked_checked_turn(turn)
+        turn = self._checked_turn(turn)
         ids = self._turn_ids(question, turn)
         return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, turn.keep)
 
@@ -243,7 +243,7 @@ class StreamSession(Session):
         Raises:
             InputError, StateError: as `begin`.
         """
-        ids = self._turn_ids(question, self._checked_checked_turn(turn))
+        ids = self._turn_ids(question, self._checked_turn(turn))
         with self.engine.lock:
             return TurnReader(self.engine, self._fork_for_turn(), ids, piece)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.answers import AnswerRows, Pick
 from infinitevl.engine.slots import put, write_facts
 from infinitevl.model.fused import Kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -136,9 +136,9 @@ class Steps:
         seconds, start = inputs.get("second_per_grid_ts"), torch.zeros(len(kinds), dtype=torch.int64)
         return embeds, prompt_positions(kinds, start, config, grids[IMAGE], grids[VIDEO], seconds)[0]
 
-    def first(self, answers: AnswerRows, answer_rows: Tensor, hidden: Tensor, is_greedy: bool) -> None:
+    def first(self, answers: AnswerRows, answer_rows: Tensor, hidden: Tensor, pick: Pick) -> None:
         """Pick the first token of answers whose questions end in `hidden` [B, C]."""
-        answers.take_(answer_rows, self._logits(hidden), is_greedy)
+        answers.take_(answer_rows, self._logits(hidden), pick)
 
     def token(
         self,
@@ -146,7 +146,7 @@ class Steps:
         rows: Tensor | None,
         answers: AnswerRows,
         answer_rows: Tensor,
-        is_greedy: bool,
+        pick: Pick,
     ) -> None:
         """Read the token that each answer picked last, and pick the next one."""
         token = answers.token[answer_rows]
@@ -154,7 +154,7 @@ class Steps:
         embeds = self.model.model.embed(token.to(start.device)[:, None])
         decoder = self.model.model.language_model
         out = decoder(embeds, text_positions(start, 1), state, one_token=True, rows=rows)
-        answers.take_(answer_rows, self._logits(out[:, -1]), is_greedy)
+        answers.take_(answer_rows, self._logits(out[:, -1]), pick)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[B, C] -> [B, vocabulary]."""

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from infinitevl.engine.engine import Engine
-from infinitevl.server import chat, errors, rule_calls, stream_calls
+from infinitevl.server import chat, errors, responses, rule_calls, stream_calls
 from infinitevl.server.context import Context, Parts
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.limits import Guard
@@ -52,6 +52,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         count=context.metrics.count_request,
     )
     app.include_router(chat.router)
+    app.include_router(responses.router)
     app.include_router(stream_calls.router)
     app.include_router(rule_calls.router)
     app.include_router(rule_calls.sockets)

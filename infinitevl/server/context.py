@@ -1,5 +1,6 @@
 """What every call of a server needs, and whose call it is."""
 
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from infinitevl.engine.logprobs import TokenNames
 from infinitevl.processing.prompt.encoding import turn_ids
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.metrics import Metrics
@@ -41,6 +43,11 @@ class Context:
     def limits(self) -> Limits:
         """How much a request may take."""
         return self.settings.limits
+
+    @functools.cached_property
+    def token_names(self) -> TokenNames:
+        """What the model's tokens are."""
+        return TokenNames(self.processor.tokenizer)
 
     def num_tokens(self, question: str, system: str | None) -> int:
         """Tokens of a question to a stream."""

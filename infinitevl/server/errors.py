@@ -15,6 +15,7 @@ from infinitevl.errors import InfiniteVLError
 logger = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_ALTERNATIVES = ("str", "int", "float", "bool")  # names that pydantic gives to them, beside list[...]
 _PASSWORD = re.compile(r"(://)[^/?#@\s]*@")
 RETRY_AFTER = 1  # seconds
 
@@ -104,10 +105,8 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
     place = [part for part in first["loc"] if part not in ("body", "query", "header", "path")]
     param = _path_text(place) or None
     if first["type"] == "union_tag_invalid":
-        given = first["ctx"]["tag"]
-        return unsupported(
-            f"{param}.type", f"{given!r} is no kind of content; give text, image_url or video_url."
-        )
+        given, valid = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
+        return unsupported(f"{param}.type", f"{given[:100]!r} is no kind of content; give one of {valid}.")
     if first["type"] == "extra_forbidden":
         return unsupported(str(param), "leave it out; /docs lists what is known.")
     return invalid(f"{param or 'the body'}: {first['msg']}.", param)
@@ -119,6 +118,6 @@ def _path_text(place: Sequence[str | int]) -> str:
     for part in place:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part.isidentifier() and not part.startswith(("list", "str", "function")):
+        elif part.isidentifier() and part not in _ALTERNATIVES:
             text += f".{part}" if text else part
     return text

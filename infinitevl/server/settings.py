@@ -61,13 +61,14 @@ class Retries:
 class ServerSettings:
     """How a server was started.
 
-    model: the name that it answers to. version: of the package. keys: API keys, none for a server of one
-    user. secret: signs states. folders: whose files may be named. save_every: seconds between two saves of a
-    stream that goes on. park_memory, park_disk: bytes for streams without a slot, None for half of what is
-    free. retries: of webhooks.
+    model: the name that it answers to. description: what people should know of it. version: of the package.
+    keys: API keys, none for a server of one user. secret: signs states. folders: whose files may be named.
+    save_every: seconds between two saves of a stream that goes on. park_memory, park_disk: bytes for streams
+    without a slot, None for half of what is free. retries: of webhooks.
     """
 
     model: str = "builtin"
+    description: str | None = None
     version: str = "0"
     keys: tuple[str, ...] = ()
     secret: bytes = b""
