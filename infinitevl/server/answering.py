@@ -12,6 +12,7 @@ from infinitevl.server.jobs import Choice, Job
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from infinitevl.server.streams import Stream
     from infinitevl.server.worker import EngineWorker
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ class Answering:
     def num_slots(self) -> int:
         """Slots that answers have, or will have once their prompt was read."""
         return sum(len(job.choices) for job in [*self.reading, *self.growing])
+
+    def concerns(self, stream: "Stream") -> bool:
+        """Whether an answer about a stream waits or grows."""
+        return any(job.stream is stream for job in [*self.waiting, *self.growing])
 
     @property
     def has_work(self) -> bool:

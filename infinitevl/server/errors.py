@@ -45,6 +45,15 @@ def busy(message: str) -> ApiError:
     return ApiError(429, message, code="busy")
 
 
+def moving(stream_id: str) -> ApiError:
+    """A stream that another server has, or is about to have."""
+    return ApiError(
+        503,
+        f"the stream {stream_id} is on its way between two servers; try again soon.",
+        code="stream_moving",
+    )
+
+
 def body_of(error: ApiError) -> dict[str, Any]:
     """The JSON of an error."""
     kind = _TYPES.get(error.status, "invalid_request_error")

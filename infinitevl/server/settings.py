@@ -36,7 +36,8 @@ class ServerSettings:
 
     model: the name that it answers to. version: of the package. keys: API keys, none for a server of one
     user. secret: signs states. folders: whose files may be named. save_every: seconds between two saves of a
-    stream that goes on.
+    stream that goes on. is_replica: whether calls come through `replicas.ingress` alone, which chooses the
+    ids of streams; then a stream is opened when it is asked for, not at the start.
     """
 
     model: str = "builtin"
@@ -48,4 +49,5 @@ class ServerSettings:
     allow_unsigned_states: bool = False
     state_dir: Path | None = None
     save_every: float = 5.0
+    is_replica: bool = False
     limits: Limits = Limits()

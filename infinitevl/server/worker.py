@@ -93,12 +93,11 @@ class EngineWorker:
         """Queue a frame; the future is True once it was read, False once it was dropped.
 
         Raises:
-            ApiError: 400, a time that goes back; 404, the stream was closed; 503, the server ends.
+            ApiError: 400, a time that goes back; 404, the stream was deleted; 503, it moves, or all ends.
         """
         with self.changed:
             self._check_working()
-            if stream.is_closed:
-                raise ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found")
+            stream.check_open()
             done = stream.put(image, stream.next_time(given), dropped)
             self.changed.notify_all()
         return done
@@ -107,10 +106,12 @@ class EngineWorker:
         """Queue an answer.
 
         Raises:
-            ApiError: 429, too many wait; 503, the server ends.
+            ApiError: 429, too many wait; 404 or 503, its stream was deleted or moves; 503, the server ends.
         """
         with self.changed:
             self._check_working()
+            if job.stream is not None:
+                job.stream.check_open()
             self.answering.submit(job)
             self.changed.notify_all()
 
@@ -145,8 +146,8 @@ class EngineWorker:
 
     def make_resident(self, stream: Stream, extra: int = 0, keep: Collection[Stream] = ()) -> None:
         """Bring a stream back to the device, and leave `extra` slots free."""
-        if stream.is_closed:
-            raise ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found")
+        if stream.ended_by is not None:
+            raise stream.ended_by
         stream.used = time.monotonic()
         self.make_room(extra + stream.session.is_parked, {stream, *keep})
         assert stream.session.slot is not None  # taken again by being asked for
