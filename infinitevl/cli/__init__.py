@@ -247,6 +247,9 @@ def serve(
         str | None,
         typer.Option("--state-dir", metavar="FOLDER", help="Keep streams there, and find them again."),
     ] = None,
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, help="Servers behind the address; more than one needs Ray.")
+    ] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
@@ -266,6 +269,7 @@ def serve(
             allow_private=allow_private,
             allow_unsigned_states=allow_unsigned_states,
             state_dir=state_dir,
+            replicas=replicas,
         ),
         model=model,
         device=device,

@@ -2,15 +2,20 @@
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import infinitevl
 from infinitevl.cli.command import load_model
 from infinitevl.errors import InfiniteVLError, InputError
 
+if TYPE_CHECKING:
+    from infinitevl.engine.engine import Engine
+
 DEFAULT_MODEL = "builtin"
+FrameMode = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,13 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 8
-    mode: Literal["image", "video"] = "image"
+    mode: FrameMode = "image"
     api_key_file: str | None = None
     allow_folder: list[str] = field(default_factory=list)
     allow_private: bool = False
     allow_unsigned_states: bool = False
     state_dir: str | None = None
+    replicas: int = 1
 
 
 def run_serve(
@@ -44,8 +50,8 @@ def run_serve(
         raise InputError(
             f"the server needs {error.name}: install it with pip install 'infinitevl[serve]'"
         ) from error
-    from infinitevl.engine.engine import Engine
 
+    _check_replicas(options, device)
     keys = _keys(options.api_key_file)
     check_host(options.host, keys)
     folders = tuple(_folder(path) for path in options.allow_folder)
@@ -60,11 +66,46 @@ def run_serve(
         allow_unsigned_states=options.allow_unsigned_states,
         state_dir=state_dir,
     )
-    network, processor = load_model(model, device, dtype, quantization)
-    engine = Engine(network, processor, num_slots=options.slots, mode=options.mode)
+    make_engine = partial(_engine, model, device, dtype, quantization, options.slots, options.mode)
     whom = f"{len(keys)} API keys" if keys else "no API key: only this machine is answered"
-    print(f"http://{options.host}:{options.port} serves {settings.model} ({whom})", file=sys.stderr)
-    serve(engine, settings, options.host, options.port)
+    place = f"http://{options.host}:{options.port}"
+    if options.replicas == 1:
+        engine = make_engine()
+        print(f"{place} serves {settings.model} ({whom})", file=sys.stderr)
+        serve(engine, settings, options.host, options.port)
+        return
+    from infinitevl.server.replicas.serving import Plan, serve_replicas
+
+    print(f"{place} will serve {settings.model} with {options.replicas} replicas ({whom})", file=sys.stderr)
+    plan = Plan.of(options.replicas, os.cpu_count() or 1, _num_gpus(device))
+    serve_replicas(make_engine, replace(settings, is_replica=True), plan, options.host, options.port)
+
+
+def _engine(
+    model: str | None, device: str | None, dtype: str, quantization: str, slots: int, mode: FrameMode
+) -> "Engine":
+    from infinitevl.engine.engine import Engine
+
+    network, processor = load_model(model, device, dtype, quantization)
+    return Engine(network, processor, num_slots=slots, mode=mode)
+
+
+def _check_replicas(options: ServeOptions, device: str | None) -> None:
+    if options.replicas == 1:
+        return
+    if options.state_dir is None:
+        raise InputError("--replicas needs --state-dir: streams move between replicas through this folder")
+    if device is not None and ":" in device:
+        raise InputError(f"--device {device}: each replica is given its own GPU; with --replicas say cuda")
+    from infinitevl.server.replicas.serving import check_ray
+
+    check_ray()
+
+
+def _num_gpus(device: str | None) -> int:
+    import torch
+
+    return 0 if device == "cpu" else torch.cuda.device_count()
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

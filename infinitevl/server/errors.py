@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _PASSWORD = re.compile(r"(://)[^/?#@\s]*@")
 RETRY_AFTER = 1  # seconds
+MOVING = "stream_moving"
 
 
 class ApiError(Exception):
@@ -50,7 +51,7 @@ def moving(stream_id: str) -> ApiError:
     return ApiError(
         503,
         f"the stream {stream_id} is on its way between two servers; try again soon.",
-        code="stream_moving",
+        code=MOVING,
     )
 
 

@@ -119,6 +119,18 @@ class Leases:
             os.close(file)  # it was deleted between the opening and the locking
 
 
+def is_held(folder: Path, stream_id: str) -> bool:
+    """Whether any server holds a stream now; nothing is changed."""
+    try:
+        file = os.open(folder / f"{stream_id}.lease", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _is_locked(file)
+    finally:
+        os.close(file)
+
+
 def _is_locked(file: int) -> bool:
     """Lock an open file; False where another has it."""
     if fcntl is not None:

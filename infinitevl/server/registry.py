@@ -13,7 +13,7 @@ import psutil
 
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import StateError
-from infinitevl.server.errors import ApiError, busy, moving
+from infinitevl.server.errors import MOVING, ApiError, busy, moving
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.security import check_signature, sign_state
 from infinitevl.server.settings import ServerSettings
@@ -96,7 +96,12 @@ class Registry:
         keeper = self.keeper
         if keeper is None or stream_id in self.worker.streams:
             return
-        stream = await self.run(lambda: keeper.open(self.worker, stream_id))
+        try:
+            stream = await self.run(lambda: keeper.open(self.worker, stream_id))
+        except ApiError as error:
+            if error.code == MOVING:
+                keeper.leases.ask(stream_id)
+            raise
         if stream is not None:
             self._follow_again(stream)
 

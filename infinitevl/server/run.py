@@ -10,7 +10,7 @@ from infinitevl.server.app import create_app
 from infinitevl.server.security import is_loopback
 from infinitevl.server.settings import ServerSettings
 
-_DRAIN = 30  # seconds for answers under way, after SIGTERM
+DRAIN = 30  # seconds for answers under way, after SIGTERM
 
 
 def check_host(host: str, keys: tuple[str, ...]) -> None:
@@ -32,6 +32,6 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
     logging.getLogger("infinitevl").setLevel(logging.INFO)
     app = create_app(engine, settings)
     server = uvicorn.Server(
-        uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN, log_level="info")
+        uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=DRAIN, log_level="info")
     )
     server.run()
