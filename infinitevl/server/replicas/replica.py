@@ -24,7 +24,7 @@ _PATIENCE, _PAUSE = 5.0, 0.05  # seconds for a stream to come from another repli
 
 
 class Replica:
-    """What Ray Serve starts, asks for its health, and ends.
+    """An engine, its server and its socket.
 
     Args:
         make_engine: makes the engine, in the replica's process. folder: of the replicas' sockets.
@@ -83,9 +83,7 @@ class Replica:
         if not self._thread.is_alive() or not self.context.worker.is_alive:
             raise RuntimeError("the server of this replica has ended.")
 
-    async def __del__(
-        self,
-    ) -> None:  # the method that Ray Serve calls, and waits for, before it ends a replica
+    async def end(self) -> None:
         """Take no more calls, let answers end, save all streams and let them go."""
         self.socket.unlink(missing_ok=True)
         self._server.should_exit = True

@@ -105,6 +105,12 @@ class RayRing:
         return Path(path)
 
 
+class _Deployed(Replica):
+    async def __del__(self) -> None:
+        """Ray Serve calls this, and waits for it, before it ends a replica."""
+        await self.end()
+
+
 class Replicas:
     """The replicas of one server.
 
@@ -127,7 +133,7 @@ class Replicas:
         from ray.serve.config import RequestRouterConfig
 
         deployment = serve.deployment(
-            Replica,
+            _Deployed,
             name="replica",
             num_replicas=num_replicas,
             ray_actor_options={"num_cpus": self.plan.num_cpus, "num_gpus": self.plan.num_gpus},
