@@ -1,5 +1,6 @@
 """Two replicas on Ray Serve: each stream has one, and goes on with another when its replica ends or dies."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -50,9 +51,41 @@ def _replica_processes(parent: psutil.Process) -> list[psutil.Process]:
     ]
 
 
+def _need_ray() -> None:
+    if importlib.util.find_spec("ray") is None:  # not imported: what it may do is decided before that
+        pytest.skip("needs ray")
+
+
+def test_the_command_serves_and_saves_when_it_is_told_to_end(tmp_path: Path) -> None:
+    _need_ray()
+    port = "18567"
+    words = ["serve", "--replicas", "2", "--port", port, "--state-dir", str(tmp_path)]
+    program = "from infinitevl.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            until(lambda: _is_ready(client), 180)
+            stream = opened(client)
+            push(client, stream, 1, 0)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 0
+        assert (tmp_path / "streams" / f"{stream}.safetensors").exists()
+    finally:
+        process.kill()
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").json().get("replicas") == 2
+    except httpx.TransportError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    pytest.importorskip("ray.serve", reason="needs ray")
+    _need_ray()
     states = tmp_path_factory.mktemp("states")
     settings = ServerSettings(
         model="tiny", secret=b"a secret", state_dir=states, save_every=0.2, is_replica=True
@@ -146,30 +179,3 @@ def test_streams_of_replicas_that_end_go_on_with_others_and_lose_nothing(
     assert [asked(serving.client, stream) for stream in streams[1:7]] == _quiet_answers(7)[1:]
     until(lambda: len(_replica_processes(psutil.Process())) == 1, 60)
     assert before.isdisjoint(process.pid for process in _replica_processes(psutil.Process()))
-
-
-def test_the_command_serves_and_saves_when_it_is_told_to_end(tmp_path: Path) -> None:
-    pytest.importorskip("ray.serve", reason="needs ray")
-    port = "18567"
-    words = ["serve", "--replicas", "2", "--port", port, "--state-dir", str(tmp_path)]
-    program = "from infinitevl.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            until(lambda: _is_ready(client), 180)
-            stream = opened(client)
-            push(client, stream, 1, 0)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(120) == 0
-        assert (tmp_path / "streams" / f"{stream}.safetensors").exists()
-    finally:
-        process.kill()
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/ready").json().get("replicas") == 2
-    except httpx.TransportError:
-        return False

@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ _NAME = "infinitevl"
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _SAVE = 90.0  # seconds for the saves of all streams of a replica, after the answers under way have ended
 _CALL = 10.0  # seconds in which a replica answers where a stream is
+_TOKEN = "RAY_AUTH_TOKEN"
 _OBJECTS = 100 * 2**20  # bytes of Ray's store, in which next to nothing is kept
 
 
@@ -57,10 +59,12 @@ def check_ray() -> None:
     Raises:
         InputError: it is not installed.
     """
+    if "ray" in sys.modules and _TOKEN not in os.environ:
+        raise InputError("ray was imported already, so its ports would be open: start replicas before that")
     os.environ.update(
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # its name for: no cluster, so no address but loopback
         RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        **{_TOKEN: os.environ.get(_TOKEN) or secrets.token_hex(32)},
         RAY_USAGE_STATS_ENABLED="0",
     )
     try:
