@@ -24,7 +24,7 @@ async def forward_request(scope: Scope, receive: Receive, send: Send, socket: Pa
     """Let a server answer a request; it is told when the client goes away.
 
     Raises:
-        Unreachable: nothing of the body was read.
+        Unreachable: nobody has taken the request, or it may be sent again.
         ApiError: 503, the server ended before it answered.
     """
     body = _Body(receive)
@@ -64,8 +64,11 @@ async def _answer(pool: httpcore.AsyncConnectionPool, request: httpcore.Request,
     except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
         raise Unreachable from error
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-        if not is_begun:  # else the client sees that the answer has no end
-            raise lost() from error
+        if is_begun:
+            return  # the client sees that the answer has no end
+        if request.method in (b"GET", b"HEAD", b"OPTIONS"):
+            raise Unreachable from error  # asking twice changes nothing
+        raise lost() from error
 
 
 def lost() -> ApiError:

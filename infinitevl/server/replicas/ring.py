@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unreachable(Exception):
-    """Nobody took a call, and nothing of it was sent; a moment later somebody may."""
+    """Nobody took a call; it can be made again a moment later."""
 
 
 class Ring(Protocol):
