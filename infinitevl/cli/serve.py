@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import infinitevl
-from infinitevl.cli.command import load_model
+from infinitevl.cli.command import check_device, load_model
 from infinitevl.errors import InfiniteVLError, InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def run_serve(
             f"the server needs {error.name}: install it with pip install 'infinitevl[serve]'"
         ) from error
 
-    _check_replicas(options, device)
+    if options.replicas > 1:
+        _check_replicas(options, model, device)
     keys = _keys(options.api_key_file)
     check_host(options.host, keys)
     folders = tuple(_folder(path) for path in options.allow_folder)
@@ -90,9 +91,8 @@ def _engine(
     return Engine(network, processor, num_slots=slots, mode=mode)
 
 
-def _check_replicas(options: ServeOptions, device: str | None) -> None:
-    if options.replicas == 1:
-        return
+def _check_replicas(options: ServeOptions, model: str | None, device: str | None) -> None:
+    """See what each replica would fail at, after a long start of all of them."""
     if options.state_dir is None:
         raise InputError("--replicas needs --state-dir: streams move between replicas through this folder")
     if device is not None and ":" in device:
@@ -100,6 +100,10 @@ def _check_replicas(options: ServeOptions, device: str | None) -> None:
     from infinitevl.server.replicas.serving import check_ray
 
     check_ray()
+    from infinitevl.engine.loading import find
+
+    check_device(device)
+    find(model)
 
 
 def _num_gpus(device: str | None) -> int:

@@ -18,12 +18,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from infinitevl.cli.serve import ServeOptions, run_serve
+from infinitevl.errors import InfiniteVLError
 from infinitevl.server.replicas import ingress, waiting
 from infinitevl.server.replicas.forwarding import forward_socket
 from infinitevl.server.replicas.ingress import create_ingress
 from infinitevl.server.replicas.replica import Replica
 from infinitevl.server.replicas.ring import Unreachable, sockets
 from infinitevl.server.replicas.routing import call_of, passed_on
+from infinitevl.server.replicas.serving import Plan
 from infinitevl.server.settings import Limits, ServerSettings
 from infinitevl.server.stream_calls import CHOSEN_ID
 from infinitevl.server.streams import is_id, new_id, root_of
@@ -322,3 +325,31 @@ def test_a_websocket_that_is_refused_has_the_answer_of_the_server(echo: str) -> 
         pass
     assert refused.value.response.status_code == 401
     assert json.loads(refused.value.response.body or b"") == {"error": "no"}
+
+
+# ------ the command
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"state_dir": None}, "--state-dir"),
+        ({"device": "cuda:1"}, "its own GPU"),
+        ({"model": "/nowhere"}, "no folder /nowhere"),
+    ],
+)
+def test_what_each_replica_would_fail_at_is_said_before_any_starts(
+    options: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infinitevl.server.replicas.serving.check_ray", lambda: None)
+    given = {"model": None, "device": "cpu", "state_dir": str(tmp_path), **options}
+    started = ServeOptions(replicas=2, state_dir=given.pop("state_dir"))
+    with pytest.raises(InfiniteVLError, match=said):
+        run_serve(started, **given, dtype="auto", quantization="none")
+
+
+def test_equal_shares_of_a_machine() -> None:
+    assert Plan.of(2, 16, 2) == Plan(2, 8, 1.0)
+    assert Plan.of(4, 2, 1) == Plan(4, 1, 0.25)
+    assert Plan.of(3, 64, 8) == Plan(3, 21, 1.0)
+    assert Plan.of(3, 6, 1).num_gpus * 3 <= 1

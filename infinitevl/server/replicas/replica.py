@@ -36,9 +36,9 @@ class Replica:
     def __init__(self, make_engine: Callable[[], Engine], settings: ServerSettings, folder: str) -> None:
         logging.getLogger("infinitevl").setLevel(logging.INFO)
         name = secrets.token_hex(4)
-        self.socket, unnamed = Path(folder, f"{name}.sock"), Path(folder, f".{name}")
         app = create_app(make_engine(), settings)
         self.context: Context = app.state.context
+        unnamed = Path(folder, f".{name}")
         config = uvicorn.Config(
             app,
             uds=str(unnamed),
@@ -56,7 +56,7 @@ class Replica:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise RuntimeError("the server of this replica did not start; its log says why.")
             time.sleep(_PAUSE)
-        unnamed.rename(self.socket)
+        self.socket = unnamed.rename(Path(folder, f"{name}.sock"))
 
     async def place(self, stream_id: str) -> str | None:
         """Open a stream that is kept and that nobody has; the socket, or None while another has it."""

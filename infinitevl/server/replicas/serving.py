@@ -111,8 +111,9 @@ class RayRing:
 
 class _Deployed(Replica):
     async def __del__(self) -> None:
-        """Ray Serve calls this, and waits for it, before it ends a replica."""
-        await self.end()
+        """Ray Serve calls this before it ends a replica, also one that did not start, and waits for it."""
+        if hasattr(self, "socket"):
+            await self.end()
 
 
 class Replicas:
