@@ -1,4 +1,4 @@
-"""Hands streams over to the server that asks: work ends, the state is saved, the lease is released."""
+"""Gives streams to the server that asks for them: work ends, the state is saved, the lease is released."""
 
 import contextlib
 import logging

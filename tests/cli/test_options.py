@@ -21,7 +21,7 @@ FROZEN = {
     "serve": COMMON
     | LOADED
     | {"--host", "--port", "--slots", "--mode", "--api-key-file", "--state-dir"}
-    | {"--allow-folder", "--allow-private", "--allow-unsigned-states"},
+    | {"--allow-folder", "--allow-private", "--allow-unsigned-states", "--replicas"},
     "models": COMMON | {"--json"},
     "doctor": COMMON | MODEL | {"--json"},
     "bench": {"--help"},

@@ -72,7 +72,7 @@ async def _answer(pool: httpcore.AsyncConnectionPool, request: httpcore.Request,
 
 
 def lost() -> ApiError:
-    """A server that has died with a call in its hands."""
+    """A server that has died in the middle of a call."""
     return ApiError(
         503,
         "the replica ended while it had this call, which may have been carried out or not; try again soon.",

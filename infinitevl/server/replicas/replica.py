@@ -43,6 +43,7 @@ class Replica:
             app,
             uds=str(unnamed),
             timeout_graceful_shutdown=DRAIN,
+            log_config=None,  # it would close the log files of Ray in this process
             log_level="warning",
             access_log=False,
             date_header=False,  # the ingress sends its own

@@ -32,6 +32,7 @@ _NAME = "infinitevl"
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _SAVE = 90.0  # seconds for the saves of all streams of a replica, after the answers under way have ended
 _CALL = 10.0  # seconds in which a replica answers where a stream is
+_LOGS = {"log_level": "WARNING", "enable_access_log": False}
 _TOKEN = "RAY_AUTH_TOKEN"
 _OBJECTS = 100 * 2**20  # bytes of Ray's store, in which next to nothing is kept
 
@@ -142,6 +143,7 @@ class Replicas:
             name="replica",
             num_replicas=num_replicas,
             ray_actor_options={"num_cpus": self.plan.num_cpus, "num_gpus": self.plan.num_gpus},
+            logging_config=_LOGS,
             max_ongoing_requests=1024,  # of `place`, which is short; calls go to the replica's own socket
             graceful_shutdown_timeout_s=DRAIN + _SAVE,
             graceful_shutdown_wait_loop_s=0.1,
@@ -195,7 +197,7 @@ def started(
         try:
             serve.start(
                 proxy_location="Disabled",
-                logging_config={"log_level": "WARNING", "enable_access_log": False},
+                logging_config=_LOGS,
             )
             replicas = Replicas(make_engine, settings, Path(folder), plan)
             try:
