@@ -41,6 +41,19 @@ class StreamStats:
     state_bytes: int
 
 
+@dataclass(frozen=True)
+class Turn:
+    """How one question is asked, where it differs from how its session was opened.
+
+    keep: question and answer become part of the stream. system: text of the system turn, or None.
+    needs_frame: refuse a question before the first frame; else it may open a conversation.
+    """
+
+    keep: bool
+    system: str | None
+    needs_frame: bool = True
+
+
 class StreamSession(Session):
     """One user's stream.
 
@@ -166,18 +179,25 @@ class StreamSession(Session):
         return self.finish(answer)
 
     def begin(
-        self, question: str, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
+        self,
+        question: str,
+        sampling: Sampling = _GREEDY,
+        on_text: Callable[[str], None] | None = None,
+        turn: Turn | None = None,
     ) -> Answer:
         """Start to answer a question; `finish` waits for the answer. Several answers are generated together.
 
-        Arguments and errors as in `ask`.
+        Arguments and errors as in `ask`. turn: how this one is asked; None: as the session was opened.
         """
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
-        if not self.slot.facts.num_frames:
+        if not isinstance(turn, Turn | None):
+            raise InputError(f"turn is {turn!r}; give a Turn, as in Turn(keep=False, system=None).")
+        turn = turn or Turn(self.keep_turns, self.system)
+        if turn.needs_frame and not self.slot.facts.num_frames:
             raise InputError("nothing was seen yet: observe a frame before the first question.")
-        ids = turn_ids(self.processor.tokenizer, question, self.system)
-        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text)
+        ids = turn_ids(self.processor.tokenizer, question, turn.system)
+        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, turn.keep)
 
     @classmethod
     def load(

@@ -122,8 +122,9 @@ class Answering:
         stream, choice = job.stream, job.choices[0]
         assert stream is not None
         self.worker.make_resident(stream, extra=1)
-        job.session, job.is_kept = stream.session, stream.session.keep_turns
-        choice.answer = stream.session.begin(job.question, choice.sampling, choice.on_text)
+        job.session = stream.session
+        job.is_kept = stream.session.keep_turns if job.turn is None else job.turn.keep
+        choice.answer = stream.session.begin(job.question, choice.sampling, choice.on_text, job.turn)
         job.seen = stream.stats.frames, stream.stats.seconds
         stream.num_kept_answers += job.is_kept
         self.growing.append(job)

@@ -18,6 +18,8 @@ from infinitevl.server.media import MediaReader
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.page import add_page
 from infinitevl.server.prompts import PromptMaker
+from infinitevl.server.realtime import connection
+from infinitevl.server.realtime.sessions import Sessions
 from infinitevl.server.registry import Registry
 from infinitevl.server.security import Keys
 from infinitevl.server.settings import ServerSettings
@@ -43,11 +45,13 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         Guard,
         max_bytes=settings.limits.body_bytes,
         max_seconds=settings.limits.body_seconds,
+        max_message=settings.limits.message_bytes,
         has_keys=bool(settings.keys),
         count=context.metrics.count_request,
     )
     app.include_router(chat.router)
     app.include_router(stream_calls.router)
+    app.include_router(connection.router)
     _add_operation(app)
     add_page(app)
     return app
@@ -69,6 +73,7 @@ def _context(engine: Engine, settings: ServerSettings) -> Context:
         Registry(worker, settings, keeper),
         keeper,
         PromptMaker(engine.processor, MediaReader(settings, limits), settings.limits),
+        Sessions(),
     )
 
 
@@ -81,9 +86,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if keeper is not None and not context.settings.is_replica:
         await context.registry.run(lambda: keeper.restore(context.worker))
         context.registry.follow_again()
+    context.realtime.start(context)
     try:
         yield
     finally:
+        context.realtime.stop()
         context.prompts.stop()
         await asyncio.to_thread(context.registry.stop)
         await asyncio.to_thread(context.worker.stop)

@@ -27,7 +27,7 @@ async def models(context: Parts) -> dict[str, Any]:
 @router.get("/models/{name:path}")
 async def model(name: str, context: Parts) -> dict[str, Any]:
     """The model of this name."""
-    _check_model(name, context)
+    check_model(name, context)
     return _model(context)
 
 
@@ -39,7 +39,7 @@ async def chat_completions(
     context: Parts,
 ) -> dict[str, Any] | Response:
     """Answer a conversation about text, pictures and videos; streamed as server-sent events if asked."""
-    _check_model(body.model, context)
+    check_model(body.model, context)
     check_offered(body)
     n = body.n or 1
     if n > context.worker.answering.max_slots:
@@ -67,7 +67,12 @@ def _model(context: Context) -> dict[str, Any]:
     }
 
 
-def _check_model(name: str, context: Context) -> None:
+def check_model(name: str, context: Context) -> None:
+    """See that a request names the model that is served.
+
+    Raises:
+        ApiError: 404, it names another one.
+    """
     if name != context.settings.model:
         raise ApiError(
             404,

@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
 from infinitevl.processing.prompt.encoding import turn_ids
 from infinitevl.server.keeper import StateKeeper
@@ -15,6 +16,7 @@ from infinitevl.server.worker import EngineWorker
 
 if TYPE_CHECKING:
     from infinitevl.server.prompts import PromptMaker
+    from infinitevl.server.realtime.sessions import Sessions
     from infinitevl.server.registry import Registry
 
 
@@ -30,6 +32,7 @@ class Context:
     registry: "Registry"
     keeper: StateKeeper | None
     prompts: "PromptMaker"
+    realtime: "Sessions"
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -42,14 +45,14 @@ class Context:
         return len(turn_ids(self.processor.tokenizer, question, system))
 
 
-def context_of(request: Request) -> Context:
+def context_of(connection: HTTPConnection) -> Context:
     """The server's parts, as a dependency."""
-    return request.app.state.context
+    return connection.app.state.context
 
 
-def owner_of(request: Request) -> str:
+def owner_of(connection: HTTPConnection) -> str:
     """Whose call it is, as a dependency; 401 for nobody's."""
-    return context_of(request).keys.owner(request)
+    return context_of(connection).keys.owner(connection)
 
 
 Owner = Annotated[str, Depends(owner_of)]

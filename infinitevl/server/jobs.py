@@ -13,7 +13,7 @@ from infinitevl.engine.sampling import Sampling
 
 if TYPE_CHECKING:
     from infinitevl.engine.reading import PromptReader
-    from infinitevl.engine.session import StreamSession
+    from infinitevl.engine.session import StreamSession, Turn
     from infinitevl.server.streams import Stream
 
 
@@ -114,6 +114,7 @@ class Job:
     session: "StreamSession | None" = None  # of the stream, when the answer began
     is_kept: bool = False  # the turn becomes part of the stream
     question: str = ""
+    turn: "Turn | None" = None  # how it is asked; None: as the stream was opened
     after: int = 0
     num_prompt_tokens: int = 0
     started: float = field(default_factory=time.monotonic)

@@ -113,11 +113,30 @@ class Registry:
             self._check_room(stream.settings.owner)
             self.worker.make_resident(stream, extra=1)
             settings = Settings(
-                **{**vars(stream.settings), "parent": stream.id, "source": None, "created": int(time.time())}
+                **{
+                    **vars(stream.settings),
+                    "parent": stream.id,
+                    "source": None,
+                    "idle_seconds": None,
+                    "created": int(time.time()),
+                }
             )
             return self._add(settings, stream.session.fork(), new_id(stream.id))
 
         return await self.run(make)
+
+    async def configure(self, stream: Stream, keep_turns: bool, system: str | None) -> None:
+        """Change how a stream is asked from now on; answers under way end as they began."""
+
+        def change() -> None:
+            with self.worker.changed:
+                stream.session.keep_turns, stream.session.system = keep_turns, system
+                stream.settings = replace(stream.settings, keep_turns=keep_turns, system=system)
+                stream.changes += 1
+            if self.keeper is not None:
+                self.keeper.register(stream)
+
+        await self.run(change)
 
     async def close(self, stream: Stream) -> None:
         """Close a stream, and forget what is kept of it."""

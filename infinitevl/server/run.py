@@ -31,7 +31,12 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
     check_host(host, settings.keys)
     logging.getLogger("infinitevl").setLevel(logging.INFO)
     app = create_app(engine, settings)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=DRAIN, log_level="info")
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=DRAIN,
+        log_level="info",
+        ws_max_size=settings.limits.message_bytes,
     )
-    server.run()
+    uvicorn.Server(config).run()

@@ -10,13 +10,16 @@ MEBIBYTE = 2**20
 class Limits:
     """How much one request, one stream or one key may take.
 
-    body_bytes, body_seconds: of a request's body. pictures, videos: of a chat. max_pixels: that a request may
-    ask for, of a picture or a video's frame. prompt_tokens, answer_tokens: of one answer. question_letters:
-    of a question to a stream. waiting: answers that wait for a slot. streams_per_key, streams: that are open.
+    body_bytes, body_seconds: of a request's body. message_bytes: of a WebSocket's message. pictures, videos:
+    of a chat. max_pixels: that a request may ask for, of a picture or a video's frame. prompt_tokens,
+    answer_tokens: of one answer. question_letters: of a question to a stream. waiting: answers that wait for
+    a slot. streams_per_key, streams: that are open. session_seconds: for which a realtime session without a
+    name is kept while no client is there. unread_bytes: of events that a realtime client has not taken.
     """
 
     body_bytes: int = 64 * MEBIBYTE
     body_seconds: float = 60.0
+    message_bytes: int = 16 * MEBIBYTE
     pictures: int = 64
     videos: int = 4
     video_frames: int = 768
@@ -28,6 +31,8 @@ class Limits:
     waiting: int = 64
     streams_per_key: int = 64
     streams: int = 256
+    session_seconds: float = 600.0
+    unread_bytes: int = 4 * MEBIBYTE
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a stream was opened with; kept beside its state."""
+    """What a stream was opened with; kept beside its state.
+
+    idle_seconds: it is deleted after so many without a use and a client of /v1/realtime; None: never.
+    """
 
     owner: str
     name: str | None = None
@@ -63,6 +66,7 @@ class Settings:
     source: str | None = None
     fps: float | None = None
     parent: str | None = None
+    idle_seconds: float | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def open_on(self, engine: Engine) -> StreamSession:
@@ -204,6 +208,7 @@ class Stream:
             "keep_turns": kept.keep_turns,
             "queue_size": kept.queue_size,
             "parent": kept.parent,
+            "idle_seconds": kept.idle_seconds,
             "source": None if kept.source is None else printable(kept.source),
             "source_status": self.source_status,
             "source_error": self.source_error,

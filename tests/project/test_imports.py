@@ -25,6 +25,7 @@ ROOMS = {
     "bench": {"config", "engine", "model", "ops", "processing", "state", "training"},
     "evaluation": {"engine", "processing"},
     "server": {"config", "engine", "processing", "state"},
+    "client": set(),
 }
 # the folders of processing, from the bottom up
 PROCESSING = {

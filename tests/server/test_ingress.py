@@ -327,6 +327,34 @@ def test_a_websocket_that_is_refused_has_the_answer_of_the_server(echo: str) -> 
     assert json.loads(refused.value.response.body or b"") == {"error": "no"}
 
 
+def test_a_realtime_session_is_found_again_and_moves_with_its_stream(tmp_path: Path) -> None:
+    with replicas_behind_one_address(tmp_path) as served:
+        address = served.url.replace("http", "ws") + "/v1/realtime"
+        with connect(address) as talk:
+            session = json.loads(talk.recv())["session"]["id"]
+            stream = session.replace("sess_", "stream_")
+            assert served.has(stream) == [True, False]
+            assert push(served.client, stream, 1, 0).json()["accepted"] == 1
+            served.ring.order.reverse()
+            path = Path(asyncio.run(_placed(served.ring, stream)))
+            assert path == served.replicas[1].socket and served.has(stream) == [False, True]
+            with pytest.raises(ConnectionClosed) as ended:
+                while True:
+                    talk.recv(10)
+            assert ended.value.rcvd is not None and ended.value.rcvd.code == 1012
+        with connect(f"{address}?session_id={session}") as talk:
+            assert json.loads(talk.recv())["session"]["id"] == session
+        with pytest.raises(InvalidStatus) as refused, connect(f"{address}?session_id=sess_x"):
+            pass
+        assert refused.value.response.status_code == 404
+
+
+async def _placed(ring: Turned, stream: str) -> Path:
+    while True:
+        with contextlib.suppress(Unreachable):
+            return await ring.place(stream)
+
+
 # ------ the command
 
 

@@ -1,6 +1,7 @@
 """Two replicas on Ray Serve: each stream has one, and goes on with another when its replica ends or dies."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from websockets.sync.client import connect
 
 from infinitevl.engine.session import StreamSession
 from infinitevl.server.replicas.ingress import create_ingress
@@ -37,18 +39,21 @@ class Serving:
         """The process of the replica that holds a stream."""
         (found,) = (
             process
-            for process in _replica_processes(psutil.Process())
+            for process in _processes(_REPLICA)
             if any(file.path.endswith(f"/{stream}.lease") for file in process.open_files())
         )
         return found
 
 
-def _replica_processes(parent: psutil.Process) -> list[psutil.Process]:
-    return [
-        child
-        for child in parent.children(recursive=True)
-        if child.cmdline()[:1] and child.cmdline()[0].startswith(_REPLICA)
-    ]
+def _processes(name: str) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if _is(child, name)]
+
+
+def _is(process: psutil.Process, name: str) -> bool:
+    try:
+        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith(name)
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def _need_ray() -> None:
@@ -136,6 +141,9 @@ def test_streams_are_spread_and_each_is_answered_by_its_own_replica(
     serving.client.delete(f"/v1/streams/{fork}")
     listed = serving.client.get("/v1/streams").json()["data"]
     assert {each["id"] for each in listed} == set(streams)
+    address = str(serving.client.base_url).replace("http", "ws") + "/v1/realtime"
+    with connect(f"{address}?stream={streams[2]}") as talk:
+        assert json.loads(talk.recv())["session"]["id"] == streams[2].replace("stream_", "sess_")
     body = {"question": "word", "max_tokens": 8, "stream": True}
     with serving.client.stream("POST", f"/v1/streams/{streams[0]}/ask", json=body) as response:
         assert [line for line in response.iter_lines() if line][-1] == "data: [DONE]"
@@ -161,7 +169,7 @@ def test_streams_of_a_replica_that_is_killed_are_there_as_of_their_last_save(
     assert 1 <= saved == frames <= 4
     assert asked(serving.client, streams[0]) == answers[frames - 1]
     assert [asked(serving.client, stream) for stream in streams[1:]] == answers[1:8]
-    until(lambda: len(_replica_processes(psutil.Process())) == 2, 60)
+    until(lambda: len(_processes(_REPLICA)) == 2, 60)
 
 
 def _frames(serving: Serving, stream: str) -> tuple[int, int]:
@@ -169,13 +177,23 @@ def _frames(serving: Serving, stream: str) -> tuple[int, int]:
     return told["frames"], told["saved_frames"]
 
 
+def test_calls_go_on_while_ray_replaces_its_controller(serving: Serving, streams: list[str]) -> None:
+    before = _processes(_REPLICA)
+    (controller,) = _processes("ray::ServeController")
+    controller.kill()
+    answers = [asked(serving.client, stream) for stream in streams]
+    until(lambda: _processes("ray::ServeController"), 60)
+    assert [asked(serving.client, stream) for stream in streams] == answers
+    assert _processes(_REPLICA) == before
+
+
 def test_streams_of_replicas_that_end_go_on_with_others_and_lose_nothing(
     serving: Serving, streams: list[str]
 ) -> None:
     push(serving.client, streams[7], 8, 8)  # not saved yet when its replica ends
-    before = {process.pid for process in _replica_processes(psutil.Process())}
+    before = {process.pid for process in _processes(_REPLICA)}
     serving.replicas.scale(1)
     assert asked(serving.client, streams[7]) == _quiet_answers(9)[8]
     assert [asked(serving.client, stream) for stream in streams[1:7]] == _quiet_answers(7)[1:]
-    until(lambda: len(_replica_processes(psutil.Process())) == 1, 60)
-    assert before.isdisjoint(process.pid for process in _replica_processes(psutil.Process()))
+    until(lambda: len(_processes(_REPLICA)) == 1, 60)
+    assert before.isdisjoint(process.pid for process in _processes(_REPLICA))

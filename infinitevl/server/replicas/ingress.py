@@ -162,6 +162,7 @@ def create_ingress(ring: Ring, folder: Path, settings: ServerSettings) -> ASGIAp
         Guard,
         max_bytes=limits.body_bytes,
         max_seconds=limits.body_seconds,
+        max_message=limits.message_bytes,
         has_keys=bool(settings.keys),
         count=lambda method, status: None,  # the replicas count
     )

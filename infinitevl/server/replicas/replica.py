@@ -46,6 +46,7 @@ class Replica:
             log_config=None,  # it would close the log files of Ray in this process
             log_level="warning",
             access_log=False,
+            ws_max_size=settings.limits.message_bytes,
             date_header=False,  # the ingress sends its own
             server_header=False,
         )

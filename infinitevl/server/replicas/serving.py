@@ -220,6 +220,7 @@ def serve_replicas(
             port=port,
             timeout_graceful_shutdown=DRAIN,
             log_level="info",
+            ws_max_size=settings.limits.message_bytes,
         )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run()
