@@ -18,6 +18,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _PASSWORD = re.compile(r"(://)[^/?#@\s]*@")
 RETRY_AFTER = 1  # seconds
 MOVING = "stream_moving"
+MOVED_HEADER = "x-infinitevl-moved"  # tells the ingress of replicas to look for the stream again
 
 
 class ApiError(Exception):
@@ -65,6 +66,8 @@ def body_of(error: ApiError) -> dict[str, Any]:
 def response_of(error: ApiError) -> JSONResponse:
     """The response of an error."""
     headers = {"retry-after": str(RETRY_AFTER)} if error.status in (429, 503) else {}
+    if error.code == MOVING:
+        headers[MOVED_HEADER] = "1"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(body_of(error), error.status, headers)

@@ -11,12 +11,13 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Origin, Subprotocol
 
-from infinitevl.server.errors import ApiError, response_of
+from infinitevl.server.errors import MOVED_HEADER, ApiError, response_of
 from infinitevl.server.replicas.ring import Unreachable
 from infinitevl.server.replicas.routing import Headers, passed_on, target_of
 
 _CONNECT, _WRITE = 5.0, 60.0  # seconds; an answer may take as long as it takes
 RESTART = 1012  # the close code of a server that restarts: connect again
+_READING = (b"GET", b"HEAD", b"OPTIONS")  # methods that change nothing, so that a call can be made again
 _NO_STATUS = (1005, 1006)  # close codes that are never sent
 
 
@@ -53,6 +54,8 @@ async def _answer(pool: httpcore.AsyncConnectionPool, request: httpcore.Request,
     try:
         response = await pool.handle_async_request(request)
         try:
+            if _is_moved(response.headers) and request.method in _READING:
+                raise Unreachable
             start = {"type": "http.response.start", "status": response.status}
             await send(start | {"headers": passed_on(response.headers)})
             is_begun = True
@@ -66,7 +69,7 @@ async def _answer(pool: httpcore.AsyncConnectionPool, request: httpcore.Request,
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
         if is_begun:
             return  # the client sees that the answer has no end
-        if request.method in (b"GET", b"HEAD", b"OPTIONS"):
+        if request.method in _READING:
             raise Unreachable from error  # asking twice changes nothing
         raise lost() from error
 
@@ -160,10 +163,17 @@ async def forward_socket(scope: Scope, receive: Receive, send: Send, socket: Pat
         await _join(upstream, receive, send)
 
 
+def _is_moved(headers: Headers) -> bool:
+    """Whether a server says that a stream is another's now."""
+    return any(name.lower() == MOVED_HEADER.encode() for name, _ in headers)
+
+
 async def _refuse(refused: InvalidStatus, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer as the server did that does not want the WebSocket."""
     response = refused.response
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
+    if _is_moved(raw):
+        raise Unreachable
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return

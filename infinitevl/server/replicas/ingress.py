@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinitevl.server.errors import ApiError, response_of
 from infinitevl.server.limits import Guard
@@ -68,9 +68,15 @@ class Ingress:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, path: Path, call: Call) -> None:
         forward = forward_socket if scope["type"] == "websocket" else forward_request
+
+        async def watched(message: Message) -> None:
+            if message.get("status") == 503:  # the stream may be another's now: the next call asks again
+                self._places.pop(call.stream or "", None)
+            await send(message)
+
         self._under_way[path] += 1
         try:
-            await forward(scope, receive, send, path, call.headers)
+            await forward(scope, receive, watched, path, call.headers)
         finally:
             self._under_way[path] -= 1
 
