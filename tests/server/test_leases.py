@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,13 @@ def test_a_stream_is_handed_over_with_all_that_was_accepted(tmp_path: Path) -> N
         expected = asked(quiet.client, twin)
     with running(state_dir=tmp_path) as old, running(state_dir=tmp_path, is_replica=True) as new:
         stream = opened(old.client, queue_size=8)
+        observe = old.context.worker.engine.observe
+
+        def slowly(batch) -> None:  # so that frames still wait when the stream is asked for
+            time.sleep(0.2)
+            observe(batch)
+
+        old.context.worker.engine.observe = slowly
         for seed in range(6):
             assert push(old.client, stream, seed, seed, wait=False).json()["dropped"] == 0
         adopt(new, stream)
