@@ -178,6 +178,7 @@ def _frames(serving: Serving, stream: str) -> tuple[int, int]:
 
 
 def test_calls_go_on_while_ray_replaces_its_controller(serving: Serving, streams: list[str]) -> None:
+    until(lambda: _is_ready(serving.client), 120)  # one that is still starting is started anew
     before = _processes(_REPLICA)
     (controller,) = _processes("ray::ServeController")
     controller.kill()
