@@ -316,6 +316,9 @@ def serve(
         float | None,
         typer.Option("--park-disk", metavar="GIB", min=0, help="Disk for streams beyond --park-memory."),
     ] = None,
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, help="Servers behind the address; more than one needs Ray.")
+    ] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
@@ -339,6 +342,7 @@ def serve(
             save_every=save_every,
             park_memory=park_memory,
             park_disk=park_disk,
+            replicas=replicas,
         ),
         model=model,
         device=device,

@@ -16,6 +16,7 @@ from infinitevl.server.rule_asking import RuleAsking
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from infinitevl.server.streams import Stream
     from infinitevl.server.worker import EngineWorker
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ class Answering:
     def num_slots(self) -> int:
         """Slots that answers have, or will have once their prompt was read."""
         return self.rules.num_slots + sum(len(job.choices) for job in [*self.reading, *self.growing])
+
+    def concerns(self, stream: "Stream") -> bool:
+        """Whether an answer about a stream waits, is read or grows."""
+        return any(job.stream is stream for job in [*self.waiting, *self.reading, *self.growing])
 
     @property
     def has_work(self) -> bool:

@@ -91,7 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.worker.start()
     keeper = context.keeper
-    if keeper is not None:
+    if keeper is not None and not context.settings.is_replica:
         await context.registry.run(lambda: keeper.restore(context.worker))
     await context.rules.start()
     if keeper is not None:

@@ -18,6 +18,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _ALTERNATIVES = ("str", "int", "float", "bool")  # names that pydantic gives to them, beside list[...]
 _PASSWORD = re.compile(r"(://)[^/?#@\s]*@")
 RETRY_AFTER = 1  # seconds
+MOVING = "stream_moving"
+MOVED_HEADER = "x-infinitevl-moved"  # tells the ingress of replicas to look for the stream again
 
 
 class ApiError(Exception):
@@ -46,6 +48,15 @@ def busy(message: str) -> ApiError:
     return ApiError(429, message, code="busy")
 
 
+def moving(stream_id: str) -> ApiError:
+    """A stream that another server has, or is about to have."""
+    return ApiError(
+        503,
+        f"the stream {stream_id} is on its way between two servers; try again soon.",
+        code=MOVING,
+    )
+
+
 def body_of(error: ApiError) -> dict[str, Any]:
     """The JSON of an error."""
     kind = _TYPES.get(error.status, "invalid_request_error")
@@ -56,6 +67,8 @@ def body_of(error: ApiError) -> dict[str, Any]:
 def response_of(error: ApiError) -> JSONResponse:
     """The response of an error."""
     headers = {"retry-after": str(RETRY_AFTER)} if error.status in (429, 503) else {}
+    if error.code == MOVING:
+        headers[MOVED_HEADER] = "1"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(body_of(error), error.status, headers)

@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InfiniteVLError, StateError
-from infinitevl.server.errors import ApiError, busy
+from infinitevl.server.errors import MOVING, ApiError, busy, moving
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.rule_desk import RuleDesk
 from infinitevl.server.rules import StreamRule
 from infinitevl.server.security import check_signature, sign_state
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.sources import Follower, check_source, is_live
-from infinitevl.server.streams import Settings, Stream
+from infinitevl.server.streams import Settings, Stream, new_id
 from infinitevl.server.worker import EngineWorker, until_done
 
 T = TypeVar("T")
@@ -38,9 +38,11 @@ class Registry:
         """The stream of this name.
 
         Raises:
-            ApiError: 404, there is none, or it is somebody else's.
+            ApiError: 404, there is none, or it is somebody else's; 503, another server has it now.
         """
         stream = self.worker.streams.get(stream_id)
+        if stream is None and self.keeper is not None and self.keeper.owner_of(stream_id) == owner:
+            raise moving(stream_id)
         if stream is None or stream.settings.owner != owner:
             raise ApiError(404, f"there is no stream {stream_id[:100]!r}.", code="stream_not_found")
         return stream
@@ -49,8 +51,8 @@ class Registry:
         """The streams of one key, oldest first."""
         return [stream for stream in list(self.worker.streams.values()) if stream.settings.owner == owner]
 
-    async def open(self, settings: Settings) -> Stream:
-        """Open a stream, and follow its source.
+    async def open(self, settings: Settings, stream_id: str | None = None) -> Stream:
+        """Open a stream, under a new id where none is given, and follow its source.
 
         Raises:
             ApiError: 400, a source that may not be followed; 429, too many streams.
@@ -60,7 +62,7 @@ class Registry:
         def make() -> Stream:
             self._check_room(settings.owner)
             self.worker.make_room(1)
-            return self._add(settings, settings.open_on(self.worker.engine))
+            return self._add(settings, settings.open_on(self.worker.engine), stream_id or new_id())
 
         stream = await self.run(make)
         if address is not None:
@@ -75,14 +77,36 @@ class Registry:
     def follow_again(self) -> None:
         """Go on with the live sources of streams that were found at the start; a file is not read twice."""
         for stream in list(self.worker.streams.values()):
-            source = stream.settings.source
-            try:
-                if source is not None and is_live(source):
-                    self.follow(stream, check_source(source, self.settings))
-                elif source is not None:
-                    stream.source_status = "ended"
-            except ApiError as error:
-                stream.source_status, stream.source_error = "failed", error.message
+            self._follow_again(stream)
+
+    def _follow_again(self, stream: Stream) -> None:
+        source = stream.settings.source
+        try:
+            if source is not None and is_live(source):
+                self.follow(stream, check_source(source, self.settings))
+            elif source is not None:
+                stream.source_status = "ended"
+        except ApiError as error:
+            stream.source_status, stream.source_error = "failed", error.message
+
+    async def adopt(self, stream_id: str) -> None:
+        """Open a stream that the state folder has and no server holds; nothing happens if there is none.
+
+        Raises:
+            ApiError: 503, another server holds it, and is asked to let it go.
+        """
+        keeper = self.keeper
+        if keeper is None or stream_id in self.worker.streams:
+            return
+        try:
+            stream = await self.run(lambda: keeper.open(self.worker, stream_id))
+        except ApiError as error:
+            if error.code == MOVING:
+                keeper.leases.ask(stream_id)
+            raise
+        if stream is not None:
+            await self.rules.adopt(stream)
+            self._follow_again(stream)
 
     async def fork(self, stream: Stream) -> Stream:
         """Another stream that has seen the same, all frames that were sent included; it follows no source."""
@@ -100,7 +124,7 @@ class Registry:
                     "created": int(time.time()),
                 }
             )
-            return self._add(settings, stream.session.fork())
+            return self._add(settings, stream.session.fork(), new_id(stream.id))
 
         return await self.run(make)
 
@@ -195,8 +219,8 @@ class Registry:
         if self.keeper is not None:  # the file says the rest
             self.keeper.hurry(stream)
 
-    def _add(self, settings: Settings, session: StreamSession) -> Stream:
-        stream = Stream(settings, session, self.worker.engine.mode)
+    def _add(self, settings: Settings, session: StreamSession, stream_id: str) -> Stream:
+        stream = Stream(settings, session, self.worker.engine.mode, id=stream_id)
         stream.changes = 1
         if self.keeper is not None:
             try:

@@ -39,6 +39,7 @@ class RuleDesk:
     async def start(self) -> None:
         """Find the rules of the streams that there are, and hand out events from now on."""
         self._loop = asyncio.get_running_loop()
+        self.worker.on_leave = self.let_go
         self.events.start()
         for stream in list(self.worker.streams.values()):
             await self.adopt(stream)
@@ -109,11 +110,6 @@ class RuleDesk:
         with contextlib.suppress(InfiniteVLError):  # it is logged, and tried again at the next change
             await self._save(rule.stream)
 
-    async def hand_over(self, stream: Stream) -> None:
-        """Let go of the rules of a stream that goes on elsewhere: they stay on disk as they are now."""
-        await self._save(stream.id)
-        self.forget(stream, await self._run(lambda: self.leave(stream)))
-
     def forget(self, stream: Stream, rules: list[StreamRule]) -> None:
         """Send and hand out nothing more of a stream, whose rules these were."""
         for rule in rules:
@@ -137,6 +133,16 @@ class RuleDesk:
             self.webhooks.wake(rule)
 
     # ------ in the worker's thread
+
+    def let_go(self, stream: Stream) -> None:
+        """Let go of the rules of a stream that goes on elsewhere: they stay on disk as they are now."""
+        if self._files is not None and stream.id in self._asking.rules:
+            with contextlib.suppress(InfiniteVLError):  # then they stay as they were saved last
+                self._files.save(stream.id).result()
+        rules = self.leave(stream)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self.forget, stream, rules)
 
     def leave(self, stream: Stream) -> list[StreamRule]:
         """Ask the rules of a stream no more; returns them."""

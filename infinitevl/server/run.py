@@ -12,7 +12,7 @@ from infinitevl.server.app import create_app
 from infinitevl.server.security import is_loopback
 from infinitevl.server.settings import ServerSettings
 
-_DRAIN = 20  # seconds for answers under way, after SIGTERM; many who send it kill after 30
+DRAIN = 20  # seconds for answers under way, after SIGTERM; many who send it kill after 30
 
 
 def check_host(host: str, keys: tuple[str, ...]) -> None:
@@ -53,7 +53,7 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
         app,
         host=host,
         port=port,
-        timeout_graceful_shutdown=_DRAIN,
+        timeout_graceful_shutdown=DRAIN,
         log_level="info",
         ws_max_size=settings.limits.message_bytes,
     )

@@ -64,7 +64,9 @@ class ServerSettings:
     model: the name that it answers to. description: what people should know of it. version: of the package.
     keys: API keys, none for a server of one user. secret: signs states. folders: whose files may be named.
     save_every: seconds between two saves of a stream that goes on. park_memory, park_disk: bytes for streams
-    without a slot, None for half of what is free. retries: of webhooks.
+    without a slot, None for half of what is free. retries: of webhooks. is_replica: whether calls come
+    through `replicas.ingress` alone, which chooses the ids of streams; then a stream is opened when it is
+    asked for, not at the start.
     """
 
     model: str = "builtin"
@@ -80,4 +82,5 @@ class ServerSettings:
     park_memory: int | None = None
     park_disk: int | None = None
     retries: Retries = Retries()
+    is_replica: bool = False
     limits: Limits = Limits()

@@ -22,7 +22,7 @@ FROZEN = {
     "serve": COMMON
     | LOADED
     | {"--host", "--port", "--slots", "--mode", "--api-key-file", "--state-dir"}
-    | {"--save-every", "--park-memory", "--park-disk"}
+    | {"--save-every", "--park-memory", "--park-disk", "--replicas"}
     | {"--allow-folder", "--allow-private", "--allow-unsigned-states"},
     "models": COMMON | {"--json"},
     "doctor": COMMON | MODEL | {"--json", "--attention"},

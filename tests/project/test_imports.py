@@ -47,11 +47,13 @@ DOORS = {
     "matplotlib": {"bench", "evaluation", "training"},
     "peft": {"training"},
     "prometheus_client": {"server"},
+    "ray": {"server"},
     "rich": {"cli"},
     "triton": {"ops"},
     "starlette": {"server"},
     "typer": {"cli"},
     "uvicorn": {"server"},
+    "websockets": {"server"},
     # these must never be needed
     "causal_conv1d": set(),
     "flash_attn": set(),

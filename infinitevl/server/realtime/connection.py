@@ -16,6 +16,7 @@ from infinitevl.server.realtime.events import Event
 from infinitevl.server.realtime.session import RealtimeSession
 from infinitevl.server.realtime.sessions import TAKEN_OVER
 from infinitevl.server.security import SUBPROTOCOL
+from infinitevl.server.stream_calls import CHOSEN_ID
 
 router = APIRouter()
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ async def realtime(
         raise unsupported("call_id", "this server takes no calls by telephone or WebRTC.")
     if model is not None:
         check_model(model, context)
-    session = await context.realtime.find_or_open(owner, context, session_id, stream, name)
+    chosen = socket.headers.get(CHOSEN_ID) if context.settings.is_replica else None
+    session = await context.realtime.find_or_open(owner, context, session_id, stream, name, chosen)
     outbox = Outbox(context.limits.unread_bytes)
     session.attach(outbox, TAKEN_OVER)
     try:

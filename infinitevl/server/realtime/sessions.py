@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
-from infinitevl.server.errors import ApiError, invalid
+from infinitevl.server.errors import MOVING, ApiError, invalid
 from infinitevl.server.realtime.session import RealtimeSession
 from infinitevl.server.streams import Settings, Stream
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _TICK = 1.0  # seconds between two looks at who is there
+MOVED = (1012, "the stream is another replica's now; connect again with session_id")
 GONE, TAKEN_OVER = (1008, "the stream was deleted"), (1008, "another connection took the session over")
 
 
@@ -27,9 +28,18 @@ class Sessions:
         self._task: asyncio.Task[None] | None = None
 
     async def find_or_open(
-        self, owner: str, context: "Context", session_id: str | None, stream_id: str | None, name: str | None
+        self,
+        owner: str,
+        context: "Context",
+        session_id: str | None,
+        stream_id: str | None,
+        name: str | None,
+        chosen_id: str | None = None,
     ) -> RealtimeSession:
         """The session of this name, one over the stream of this name, or a new one.
+
+        Args:
+            chosen_id: of a new stream, where the ingress of replicas has chosen it.
 
         Raises:
             ApiError: 400, two names; 404, there is no such session or stream; 429, too many streams.
@@ -43,7 +53,7 @@ class Sessions:
         else:
             idle = context.limits.session_seconds if name is None else None
             settings = Settings(owner, name=name, system=DEFAULT_SYSTEM, keep_turns=True, idle_seconds=idle)
-            stream = await context.registry.open(settings)
+            stream = await context.registry.open(settings, chosen_id)
         if stream.id not in self._sessions:
             self._sessions[stream.id] = RealtimeSession(stream, context)
         return self._sessions[stream.id]
@@ -71,7 +81,8 @@ class Sessions:
     async def _forget(self, context: "Context") -> None:
         for session in list(self._sessions.values()):
             if session.stream.is_closed:
-                self._sessions.pop(session.stream.id).close(*GONE)
+                is_moved = getattr(session.stream.ended_by, "code", None) == MOVING
+                self._sessions.pop(session.stream.id).close(*(MOVED if is_moved else GONE))
         for stream in list(context.worker.streams.values()):
             if self._is_forgotten(stream):
                 await self._delete(stream, context)
@@ -96,5 +107,7 @@ def _found(stream_id: str, session_id: str, owner: str, context: "Context") -> S
     try:
         return context.registry.find(stream_id, owner)
     except ApiError as error:
+        if error.status != 404:
+            raise
         text = f"there is no session {session_id[:100]!r}: it was deleted, or has been idle for too long."
         raise ApiError(404, text, param="session_id", code="session_not_found") from error
