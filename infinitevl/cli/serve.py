@@ -60,6 +60,8 @@ def run_serve(
             f"the server needs {error.name}: install it with pip install 'infinitevl[serve]'"
         ) from error
 
+    from infinitevl.model.opening import description_of
+
     if options.replicas > 1:
         _check_replicas(options, model, device)
     keys = _keys(options.api_key_file)
