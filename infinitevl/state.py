@@ -171,6 +171,11 @@ class StreamState:
         """Row `index` alone, as a view: what changes here changes there."""
         return self._on([buffer[index : index + 1] for buffer in self.buffers], self.places)
 
+    @torch.inference_mode(False)
+    def of_rows(self, rows: Sequence[Tensor]) -> "StreamState":
+        """A state of one stream from a row of each buffer (uint8 [bytes of a row], on any device), copied."""
+        return self._on([row[None].clone() for row in rows], self.places)
+
     def copy_row_(self, to: int, source: int) -> None:
         """Make row `to` what row `source` is; one copy a device."""
         for buffer in self.buffers:

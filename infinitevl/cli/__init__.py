@@ -255,6 +255,17 @@ def serve(
         str | None,
         typer.Option("--state-dir", metavar="FOLDER", help="Keep streams there, and find them again."),
     ] = None,
+    save_every: Annotated[
+        float, typer.Option("--save-every", metavar="SECONDS", min=0, help="Between two saves of a stream.")
+    ] = 5.0,
+    park_memory: Annotated[
+        float | None,
+        typer.Option("--park-memory", metavar="GIB", min=0, help="Host memory for streams without a slot."),
+    ] = None,
+    park_disk: Annotated[
+        float | None,
+        typer.Option("--park-disk", metavar="GIB", min=0, help="Disk for streams beyond --park-memory."),
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
@@ -275,6 +286,9 @@ def serve(
             allow_private=allow_private,
             allow_unsigned_states=allow_unsigned_states,
             state_dir=state_dir,
+            save_every=save_every,
+            park_memory=park_memory,
+            park_disk=park_disk,
         ),
         model=model,
         device=device,
