@@ -1,4 +1,4 @@
-"""Events of rules through the asyncio client. To be added as tests/client/test_events.py once rules and client are merged."""
+"""Events of rules through the asyncio client."""
 
 import asyncio
 
