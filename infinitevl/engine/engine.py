@@ -157,6 +157,7 @@ class Engine:
                 pictures = self.runner.prepare([arrival.picture for arrival in arrivals])
                 self._add_run(*self._patches(arrivals, pictures))
 
+    @on_device
     def _observe(self, arrivals: Sequence[Arrival]) -> None:
         """Read frames of several slots, in one step."""
         pictures = self.runner.prepare([arrival.picture for arrival in arrivals])

@@ -264,7 +264,13 @@ class _Watcher:
 
     def _answer(self, question: str) -> None:
         self.on_event(Asked(self.at, question))
+        sampling = self.settings.sampling
         answer = self.session.ask(
-            question, on_text=lambda text: self.on_event(Piece(text)), **asdict(self.settings.sampling)
+            question,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            on_text=lambda text: self.on_event(Piece(text)),
         )
         self.on_event(Answered(self.at, question, answer, self.image, self.session.stats()))

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 
 from infinitevl.engine.chat import ChatSession
 from infinitevl.engine.engine import Engine
@@ -319,3 +320,29 @@ def test_pictures_are_seen_alike_with_a_plan_that_is_kept(model, processor):
     with torch.no_grad():
         kept = engine.steps.encode(clips, engine.steps.plan(2, clips.device))
         assert torch.equal(kept, engine.steps.encode(clips))
+
+
+def test_no_step_records_gradients(model, processor, monkeypatch):
+    """Whatever the caller's mode: a graph of a stream without end would fill the memory."""
+    engine, modes = Engine(model, processor, num_slots=4), {}
+
+    def noted(name, step):
+        def run(*inputs):
+            modes.setdefault(name, set()).add((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+            return step(*inputs)
+
+        return run
+
+    for name in ("encode", "add_frames", "read", "read_embeds", "first", "token"):
+        monkeypatch.setattr(engine.steps, name, noted(name, getattr(engine.steps, name)))
+    session, chat = on(engine), ChatSession.on(engine)
+    for mode in (torch.enable_grad, torch.inference_mode):
+        with mode():
+            session.observe(random_frame(0))
+            engine.observe([(session, random_frame(1))])
+            session.observe_all([random_frame(2), random_frame(3)])
+            session.ask("what?", max_new_tokens=2)
+            picture = {"type": "image", "image": Image.new("RGB", (56, 56))}
+            chat.say([picture, {"type": "text", "text": "what?"}], max_new_tokens=2)
+    assert modes == {name: {(False, False)} for name in modes} and len(modes) == 6
+    assert not any(tensor.requires_grad for tensor in session.state.tensors().values())
