@@ -43,8 +43,8 @@ class Answering:
         return self.rules.num_slots + sum(len(job.choices) for job in [*self.reading, *self.growing])
 
     def concerns(self, stream: "Stream") -> bool:
-        """Whether an answer about a stream waits, is read or grows."""
-        return any(job.stream is stream for job in [*self.waiting, *self.reading, *self.growing])
+        """Whether an answer about a stream waits, is read or grows; those to its rules included."""
+        return self.rules.concerns(stream) or any(job.stream is stream for job in [*self.waiting, *self.reading, *self.growing])
 
     @property
     def has_work(self) -> bool:

@@ -93,6 +93,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     keeper = context.keeper
     if keeper is not None and not context.settings.is_replica:
         await context.registry.run(lambda: keeper.restore(context.worker))
+    context.worker.on_leave = context.registry.let_go
     await context.rules.start()
     if keeper is not None:
         context.registry.follow_again()

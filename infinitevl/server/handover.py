@@ -33,7 +33,7 @@ class HandOver:
             return
         self._next = now + _EVERY
         while self.lost:
-            self._let_go(self.lost.pop(), worker)
+            self._let_go(self.lost.pop(), worker, is_saved=False)
         for stream_id in self._keeper.leases.wanted():
             stream = worker.streams.get(stream_id)
             if stream is not None:
@@ -46,16 +46,16 @@ class HandOver:
             if stream.queue or worker.answering.concerns(stream):
                 return
         if stream.changes == stream.saved_changes:
-            self._let_go(stream, worker)
+            self._let_go(stream, worker, is_saved=True)
         elif not self._keeper.is_writing:
             self._keeper.save(stream).add_done_callback(lambda done: _wake(done, worker))
 
-    def _let_go(self, stream: Stream, worker: "EngineWorker") -> None:
+    def _let_go(self, stream: Stream, worker: "EngineWorker", is_saved: bool) -> None:
         with worker.changed:
             worker.streams.pop(stream.id, None)
             stream.close(moving(stream.id))
-        worker.on_leave(stream)
         try:
+            worker.on_leave(stream, is_saved)
             stream.session.close()
         finally:
             self._keeper.leases.release(stream.id)

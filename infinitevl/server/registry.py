@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,15 +99,32 @@ class Registry:
         keeper = self.keeper
         if keeper is None or stream_id in self.worker.streams:
             return
+
+        def open_with_rules() -> Stream | None:
+            stream = keeper.open(self.worker, stream_id)
+            if stream is not None:
+                self.rules.adopt(stream)
+            return stream
+
         try:
-            stream = await self.run(lambda: keeper.open(self.worker, stream_id))
+            stream = await self.run(open_with_rules)
         except ApiError as error:
             if error.code == MOVING:
                 keeper.leases.ask(stream_id)
             raise
         if stream is not None:
-            await self.rules.adopt(stream)
             self._follow_again(stream)
+
+    def let_go(self, stream: Stream, is_saved: bool) -> None:
+        """Do nothing more for a stream that goes on elsewhere, or later; in the worker's thread.
+
+        Args:
+            is_saved: whether this server may still write what is kept of it.
+        """
+        follower = self.followers.pop(stream.id, None)
+        if follower is not None:
+            threading.Thread(target=follower.stop, name=f"end of {stream.id}", daemon=True).start()
+        self.rules.let_go(stream, is_saved)
 
     async def fork(self, stream: Stream) -> Stream:
         """Another stream that has seen the same, all frames that were sent included; it follows no source."""

@@ -79,6 +79,11 @@ class RuleAsking:
         """Whether a step would do something."""
         return bool(self._growing) or (self._has_room and any(map(self._can_ask, self._due)))
 
+    def concerns(self, stream: Stream) -> bool:
+        """Whether a rule of a stream is due or being asked."""
+        rules = self.rules.get(stream.id, ())
+        return any(rule in self._due for rule in rules) or any(asked.rule in rules for asked in self._growing)
+
     @property
     def _has_room(self) -> bool:
         most = self.answering.max_slots

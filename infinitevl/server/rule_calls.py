@@ -51,7 +51,8 @@ async def list_rules(stream_id: str, owner: Owner, context: Parts) -> dict[str, 
 @router.delete("/rules/{rule_id}")
 async def delete_rule(stream_id: str, rule_id: str, owner: Owner, context: Parts) -> dict[str, Any]:
     """Ask a rule no more."""
-    await context.rules.end(context.rules.find(context.registry.find(stream_id, owner), rule_id))
+    stream = context.registry.find(stream_id, owner)
+    await context.rules.end(stream, context.rules.find(stream, rule_id))
     return {"id": rule_id, "object": "stream.rule.deleted", "deleted": True}
 
 
@@ -103,6 +104,8 @@ async def events_socket(
     socket: WebSocket, owner: Owner, context: Parts, stream: str | None = None, after: _EventId = None
 ) -> None:
     """Each event of this key as JSON text; `stream` asks for one stream alone, `after` for what it missed."""
+    if stream is None and after is not None:
+        raise invalid("after names an event of one stream: give stream as well.", "after")
     found = None if stream is None else context.registry.find(stream, owner).id
     _check_listeners(context, owner)
     offered = socket.scope.get("subprotocols", ())

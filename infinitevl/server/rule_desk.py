@@ -39,18 +39,14 @@ class RuleDesk:
     async def start(self) -> None:
         """Find the rules of the streams that there are, and hand out events from now on."""
         self._loop = asyncio.get_running_loop()
-        self.worker.on_leave = self.let_go
         self.events.start()
-        for stream in list(self.worker.streams.values()):
-            await self.adopt(stream)
+        await self._run(lambda: [self.adopt(stream) for stream in self.worker.streams.values()])
 
     def stop(self) -> None:
-        """Send and hand out no more; call it when the worker has ended."""
+        """Send and hand out no more; call it when the worker has ended, which let go of all rules."""
         self.webhooks.stop()
         self.events.stop()
         if self._files is not None:
-            for stream in list(self._asking.rules):
-                self._files.save(stream)
             self._files.stop()
 
     # ------ calls of clients, in the event loop
@@ -76,28 +72,33 @@ class RuleDesk:
         """Watch a stream with a rule; with a state folder it is kept there before this returns.
 
         Raises:
-            ApiError: 404, the stream was deleted; 429, too many rules.
+            ApiError: 404, the stream was deleted; 429, too many rules; 503, the stream moves, or the disk is full.
         """
         made = StreamRule(stream.id, stream.settings.owner, rule, name, hook)
 
         def add() -> None:
-            if stream.is_closed:
-                raise ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found")
+            stream.check_open()
             self._check_room(made)
             self._asking.rules.setdefault(stream.id, []).append(made)
 
         await self._run(add)
         try:
             await self._save(stream.id)
-        except InfiniteVLError:  # it would not be there after a restart
-            await self.end(made)
-            raise
+        except InfiniteVLError as error:  # it would not be there after a restart
+            await self.end(stream, made)
+            raise ApiError(503, f"no rule can be made: {error}", code="disk_full") from error
         return made
 
-    async def end(self, rule: StreamRule) -> None:
-        """Ask a rule no more, and forget what its webhook has not taken."""
+    async def end(self, stream: Stream, rule: StreamRule) -> None:
+        """Ask a rule no more, and forget what its webhook has not taken.
+
+        Raises:
+            ApiError: 404, the stream was deleted; 503, another server has it, and its rules.
+        """
 
         def end() -> None:
+            if stream.ended_by is not None:
+                raise stream.ended_by
             rules = self._asking.rules.get(rule.stream, [])
             self._asking.drop([rule])
             with contextlib.suppress(ValueError):  # another call was faster
@@ -116,30 +117,36 @@ class RuleDesk:
             self.webhooks.forget(rule)
         self.events.forget(stream.id)
 
-    async def adopt(self, stream: Stream) -> None:
-        """Take over the rules that are kept of a stream which was found again."""
+    # ------ in the worker's thread
+
+    def adopt(self, stream: Stream) -> None:
+        """Take over the rules that are kept of a stream which was found again, before anything else is done."""
         if self._files is None:
             return
         newest = stream.stats.seconds if stream.stats.frames else None
         rules = []
-        for record in await asyncio.to_thread(self._files.load, stream.id):
+        for record in self._files.load(stream.id):
             try:
                 rules.append(StreamRule.of_record(record, newest))
             except (TypeError, KeyError, ValueError, InfiniteVLError) as error:
                 logger.error("a rule of %s is left out: %s", stream.id, error)
         if rules:
-            await self._run(lambda: self._asking.rules.setdefault(stream.id, []).extend(rules))
+            self._asking.rules[stream.id] = rules
         for rule in rules:
-            self.webhooks.wake(rule)
+            self._soon(rule)
 
-    # ------ in the worker's thread
+    def let_go(self, stream: Stream, is_saved: bool) -> None:
+        """Let go of the rules of a stream that goes on elsewhere, or later.
 
-    def let_go(self, stream: Stream) -> None:
-        """Let go of the rules of a stream that goes on elsewhere: they stay on disk as they are now."""
-        if self._files is not None and stream.id in self._asking.rules:
+        Args:
+            is_saved: they are saved as they are now. Else another server may have them, and nothing is written.
+        """
+        with self.worker.changed:  # nothing is written of it afterwards: whoever has it next may write
+            rules = self.leave(stream)
+            record = [rule.as_record() for rule in rules]
+        if self._files is not None and is_saved and rules:
             with contextlib.suppress(InfiniteVLError):  # then they stay as they were saved last
-                self._files.save(stream.id).result()
-        rules = self.leave(stream)
+                self._files.put(stream.id, record).result()
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self.forget, stream, rules)
@@ -163,7 +170,8 @@ class RuleDesk:
         """End the rules of a stream that is deleted, on disk too; returns them."""
         rules = self.leave(stream)
         if self._files is not None:
-            self._files.save(stream.id)
+            with contextlib.suppress(InfiniteVLError):  # it is logged
+                self._files.put(stream.id, []).result()
         return rules
 
     def _check_room(self, made: StreamRule) -> None:
@@ -199,9 +207,12 @@ class RuleDesk:
 
     # ------ records, from any thread
 
-    def _record(self, stream: str) -> list[dict[str, Any]]:
+    def _record(self, stream: str) -> list[dict[str, Any]] | None:
         with self.worker.changed:  # an event and the rule that is on are kept together or not at all
-            return [rule.as_record() for rule in self._asking.rules.get(stream, ())]
+            rules = self._asking.rules.get(stream)
+            if rules is None and stream not in self.worker.streams:
+                return None
+            return [rule.as_record() for rule in rules or ()]
 
     def _note_sent(self, rule: StreamRule) -> None:
         if self._files is not None:

@@ -17,9 +17,14 @@ Record = list[dict[str, Any]]
 
 
 class RuleFiles:
-    """Keeps the rules of streams; `record` returns those of a stream as they are now, from any thread."""
+    """Keeps the rules of streams.
 
-    def __init__(self, state_dir: Path, record: Callable[[str], Record]) -> None:
+    Args:
+        record: returns the rules of a stream as they are now, from any thread; None where the stream is not
+            this server's any more, whose file is left as it is.
+    """
+
+    def __init__(self, state_dir: Path, record: Callable[[str], Record | None]) -> None:
         self._folder, self._record = state_dir / "rules", record
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._writer = ThreadPoolExecutor(1, "rules")
@@ -38,16 +43,30 @@ class RuleFiles:
                 return
             self._dirty.discard(stream)
         record = self._record(stream)
-        if not record:
-            self._path(stream).unlink(missing_ok=True)
-            return
+        if record is not None:
+            self._put(stream, record)
+
+    def put(self, stream: str, record: Record) -> "Future[None]":
+        """Write these rules of a stream, after all that was to be written before; an empty list deletes them."""
+        return self._writer.submit(self._put, stream, record)
+
+    def _put(self, stream: str, record: Record) -> None:
         try:
+            if not record:
+                self._remove(stream)
+                return
             with atomic_write(self._path(stream)) as part:
                 part.chmod(0o600)  # secrets of webhooks are in it
                 part.write_text(json.dumps(record))
         except InfiniteVLError as error:
             logger.error("the rules of %s were not saved: %s", stream, error)
             raise
+
+    def _remove(self, stream: str) -> None:
+        try:
+            self._path(stream).unlink(missing_ok=True)
+        except OSError as error:
+            raise InfiniteVLError(f"{self._path(stream)} cannot be removed: {error}") from error
 
     def load(self, stream: str) -> Record:
         """The rules of a stream as they were last saved; a file that holds none is put aside."""

@@ -68,7 +68,8 @@ class EngineWorker:
         self.parking = Parking(limits or ParkLimits.of(None, None, None), row)
         self._turns = Turns()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self.on_leave: Callable[[Stream], None] = lambda stream: None  # a stream goes on elsewhere
+        # a stream goes on elsewhere, or the server ends; whether what is kept of it may still be written
+        self.on_leave: Callable[[Stream, bool], None] = lambda stream, is_saved: None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -209,11 +210,19 @@ class EngineWorker:
         self.answering.fail_all(error)
         while any(stream.can_read for stream in self.streams.values()):
             self._observe()
+        for stream in self.streams.values():
+            self._leave(stream)
         if self.keeper is not None:
             self.keeper.save_all(self)
         self.parking.stop()
         for stream in self.streams.values():
             stream.close(error)
+
+    def _leave(self, stream: Stream) -> None:
+        try:
+            self.on_leave(stream, True)
+        except Exception:  # the others are saved all the same
+            logger.exception("what belongs to %s was not saved", stream.id)
 
     def _observe(self) -> None:
         """One frame of each stream that has one, as many as there are slots for; they take turns."""

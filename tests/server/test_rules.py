@@ -369,7 +369,7 @@ def test_frames_that_come_fast_are_each_read_with_rules(server: Running) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_after_kill_9_a_rule_is_there_and_on(tmp_path: Path) -> None:
-    process = Process(tmp_path)
+    process = Process("--state-dir", tmp_path)
     stream, other = opened(process.client), opened(process.client)
     push(process.client, other, 0)
     said = asked(process.client, other, "What is on the picture now?", max_tokens=16)
@@ -379,7 +379,7 @@ def test_after_kill_9_a_rule_is_there_and_on(tmp_path: Path) -> None:
     file = tmp_path / "rules" / f"{stream}.json"
     until(lambda: json.loads(file.read_text())[0]["state"]["is_on"])
     process.end(signal.SIGKILL)
-    process = Process(tmp_path)
+    process = Process("--state-dir", tmp_path)
     found = rule_of(process.client, stream)
     assert found["id"] == rule["id"] and found["is_on"] is True and found["events"] == 1
     process.end(signal.SIGTERM)

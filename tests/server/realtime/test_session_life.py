@@ -239,7 +239,7 @@ def test_the_official_client_reconnects_when_the_server_restarts(tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_command_ends_connections_so_that_clients_come_back(tmp_path: Path) -> None:
-    process = Process(tmp_path)
+    process = Process("--state-dir", tmp_path)
     clients = []
 
     def opened(**query: str) -> Any:
@@ -259,7 +259,7 @@ def test_the_command_ends_connections_so_that_clients_come_back(tmp_path: Path) 
         process.process.send_signal(signal.SIGTERM)
         assert closed_with(connection)[0] == 1012
     process.end(signal.SIGTERM)
-    process = Process(tmp_path)
+    process = Process("--state-dir", tmp_path)
     with opened(session_id=session.id) as connection:
         assert begun(connection).stream["frames"] == 1 and first
         say(connection, text("word"))
