@@ -181,7 +181,7 @@ def soak(num_clients: int, seconds: float) -> dict[str, Any]:
     """Let so many clients at a server: what they did; AssertionError where one was not served as promised."""
     quiet_answers()
     with tempfile.TemporaryDirectory() as folder:
-        server = Process("--state-dir", folder, program=_PROGRAM)
+        server = Process(folder, program=_PROGRAM)
         memory = psutil.Process(server.process.pid).memory_info
         shared = Soak(server.url, time.monotonic() + seconds)
         clients = [Client(shared, number, KINDS[number % len(KINDS)]) for number in range(num_clients)]
