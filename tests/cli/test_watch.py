@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from infinitevl import StreamSession, load
 from infinitevl.cli import app
+from infinitevl.evaluation.streaming import TOGETHER
 from infinitevl.interrupt import Interrupt
 from tests.processing.server import body, served
 
@@ -145,21 +146,21 @@ def test_a_stream_is_kept_and_told_where_its_display_fails(tiny_folder, clip, tm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stream_is_kept_whatever_ends_the_watching(tiny_folder, clip, tmp_path, monkeypatch, number):
     path = tmp_path / "kept"
-    observe, save = StreamSession.observe, StreamSession.save
+    observe_all, save = StreamSession.observe_all, StreamSession.save
 
-    def ended_at_the_third(self, frame):
-        observe(self, frame)
-        if self.stats().frames == 3:
+    def ended_at_the_first(self, frames):
+        observe_all(self, frames)
+        if self.stats().frames == len(frames):
             os.kill(os.getpid(), number)
 
     def ended_again(self, path):
         os.kill(os.getpid(), number)
         save(self, path)
 
-    monkeypatch.setattr(StreamSession, "observe", ended_at_the_third)
+    monkeypatch.setattr(StreamSession, "observe_all", ended_at_the_first)
     monkeypatch.setattr(StreamSession, "save", ended_again)
     run(clip, "--model", tiny_folder, "--save-state", str(path))
-    assert StreamSession.load(path, *load(tiny_folder)).stats().frames == 3
+    assert StreamSession.load(path, *load(tiny_folder)).stats().frames == TOGETHER
 
 
 def test_a_signal_that_was_to_be_ignored_stays_ignored():
