@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from infinitevl.engine.engine import Engine
 from infinitevl.server import chat, errors, responses, rule_calls, stream_calls
 from infinitevl.server.context import Context, Parts
+from infinitevl.server.errors import ApiError
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.limits import Guard
 from infinitevl.server.media import MediaReader
@@ -59,7 +60,13 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
     app.include_router(connection.router)
     _add_operation(app)
     add_page(app)
+    app.add_api_websocket_route("/{path:path}", _no_socket)
     return app
+
+
+async def _no_socket(socket: WebSocket) -> None:
+    """What is said to WebSockets of unknown paths."""
+    raise ApiError(404, f"{socket.url.path} is no WebSocket: there are /v1/realtime and /v1/events.")
 
 
 def _context(engine: Engine, settings: ServerSettings) -> Context:

@@ -104,6 +104,8 @@ async def events_socket(
     socket: WebSocket, owner: Owner, context: Parts, stream: str | None = None, after: _EventId = None
 ) -> None:
     """Each event of this key as JSON text; `stream` asks for one stream alone, `after` for what it missed."""
+    if stream is None and context.settings.is_replica:
+        raise invalid("with --replicas each has the events of its own streams: name one.", "stream")
     if stream is None and after is not None:
         raise invalid("after names an event of one stream: give stream as well.", "after")
     found = None if stream is None else context.registry.find(stream, owner).id

@@ -9,6 +9,7 @@ import uvicorn
 from infinitevl.engine.engine import Engine
 from infinitevl.errors import InputError
 from infinitevl.server.app import create_app
+from infinitevl.server.connections import HurriedProtocol
 from infinitevl.server.security import is_loopback
 from infinitevl.server.settings import ServerSettings
 
@@ -57,6 +58,7 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
         timeout_graceful_shutdown=DRAIN,
         timeout_keep_alive=KEEP_ALIVE,
         log_level="info",
+        http=HurriedProtocol,
         ws_max_size=settings.limits.message_bytes,
     )
     EndingServer(config, app.state.context.rules.events.end_listening).run()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from infinitevl.server.replicas.replica import Replica
 from infinitevl.server.replicas.ring import Unreachable, sockets
 from infinitevl.server.replicas.routing import call_of, passed_on
 from infinitevl.server.replicas.serving import Plan
+from infinitevl.server.run import EndingServer
 from infinitevl.server.settings import Limits, ServerSettings
 from infinitevl.server.stream_calls import CHOSEN_ID
 from infinitevl.server.streams import is_id, new_id, root_of
@@ -66,7 +68,9 @@ def listening(app) -> Iterator[str]:
     """An app on a free port of loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=10)
+        ended = getattr(getattr(app, "state", None), "ingress", None)
+        server = EndingServer(config, (lambda: None) if ended is None else ended.end_listening)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until(lambda: server.started)
@@ -219,6 +223,43 @@ def test_an_answer_ends_when_its_client_goes_away(tmp_path: Path) -> None:
             next(response.iter_lines())
             assert answering.growing
         until(lambda: not answering.growing)
+
+
+@pytest.mark.parametrize("who", ["replica", "ingress"])
+def test_those_who_listen_hold_up_no_end(tmp_path: Path, who: str) -> None:
+    headers, ends = {"accept": "text/event-stream"}, contextlib.ExitStack()
+    with ends, httpx.Client(timeout=60) as client:
+        served = ends.enter_context(replicas_behind_one_address(tmp_path))
+        stream = opened(served.client)
+        with client.stream("GET", f"{served.url}/v1/streams/{stream}/events", headers=headers) as response:
+            lines, began = response.iter_lines(), time.monotonic()
+            assert next(lines) == ": events"
+            if who == "ingress":
+                ending = threading.Thread(target=ends.close)
+            else:
+                (holder,) = (each for each in served.replicas if stream in each.context.worker.streams)
+                ending = threading.Thread(target=lambda: asyncio.run(holder.end()))
+            ending.start()
+            assert list(lines) == [""]
+        ending.join(30)
+        assert time.monotonic() - began < 8
+
+
+def test_a_replica_is_told_when_one_who_listens_goes_away(served: Served) -> None:
+    stream = opened(served.client)
+    (holder,) = (each for each in served.replicas if stream in each.context.worker.streams)
+    log = holder.context.rules.events
+    headers = {"accept": "text/event-stream"}
+    with served.client.stream("GET", f"/v1/streams/{stream}/events", headers=headers) as response:
+        assert next(response.iter_lines()) == ": events"
+        assert log.num_listeners("local") == 1
+    until(lambda: log.num_listeners("local") == 0, 5)
+
+
+def test_events_of_all_streams_are_not_those_of_one_replica(served: Served) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(served.url.replace("http", "ws") + "/v1/events")
+    assert json.loads(refused.value.response.body)["error"]["param"] == "stream"
 
 
 def test_streams_of_a_replica_that_ends_go_on_with_another(

@@ -46,9 +46,12 @@ def check_address(address: str, *, allow_private: bool = False, timeout: float =
     """Raises InputError for an address that `post` would refuse now, or whose host is not found."""
     import httpx
 
+    from infinitevl.processing.fetching.transport import CheckedTransport
+
+    deadline = time.monotonic() + timeout
     try:
-        with httpx.Client(trust_env=False) as client:
-            within(time.monotonic() + timeout, pinned_request, client, address, allow_private)
+        with httpx.Client(transport=CheckedTransport(deadline)) as client:
+            within(deadline, pinned_request, client, address, allow_private)
     except (httpx.InvalidURL, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise

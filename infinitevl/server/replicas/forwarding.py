@@ -28,12 +28,12 @@ async def forward_request(scope: Scope, receive: Receive, send: Send, socket: Pa
         Unreachable: nobody has taken the request, or it may be sent again.
         ApiError: 503, the server ended before it answered.
     """
-    body = _Body(receive)
+    body = _Body(receive, _has_body(headers, scope))
     request = httpcore.Request(
         scope["method"],
         httpcore.URL(scheme=b"http", host=b"replica", port=None, target=target_of(scope)),
         headers=_framed(headers),
-        content=body if _has_body(headers, scope) else None,
+        content=body if body.is_sent else None,
         extensions={"timeout": {"connect": _CONNECT, "write": _WRITE, "read": None, "pool": None}},
     )
     async with httpcore.AsyncConnectionPool(uds=str(socket)) as pool:
@@ -99,11 +99,16 @@ def _framed(headers: Headers) -> Headers:
 
 
 class _Body:
-    """The body of a request as it arrives, and whether the client has gone."""
+    """The body of a request as it arrives, and whether the client has gone.
 
-    def __init__(self, receive: Receive) -> None:
+    is_sent: whether there is one, which is then iterated over.
+    """
+
+    def __init__(self, receive: Receive, is_sent: bool) -> None:
         self._receive, self._whole = receive, asyncio.Event()
-        self.is_gone = False
+        self.is_sent, self.is_gone = is_sent, False
+        if not is_sent:
+            self._whole.set()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         message: Message = {"more_body": True}

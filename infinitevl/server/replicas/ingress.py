@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from infinitevl.server.errors import ApiError, response_of
 from infinitevl.server.limits import Guard
@@ -47,6 +47,11 @@ class Ingress:
         self.unheld = Unheld(settings.state_dir, ring)
         self._places: dict[str, tuple[Path, float]] = {}
         self._under_way: Counter[Path] = Counter()
+        self._ending = asyncio.Event()
+
+    def end_listening(self) -> None:
+        """End the answers that list events as they come, which would never end."""
+        self._ending.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a call on; a replica that is gone is looked for again, as long as nothing was sent to it."""
@@ -68,6 +73,9 @@ class Ingress:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, path: Path, call: Call) -> None:
         forward = forward_socket if scope["type"] == "websocket" else forward_request
+        is_listening = scope["type"] == "http" and scope["path"].rstrip("/").endswith("/events")
+        if is_listening:
+            receive = self._until_ending(receive)
 
         async def watched(message: Message) -> None:
             if message.get("status") == 503:  # the stream may be another's now: the next call asks again
@@ -77,8 +85,23 @@ class Ingress:
         self._under_way[path] += 1
         try:
             await forward(scope, receive, watched, path, call.headers)
+            if is_listening and self._ending.is_set():
+                with contextlib.suppress(RuntimeError):  # it has ended by itself
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._under_way[path] -= 1
+
+    def _until_ending(self, receive: Receive) -> Receive:
+        """What comes from a client, who seems to go away when this server ends."""
+
+        async def either() -> Message:
+            tasks = [asyncio.ensure_future(receive()), asyncio.create_task(self._ending.wait())]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            return {"type": "http.disconnect"} if self._ending.is_set() else tasks[0].result()
+
+        return either
 
     async def _path(self, call: Call) -> Path:
         """The socket of the replica that a stream belongs to; for other calls of the one with the fewest."""
@@ -135,7 +158,7 @@ class Ingress:
         return JSONResponse({"status": "ready", "model": self.settings.model, "replicas": num})
 
 
-def create_ingress(ring: Ring, folder: Path, settings: ServerSettings) -> ASGIApp:
+def create_ingress(ring: Ring, folder: Path, settings: ServerSettings) -> Starlette:
     """The app that listens where the clients are."""
     ingress = Ingress(ring, folder, settings)
 
@@ -164,6 +187,7 @@ def create_ingress(ring: Ring, folder: Path, settings: ServerSettings) -> ASGIAp
         exception_handlers={ApiError: failed},
         lifespan=lifespan,
     )
+    app.state.ingress = ingress
     app.add_middleware(
         Guard,
         max_bytes=limits.body_bytes,

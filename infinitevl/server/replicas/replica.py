@@ -15,7 +15,7 @@ from infinitevl.errors import InfiniteVLError
 from infinitevl.server.app import create_app
 from infinitevl.server.context import Context
 from infinitevl.server.errors import MOVING, ApiError
-from infinitevl.server.run import DRAIN, KEEP_ALIVE
+from infinitevl.server.run import DRAIN, KEEP_ALIVE, EndingServer
 from infinitevl.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Replica:
             date_header=False,  # the ingress sends its own
             server_header=False,
         )
-        self._server = uvicorn.Server(config)
+        self._server = EndingServer(config, self.context.rules.events.end_listening)
         self._thread = threading.Thread(target=self._server.run, name="server", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + _START

@@ -20,10 +20,11 @@ import uvicorn
 
 from infinitevl.engine.engine import Engine
 from infinitevl.errors import InfiniteVLError, InputError
+from infinitevl.server.connections import HurriedProtocol
 from infinitevl.server.replicas.ingress import create_ingress
 from infinitevl.server.replicas.replica import Replica
 from infinitevl.server.replicas.ring import Unreachable
-from infinitevl.server.run import DRAIN, KEEP_ALIVE
+from infinitevl.server.run import DRAIN, KEEP_ALIVE, EndingServer
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.streams import root_of
 
@@ -214,17 +215,19 @@ def serve_replicas(
     """Serve until SIGINT or SIGTERM; then answers end, and the replicas save their streams."""
     with started(make_engine, settings, plan) as (_, ring, folder):
         signal.signal(signal.SIGTERM, _leave)  # Ray's own handler would end this process at once
+        app = create_ingress(ring, folder, settings)
         config = uvicorn.Config(
-            create_ingress(ring, folder, settings),
+            app,
             host=host,
             port=port,
             timeout_graceful_shutdown=DRAIN,
             timeout_keep_alive=KEEP_ALIVE,
             log_level="info",
+            http=HurriedProtocol,
             ws_max_size=settings.limits.message_bytes,
         )
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run()
+            EndingServer(config, app.state.ingress.end_listening).run()
 
 
 def _leave(number: int, frame: object) -> None:
