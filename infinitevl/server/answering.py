@@ -44,7 +44,9 @@ class Answering:
 
     def concerns(self, stream: "Stream") -> bool:
         """Whether an answer about a stream waits, is read or grows; those to its rules included."""
-        return self.rules.concerns(stream) or any(job.stream is stream for job in [*self.waiting, *self.reading, *self.growing])
+        return self.rules.concerns(stream) or any(
+            job.stream is stream for job in [*self.waiting, *self.reading, *self.growing]
+        )
 
     @property
     def has_work(self) -> bool:

@@ -14,6 +14,7 @@ from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InfiniteVLError, StateError
 from infinitevl.server.errors import MOVING, ApiError, busy, moving
 from infinitevl.server.keeper import StateKeeper
+from infinitevl.server.leases import is_held
 from infinitevl.server.rule_desk import RuleDesk
 from infinitevl.server.rules import StreamRule
 from infinitevl.server.security import check_signature, sign_state
@@ -39,14 +40,24 @@ class Registry:
         """The stream of this name.
 
         Raises:
-            ApiError: 404, there is none, or it is somebody else's; 503, another server has it now.
+            ApiError: 404, there is none, or it is somebody else's; 503, it is kept, and not open here.
         """
         stream = self.worker.streams.get(stream_id)
         if stream is None and self.keeper is not None and self.keeper.owner_of(stream_id) == owner:
-            raise moving(stream_id)
+            raise self._not_open(stream_id, self.keeper)
         if stream is None or stream.settings.owner != owner:
             raise ApiError(404, f"there is no stream {stream_id[:100]!r}.", code="stream_not_found")
         return stream
+
+    def _not_open(self, stream_id: str, keeper: StateKeeper) -> ApiError:
+        """Why a stream that is kept is not here."""
+        if self.settings.is_replica or is_held(keeper.folder, stream_id):
+            return moving(stream_id)
+        text = (
+            f"the stream {stream_id} is kept and not open: its files cannot be read, which the log says, or "
+            "another server had it. A restart opens it."
+        )
+        return ApiError(503, text, code="stream_not_open")
 
     def of(self, owner: str) -> list[Stream]:
         """The streams of one key, oldest first."""

@@ -40,7 +40,7 @@ class RuleDesk:
         """Find the rules of the streams that there are, and hand out events from now on."""
         self._loop = asyncio.get_running_loop()
         self.events.start()
-        await self._run(lambda: [self.adopt(stream) for stream in self.worker.streams.values()])
+        await self._run(self._adopt_all)
 
     def stop(self) -> None:
         """Send and hand out no more; call it when the worker has ended, which let go of all rules."""
@@ -72,7 +72,7 @@ class RuleDesk:
         """Watch a stream with a rule; with a state folder it is kept there before this returns.
 
         Raises:
-            ApiError: 404, the stream was deleted; 429, too many rules; 503, the stream moves, or the disk is full.
+            ApiError: 404, the stream was deleted; 429, too many rules; 503, it moves, or the disk is full.
         """
         made = StreamRule(stream.id, stream.settings.owner, rule, name, hook)
 
@@ -120,7 +120,7 @@ class RuleDesk:
     # ------ in the worker's thread
 
     def adopt(self, stream: Stream) -> None:
-        """Take over the rules that are kept of a stream which was found again, before anything else is done."""
+        """Take over the rules that are kept of a stream which was found again, before it is used."""
         if self._files is None:
             return
         newest = stream.stats.seconds if stream.stats.frames else None
@@ -135,11 +135,15 @@ class RuleDesk:
         for rule in rules:
             self._soon(rule)
 
+    def _adopt_all(self) -> None:
+        for stream in self.worker.streams.values():
+            self.adopt(stream)
+
     def let_go(self, stream: Stream, is_saved: bool) -> None:
         """Let go of the rules of a stream that goes on elsewhere, or later.
 
         Args:
-            is_saved: they are saved as they are now. Else another server may have them, and nothing is written.
+            is_saved: they are written as they are now; else another server may have them.
         """
         with self.worker.changed:  # nothing is written of it afterwards: whoever has it next may write
             rules = self.leave(stream)

@@ -47,7 +47,7 @@ class RuleFiles:
             self._put(stream, record)
 
     def put(self, stream: str, record: Record) -> "Future[None]":
-        """Write these rules of a stream, after all that was to be written before; an empty list deletes them."""
+        """Write these rules of a stream after all that was to be written before; none deletes its file."""
         return self._writer.submit(self._put, stream, record)
 
     def _put(self, stream: str, record: Record) -> None:

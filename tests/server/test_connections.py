@@ -78,7 +78,8 @@ def test_idle_clients_slow_bodies_answers_and_websockets_are_left_alone(address:
         idle = socket.create_connection(address)
         idle.sendall(HEAD + b"\r\n")
         slow.sendall(
-            b"POST /v1/streams HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{"
+            b"POST /v1/streams HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 2\r\n\r\n{"
         )
         headers = {"accept": "text/event-stream"}
         with client.stream("GET", f"/v1/streams/{stream}/events", headers=headers) as response:

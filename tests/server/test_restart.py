@@ -55,6 +55,7 @@ def test_a_stream_that_cannot_be_read_is_left_where_it_is(tmp_path: Path) -> Non
     file.write_bytes(b"damaged")
     with running(state_dir=tmp_path) as server:
         assert [each["id"] for each in server.client.get("/v1/streams").json()["data"]] == [good]
+        assert error_of(server.client.get(f"/v1/streams/{bad}"), 503)["code"] == "stream_not_open"
     assert file.read_bytes() == b"damaged"
 
 

@@ -51,7 +51,9 @@ def test_rules_go_on_where_they_were_and_come_back(tmp_path: Path) -> None:
         assert not file_of(tmp_path, stream).exists()
         adopt(new, stream)
         assert new.client.get(f"/v1/streams/{stream}/rules").json()["data"] == []
-        assert asked(new.client, stream) == quiet(range(1, 6), map(float, range(5))).ask("word", max_new_tokens=8)
+        assert asked(new.client, stream) == quiet(range(1, 6), map(float, range(5))).ask(
+            "word", max_new_tokens=8
+        )
 
 
 def test_a_question_under_way_is_answered_before_its_stream_goes(tmp_path: Path) -> None:

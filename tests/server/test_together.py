@@ -1,15 +1,28 @@
 """Parts of the server at the same time: rules, parking on disk, realtime, log-probabilities, forks, ends."""
 
+import base64
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from websockets.sync.client import connect
 
 from infinitevl.server.settings import Limits
-from tests.server.serving import MODEL, Running, asked, opened, picture, png, push, running, tiny_engine, until
+from tests.server.serving import (
+    MODEL,
+    Running,
+    asked,
+    opened,
+    picture,
+    png,
+    push,
+    running,
+    tiny_engine,
+    until,
+)
 from tests.server.test_streams import quiet
 from tests.server.watching import add_rule, answered_by, rule_of, yes_at
 
@@ -106,8 +119,8 @@ def test_what_is_done_to_a_stream_while_its_rule_is_asked(act: str, tmp_path: Pa
 
 def test_choices_with_stops_and_log_probabilities_beside_parked_streams_are_those_of_a_quiet_server() -> None:
     body = {
-        "model": MODEL, "messages": [{"role": "user", "content": "word says the sign"}], "max_tokens": 12, "n": 3,
-        "logprobs": True, "top_logprobs": 3, "temperature": 1.0, "seed": 5,
+        "model": MODEL, "messages": [{"role": "user", "content": "word says the sign"}], "max_tokens": 12,
+        "n": 3, "logprobs": True, "top_logprobs": 3, "temperature": 1.0, "seed": 5,
     }  # fmt: skip
     with running(tiny_engine(num_slots=5)) as server:
         alone = server.client.post("/v1/chat/completions", json=body).json()["choices"]
@@ -150,11 +163,13 @@ def test_choices_with_stops_and_log_probabilities_beside_parked_streams_are_thos
 
 
 def test_realtime_sessions_with_rules_are_parked_and_come_back_after_a_restart(tmp_path: Path) -> None:
-    import base64
 
     def say(socket, text: str, seed: int, at: float) -> str:
         url = "data:image/png;base64," + base64.b64encode(png(seed)).decode()
-        content = [{"type": "input_image", "image_url": url, "time": at}, {"type": "input_text", "text": text}]
+        content = [
+            {"type": "input_image", "image_url": url, "time": at},
+            {"type": "input_text", "text": text},
+        ]
         item = {"type": "message", "role": "user", "content": content}
         socket.send(json.dumps({"type": "conversation.item.create", "item": item}))
         socket.send(json.dumps({"type": "response.create", "response": {"max_output_tokens": 8}}))
@@ -197,14 +212,17 @@ def test_the_rules_of_a_key_are_limited_over_all_its_streams() -> None:
         streams = [opened(server.client) for _ in range(3)]
         body = {"question": "word", "every": 1}
         with ThreadPoolExecutor(8) as clients:
-            said = list(clients.map(lambda n: server.client.post(f"/v1/streams/{streams[n % 3]}/rules", json=body), range(12)))
+            said = list(
+                clients.map(
+                    lambda n: server.client.post(f"/v1/streams/{streams[n % 3]}/rules", json=body), range(12)
+                )
+            )
         assert sorted(each.status_code for each in said) == [200] * 5 + [429] * 7
         server.client.delete(f"/v1/streams/{streams[0]}")
         assert server.client.post(f"/v1/streams/{streams[1]}/rules", json=body).status_code == 200
 
 
 def test_a_followed_file_is_watched_by_rules_and_loses_no_frame(tmp_path: Path) -> None:
-    from PIL import Image
 
     frames = [Image.fromarray(picture(seed)) for seed in range(8)]
     file = tmp_path / "film.gif"

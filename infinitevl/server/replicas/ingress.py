@@ -95,11 +95,13 @@ class Ingress:
         """What comes from a client, who seems to go away when this server ends."""
 
         async def either() -> Message:
-            tasks = [asyncio.ensure_future(receive()), asyncio.create_task(self._ending.wait())]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
-            return {"type": "http.disconnect"} if self._ending.is_set() else tasks[0].result()
+            heard, ending = asyncio.ensure_future(receive()), asyncio.create_task(self._ending.wait())
+            try:
+                await asyncio.wait((heard, ending), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                heard.cancel()
+                ending.cancel()
+            return {"type": "http.disconnect"} if self._ending.is_set() else heard.result()
 
         return either
 
