@@ -85,6 +85,11 @@ class RuleState:
         """Remember that the rule was asked after the frame at this second."""
         self.asked_in = self.rule.period_of(time)
 
+    def note_dropped(self) -> None:
+        """Remember that the newest question was given up: the rule is due again at the next frame."""
+        if self.asked_in is not None:
+            self.asked_in -= 1
+
     def push(self, answer: str, time: float) -> bool:
         """Take the answer about the frame at this second; return whether it makes an event."""
         if self.rule.matches(answer) == self.is_on:

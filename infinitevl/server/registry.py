@@ -180,11 +180,11 @@ class Registry:
             with self.worker.changed:
                 self.worker.streams.pop(stream.id, None)
                 stream.close(ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found"))
+            rules = self.rules.leave(stream)
             stream.session.close()
+            return rules
 
-            return self.rules.delete(stream)
-
-        self.rules.forget(stream, await self.run(close))
+        await self.rules.delete(stream, await self.run(close))
         if self.keeper is not None:
             await until_done(self.keeper.forget(stream))
 

@@ -143,16 +143,18 @@ class RuleAsking:
 
     def drop(self, rules: list[StreamRule]) -> None:
         """Give up what is due and under way of these rules."""
+        growing = [asked for asked in self._growing if asked.rule in rules]
+        for rule in {asked.rule for asked in growing} | (self._due.keys() & set(rules)):
+            rule.state.note_dropped()  # so that it is asked where its stream goes on
         for rule in rules:
             self._due.pop(rule, None)
-        for asked in [asked for asked in self._growing if asked.rule in rules]:
+        for asked in growing:
             self._growing.remove(asked)
             asked.session.cancel(asked.answer)
 
     def drop_all(self) -> None:
         """Give up everything, at the end."""
-        self._due.clear()
-        self.drop([asked.rule for asked in self._growing])
+        self.drop([*self._due, *(asked.rule for asked in self._growing)])
 
     def _fail(self, rule: StreamRule, error: Exception) -> None:
         rule.num_skipped += 1

@@ -111,6 +111,13 @@ class RuleDesk:
         with contextlib.suppress(InfiniteVLError):  # it is logged, and tried again at the next change
             await self._save(rule.stream)
 
+    async def delete(self, stream: Stream, rules: list[StreamRule]) -> None:
+        """Forget the rules of a stream that is deleted, on disk too; `leave` returned them."""
+        self.forget(stream, rules)
+        if self._files is not None:
+            with contextlib.suppress(InfiniteVLError):  # it is logged
+                await until_done(self._files.put(stream.id, []))
+
     def forget(self, stream: Stream, rules: list[StreamRule]) -> None:
         """Send and hand out nothing more of a stream, whose rules these were."""
         for rule in rules:
@@ -169,14 +176,6 @@ class RuleDesk:
             rule.state.reset()
         if rules and self._files is not None:
             self._files.save(stream.id)
-
-    def delete(self, stream: Stream) -> list[StreamRule]:
-        """End the rules of a stream that is deleted, on disk too; returns them."""
-        rules = self.leave(stream)
-        if self._files is not None:
-            with contextlib.suppress(InfiniteVLError):  # it is logged
-                self._files.put(stream.id, []).result()
-        return rules
 
     def _check_room(self, made: StreamRule) -> None:
         limits, rules = self.settings.limits, self._asking.rules
