@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import gc
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -129,7 +130,7 @@ class School:
         Raises:
             InputError: no step has that name, or there is no data.
         """
-        check_data(self.data)
+        check_data(self.data, splits.SPLITS if until not in SECONDS else (splits.TRAIN,))
         steps = self.steps()
         if until is not None and until not in {step.name for step in steps}:
             raise InputError(f"no step {until!r}; there are {', '.join(step.name for step in steps)}.")
@@ -179,7 +180,8 @@ class School:
     def _is_lost(self, name: str) -> bool:
         """Whether a model that takes seconds to make, and is not carried along, has to be made again."""
         later = {START: "teacher_dense", STUDENT: "distill_layers"}.get(name)
-        return later is not None and not (self.folder / name).exists() and not self._done(later).exists()
+        there = any((self.folder / name).glob("*.safetensors"))
+        return later is not None and not there and not self._done(later).exists()
 
     # ------ the steps
 
@@ -224,7 +226,8 @@ class School:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         limits = ["--fit", str(seconds), "--minutes", str(left / 60)]
         command = [*launcher, str(self.processes), "-m", "builtin.teach", str(recipe), *limits]
-        if (status := subprocess.run(command, check=False).returncode) != 0:
+        around = {} if self.device.type == "cuda" else {"ACCELERATE_USE_CPU": "true"}
+        if (status := subprocess.run(command, env={**os.environ, **around}, check=False).returncode) != 0:
             raise InfiniteVLError(f"{recipe} ended with exit status {status}; its last lines say why.")
 
     def _rebuild(self, name: str) -> None:

@@ -158,11 +158,11 @@ class Painter:
         figures = bool(self.style.figure_faces) and text is None and rng.random() < 0.06
         text = text or self.string(alphabet=FIGURES if figures else CHARACTERS)
         colour = colour or rng.choice(SIGN_COLOURS)
-        face = rng.choice(self.style.figure_faces if figures else self.style.faces)
+        faces = self.style.figure_faces if figures else self.style.faces
         if self.is_wide:
-            return self.small_sign(text, colour, face)
+            return self.small_sign(text, colour, rng.choice(faces))
         ground = self.near(colour)
-        picture = self._on(ground)
+        picture, face = self._on(ground), rng.choice(faces)
         picture.damage = wear(rng, self.style.wide / 3, most=0.3 if len(text) > 4 else 0.7)
         picture.lines.append(self._line(text, face, self._ink(ground)))
         return Frame(picture, "sign", text, colour=colour)

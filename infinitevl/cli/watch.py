@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from infinitevl.cli.command import check_folder, load_model
+from infinitevl.cli.command import check_folder, load_model, note_of
 from infinitevl.cli.output import without_password
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
@@ -57,7 +57,7 @@ def run_watch(
         network, processor = load_model(model, device, dtype, quantization)
         session = _open_session(options, network, processor)
         recorder = Recorder()
-        outcome = _watch_and_save(options, session, source, questions, recorder)
+        outcome = _watch_and_save(options, session, source, questions, recorder, note_of(model))
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
         names = {"title": _title(options.source), "model": model or "the built-in model"}
@@ -105,11 +105,12 @@ def _watch_and_save(
     source: Source,
     questions: list[TimedQuestion],
     recorder: Recorder,
+    note: str,
 ) -> Outcome:
     """Watch, and save the stream if --save-state asks for it, however watching ends."""
     path, frames = options.save_state, session.stats().frames
     try:
-        outcome = _watch(options, session, source, questions, recorder)
+        outcome = _watch(options, session, source, questions, recorder, note)
     except BaseException:
         if path is not None and session.stats().frames > frames:
             _save(session, path)
@@ -146,10 +147,11 @@ def _watch(
     source: Source,
     questions: list[TimedQuestion],
     recorder: Recorder,
+    note: str,
 ) -> Outcome:
     with contextlib.ExitStack() as stack:
         typed = _typed_lines(stack, options, has_questions=bool(questions))
-        display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed)
+        display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed, note)
         stack.callback(display.pause)
         ended = 0.0
 
