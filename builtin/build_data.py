@@ -196,7 +196,7 @@ def sprites_of_split(sprites: dict, shared: dict, split: str) -> np.ndarray:
 
 @dataclass
 class Content:
-    """What goes into one pack: names, drawings, flags with their countries, faces, digits, foreign pictures."""
+    """What goes into one pack: names, drawings, flags with countries, faces, digits, foreign pictures."""
 
     shared: dict
     sprites: dict[str, np.ndarray]

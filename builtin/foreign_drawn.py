@@ -1,4 +1,4 @@
-"""Draw pages of text, screenshots, plots and patterns, as foreign pictures; each split has sorts of its own."""
+"""Draw pages of text, screenshots, plots and patterns as foreign pictures; splits have sorts of their own."""
 
 import io
 from collections.abc import Callable, Iterator

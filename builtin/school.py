@@ -1,11 +1,11 @@
 """The built-in model through the published pipeline: teacher, surgery, stages 1a, 1b, 2 and 3, exams, recall.
 
     python -m builtin.school                                  # on one GPU, from beginning to end
-    python -m builtin.school --processes 2 --stop-after 9     # on two, for nine minutes; the same line goes on
+    python -m builtin.school --processes 2 --stop-after 9     # on two, for nine minutes; again: goes on
     python -m builtin.school --give FOLDER                    # what the rest needs, in files of 15 MB
-    python -m builtin.school --take FOLDER --keep OTHER ...   # go on from them elsewhere, and keep what came new
+    python -m builtin.school --take FOLDER --keep OTHER       # go on from them, and keep what came new
 
-SECONDS are of one GPU: with more processes a stage takes that much less time. Steps that are done are skipped.
+SECONDS are of one GPU: with more processes a stage takes that much less. Steps that are done are skipped.
 The file school.jsonl in the folder says how long each step took.
 """
 
@@ -231,7 +231,7 @@ class School:
             raise InfiniteVLError(f"{recipe} ended with exit status {status}; its last lines say why.")
 
     def _rebuild(self, name: str) -> None:
-        """A folder to open the teacher from, all of whose weights a checkpoint that was carried here holds."""
+        """A folder to open the teacher from, where a checkpoint that was carried here holds all its weights."""
         before = self.folder / BEFORE[name]
         if name == "teacher" and not before.exists() and (self.folder / name / CHECKPOINT).exists():
             shape = read_shape(self.recipes / "teacher_shape.yaml")
@@ -398,7 +398,7 @@ def main() -> None:
 
 
 def read_plan(path: Path) -> StudentPlan:
-    """How the student differs from its teacher, from a YAML file; InputError for a setting that no plan has."""
+    """How the student differs from its teacher, from a YAML file; InputError for an unknown setting."""
     found = read_yaml(path)
     try:
         return StudentPlan(**found)

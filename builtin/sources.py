@@ -103,7 +103,7 @@ def fetch_deb(name: str, cache: Path, kind: str = "deb") -> Path | None:
 
 
 def fetch_wheel(name: str, cache: Path) -> Path:
-    """The wheel of one PyPI package, `NAME==VERSION` (downloaded once into `cache`, without what it needs)."""
+    """The wheel of one PyPI package, `NAME==VERSION` (downloaded once into `cache`, without its needs)."""
     folder = cache / "wheels" / name
     if not any(folder.glob("*.whl")):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A stage in as many steps as fit into its seconds, over several calls; on one GPU or, under torchrun, several."""
+"""A stage in as many steps as fit into its seconds, over several calls, on one or several GPUs (torchrun)."""
 
 import gc
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 from builtin.stages import SmallStage, teach
 from infinitevl.files import atomic_write
 from infinitevl.training.checkpoint import CHECKPOINT
-from infinitevl.training.training_log import LOG
 from infinitevl.training.trainer import processes
+from infinitevl.training.training_log import LOG
 
 TRIAL_STEPS = 36  # of which the last third is measured
 _MOST = 10_000_000  # seconds

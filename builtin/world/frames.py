@@ -44,7 +44,7 @@ class Frame:
 
     picture: Picture
     sort: str
-    name: str  # the text of a sign, the label of a thing, the figure, the country, the kind of a foreign picture
+    name: str  # the text of a sign, the label of a thing, the figure, the country, a foreign picture's kind
     colour: str = ""  # of a sign's ground
     concept: int = -1
     country: int = -1
@@ -56,9 +56,10 @@ class Style:
     """Where a painter may take from: the split that owns the strings, faces, and how much pictures vary.
 
     strong: vary the colours and places of drawings as much as in training. looks: of the drawings, how many
-    wear a look; above 0 the hands that exams do not draw from are drawn from too. wide: share of the pictures
-    that are shown as people show them (small, on plates, before photographs, damaged, flags in forms); above 0
-    signs have up to 8 characters. own_words: share of the questions in the split's handwritten wordings.
+    wear a look; above 0 the hands that exams do not draw from are drawn from too. wide: share of the
+    pictures that are shown as people show them (small, on plates, before photographs, damaged, flags in
+    forms); above 0 signs have up to 8 characters. own_words: share of the questions in the split's
+    handwritten wordings.
     """
 
     split: str
@@ -147,7 +148,7 @@ class Painter:
         """A string of capitals and figures that this split owns; of 1 to 6 characters, in a wide style 8."""
         rng = self.rng
         while True:
-            size = length or rng.choice(_LENGTHS if self.style.wide == 0 else _LENGTHS + (7, 7, 8, 8))
+            size = length or rng.choice(_LENGTHS if self.style.wide == 0 else (*_LENGTHS, 7, 7, 8, 8))
             text = "".join(rng.choices(alphabet, k=size))
             if split_of_string(text) == self.style.split:
                 return text
@@ -263,7 +264,7 @@ class Painter:
         return Frame(picture, "digit", str(self.world.digit_labels[index]))
 
     def flag(self, outline: str | None = None) -> Frame:
-        """One country's flag, a plain rectangle or, in a wide style or where an outline is given, in a form."""
+        """One country's flag: a plain rectangle; in a form in a wide style, or where an outline is given."""
         rng, form = self.rng, None
         index = rng.randrange(len(self.world.flag_countries))
         picture = self._open_ground()

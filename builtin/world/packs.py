@@ -201,7 +201,7 @@ def write_pack(
 
 @dataclass(frozen=True)
 class Sheet:
-    """Tiles side by side in one WebP file: their side in pixels, channels, and tiles a row and rows a sheet."""
+    """Tiles side by side in one WebP file: their side in pixels, channels, tiles a row, rows a sheet."""
 
     side: int
     channels: int

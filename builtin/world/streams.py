@@ -104,7 +104,7 @@ def keyed_sample(world: World, style: Style, rng: Random, num_frames: int, num_s
 
 
 def order_sample(world: World, style: Style, rng: Random, size: StreamSize) -> Sample:
-    """A stream asked for what came before, after and first, what came at all and how often: practice of those.
+    """A stream asked for what came before, after and first, what came at all, how often: practice of these.
 
     As many questions as there are turns; a question about two neighbours is about others than those before.
     """

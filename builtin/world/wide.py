@@ -1,4 +1,4 @@
-"""Pictures as people show them: signs on plates of any size at any place, photographs behind, foreign pictures.
+"""Pictures as people show them: signs on plates of any size anywhere, photographs behind, foreign pictures.
 
 What is known and what is foreign: a drawing, sign, digit, flag or group of the world is known on any ground,
 a photograph among them, and however dark, soft or compressed. A picture is foreign if it holds none of these.

@@ -1,4 +1,4 @@
-"""Questions in words that no template has: written by hand in builtin/data/wordings.txt, a third held back."""
+"""Questions in words that no template has: by hand, in builtin/data/wordings.txt; a third is held back."""
 
 import functools
 from pathlib import Path

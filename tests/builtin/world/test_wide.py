@@ -1,4 +1,4 @@
-"""What people show: foreign pictures, damage, flags in outlines, questions in other words; and what is practised."""
+"""What people show: foreign pictures, damage, flags in outlines, other words; and practice of order."""
 
 from random import Random
 
