@@ -1,8 +1,8 @@
 """Pictures that are none of the small world: photographs, screenshots, pages, plots, patterns; their sources.
 
 They are split by source. Training has photographs of GCompris, OpenCV, MATE, Plasma and UKUI; validation
-those of Lomiri; test those of scikit-image and scikit-learn, and what people show in real life: the figures of
-GIMP's manual and of scikit-image's documentation. Pages, screenshots and plots of training and validation
+those of Lomiri; test those of scikit-image and scikit-learn, and what people show in real life: the figures
+of GIMP's manual and of scikit-image's documentation. Pages, screenshots and plots of training and validation
 are drawn here, with fonts of their split and of different sorts.
 """
 

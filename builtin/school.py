@@ -63,6 +63,7 @@ PACKAGED = Path(
     "infinitevl/assets/builtin"
 )  # stage 2 of the model before, from whose weights the teacher starts
 OPENING = 25.0  # seconds for loading and measuring before a stage
+LAUNCH = 20.0  # seconds until processes begin to count theirs
 SCORES, RECALL, DONE = "scores", "recall", "done"
 
 
@@ -224,14 +225,14 @@ class School:
         recipe = Path(stage.recipe.out).with_suffix(".yaml")
         write_stage(stage, recipe)
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        limits = ["--fit", str(seconds), "--minutes", str(left / 60)]
+        limits = ["--fit", str(seconds), "--minutes", str(max(0.0, left - LAUNCH) / 60)]
         command = [*launcher, str(self.processes), "-m", "builtin.teach", str(recipe), *limits]
         around = {} if self.device.type == "cuda" else {"ACCELERATE_USE_CPU": "true"}
         if (status := subprocess.run(command, env={**os.environ, **around}, check=False).returncode) != 0:
             raise InfiniteVLError(f"{recipe} ended with exit status {status}; its last lines say why.")
 
     def _rebuild(self, name: str) -> None:
-        """A folder to open the teacher from, where a checkpoint that was carried here holds all its weights."""
+        """A folder to open the teacher from, where a checkpoint that was carried holds all its weights."""
         before = self.folder / BEFORE[name]
         if name == "teacher" and not before.exists() and (self.folder / name / CHECKPOINT).exists():
             shape = read_shape(self.recipes / "teacher_shape.yaml")

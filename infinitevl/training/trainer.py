@@ -100,7 +100,7 @@ class Trainer:
         """
         num_steps = self.settings.num_steps
         last = num_steps if stop_after is None else min(num_steps, self.step + stop_after)
-        self.ends_at = time.monotonic() + seconds
+        self.ends_at, self.should_stop = time.monotonic() + seconds, False
         self.module.train()
         with self._alone(), self._clear_failures(), self.interrupt, self.log.progress:
             self.log.start(self.step, num_steps)
