@@ -110,6 +110,7 @@ class InfiniteVLTextConfig(PreTrainedConfig):
     num_key_value_heads: int = 2
     head_dim: int = 0
     sliding_window: int = 8192
+    num_sink_tokens: int = 0
     attention_dropout: float = 0.0
     rope_theta: float = 1e6
     mrope_section: Sequence[int] = (16, 24, 24)
@@ -195,6 +196,11 @@ class InfiniteVLTextConfig(PreTrainedConfig):
     def conv_channels(self) -> int:
         """Channels that the causal convolution of a Gated DeltaNet sees: queries, keys and values."""
         return 2 * self.key_dim + self.value_dim
+
+    @property
+    def num_window_slots(self) -> int:
+        """Keys that a sliding-window layer stores of a stream: its sinks, and its window."""
+        return self.num_sink_tokens + self.sliding_window
 
     @property
     def has_constant_state(self) -> bool:
@@ -320,6 +326,8 @@ class InfiniteVLConfig(PreTrainedConfig):
         section = text.pop("mrope_section")
         common = set(PreTrainedConfig().to_dict())
         flat.update({key: value for key, value in text.items() if key not in common})
+        if not flat["num_sink_tokens"]:
+            del flat["num_sink_tokens"]  # the published form has no such field
         flat["rope_scaling"] = {"type": "default", "rope_type": "default", "mrope_section": section}
         flat["use_sliding_window"] = True
         flat["vision_config"] = {

@@ -59,7 +59,7 @@ def _is_list(kind: type) -> Callable[[Any, int], bool]:
     return lambda value, _: isinstance(value, list | tuple) and all(type(each) is kind for each in value)
 
 
-_MAY_BE_ZERO = ("head_dim", "attention_dropout", "initializer_range")
+_MAY_BE_ZERO = ("head_dim", "num_sink_tokens", "attention_dropout", "initializer_range")
 _KINDS: dict[Any, Callable[[Any, int], bool]] = {
     int: lambda value, least: type(value) is int and value >= least,
     float: _is_number,

@@ -107,11 +107,19 @@ def _host() -> str:
     return hashlib.sha256(known.encode(errors="replace")).hexdigest()[:12]
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove what processes of this machine that are gone left of any save in a folder."""
+    _remove_stale_of(folder, None)
+
+
 def _remove_stale(target: Path) -> None:
-    """Remove what processes of this machine that are gone left of a save of the same file."""
-    for part in target.parent.glob(".*.part"):
+    _remove_stale_of(target.parent, _short(target.name))
+
+
+def _remove_stale_of(folder: Path, name: str | None) -> None:
+    for part in folder.glob(".*.part"):
         found = _PART.fullmatch(part.name)
-        if found is None or found["name"] != _short(target.name) or found["host"] != _host():
+        if found is None or name not in (None, found["name"]) or found["host"] != _host():
             continue
         if not _is_alive(int(found["process"])):
             with contextlib.suppress(OSError):

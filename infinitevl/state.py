@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infinitevl import state_file
-from infinitevl.config import FULL, LINEAR, InfiniteVLTextConfig
+from infinitevl.config import FULL, LINEAR, SLIDING, InfiniteVLTextConfig
 from infinitevl.errors import StateError
 from infinitevl.files import atomic_write
 from infinitevl.state_buffers import Device, Place, Shape, arrange, zeros
@@ -28,7 +28,10 @@ from infinitevl.state_file import shape_text
 
 @dataclass
 class WindowState:
-    """Recent keys and values of one attention layer; token i lives in slot i mod S."""
+    """The sinks and the recent keys and values of one attention layer.
+
+    Token i lives in slot i while there is room, later in the slots behind the sinks, in turn.
+    """
 
     keys: Tensor  # [B, H_kv, S, D]
     values: Tensor  # [B, H_kv, S, D]
@@ -75,6 +78,7 @@ class StreamState:
     next_position: Tensor  # int64 [B]
     buffers: list[Tensor]  # uint8 [B, bytes of a row], one a device; every tensor above is a view of one
     places: tuple[Place, ...]  # where, in the order of `tensors`
+    num_sinks: int = 0  # first slots of a window that are never overwritten
 
     @classmethod
     @torch.inference_mode(False)  # what is made in inference mode could be changed nowhere else
@@ -112,7 +116,8 @@ class StreamState:
         waiting = Shape((3, *frame_size), torch.uint8, first)
         length, next_position = counts.pop("length"), counts.pop("next_position")
         span = SpanState(**counts, **flags, waiting=waiting)  # type: ignore[arg-type]
-        wanted = cls(layers, span, length, next_position, [], ())  # type: ignore[arg-type]
+        num_sinks = config.num_sink_tokens if SLIDING in config.layer_types else 0
+        wanted = cls(layers, span, length, next_position, [], (), num_sinks)  # type: ignore[arg-type]
         shapes: list[Any] = list(wanted.tensors().values())
         places, sizes = arrange(shapes)
         buffers = [zeros(batch_size, size, where) for where, size in sizes.items()]
@@ -166,6 +171,11 @@ class StreamState:
         """Row `index` alone, as a view: what changes here changes there."""
         return self._on([buffer[index : index + 1] for buffer in self.buffers], self.places)
 
+    @torch.inference_mode(False)
+    def of_rows(self, rows: Sequence[Tensor]) -> "StreamState":
+        """A state of one stream from a row of each buffer (uint8 [bytes of a row], on any device), copied."""
+        return self._on([row[None].clone() for row in rows], self.places)
+
     def copy_row_(self, to: int, source: int) -> None:
         """Make row `to` what row `source` is; one copy a device."""
         for buffer in self.buffers:
@@ -180,8 +190,12 @@ class StreamState:
         """Take over all of `other`, in place; dtypes and devices stay as they are here.
 
         Raises:
-            StateError: `other` has other layers or shapes; nothing was copied.
+            StateError: `other` has other layers, shapes or sinks; nothing was copied.
         """
+        if other.num_sinks != self.num_sinks:
+            raise StateError(
+                f"its windows keep {other.num_sinks} sink tokens, this model's keep {self.num_sinks}."
+            )
         self._take_over_(other.tensors())
         return self
 
@@ -221,18 +235,21 @@ class StreamState:
         views = iter([place.view(buffers) for place in places])
         layers = [_renew_fields(layer, views) for layer in self.layers]
         span = _renew_fields(self.span, views)
-        return StreamState(layers, span, next(views), next(views), buffers, places)
+        return StreamState(layers, span, next(views), next(views), buffers, places, self.num_sinks)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle, copy and torch.save keep: the buffers, of a row that is a view its own bytes alone."""
         buffers = [b if b.nbytes == b.untyped_storage().nbytes() else b.clone() for b in self.buffers]
-        return {"buffers": buffers, "places": self.places, "layer_types": [type(x) for x in self.layers]}
+        kinds = [type(x) for x in self.layers]
+        return {
+            "buffers": buffers, "places": self.places, "layer_types": kinds, "num_sinks": self.num_sinks
+        }  # fmt: skip
 
     @torch.inference_mode(False)
     def __setstate__(self, kept: dict[str, Any]) -> None:
         empty = [kind(*[None] * len(dataclasses.fields(kind))) for kind in kept["layer_types"]]
         span = SpanState(*[None] * len(dataclasses.fields(SpanState)))  # type: ignore[arg-type]
-        self.layers, self.span = empty, span
+        self.layers, self.span, self.num_sinks = empty, span, kept.get("num_sinks", 0)
         buffers = [b.clone() if b.is_inference() else b for b in kept["buffers"]]
         self.__dict__.update(vars(self._on(buffers, kept["places"])))
 
@@ -249,9 +266,9 @@ class StreamState:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         metadata = {
             "format": "infinitevl-state",
-            "version": state_file.FORMAT_VERSION,
             "fingerprint": fingerprint,
             "settings": settings,
+            **state_file.version_fields(self.num_sinks),
         }
         metadata["checksum"] = state_file.checksum(tensors, metadata)
         with atomic_write(path) as part:
@@ -270,10 +287,11 @@ class StreamState:
         """Read a state back, exactly; on another dtype, windows and conv_states are rounded to it.
 
         Raises:
-            StateError: not a state, another format version, another model, or a damaged file.
+            StateError: not a state, another format version, other sinks, another model, or a damaged file.
         """
         tensors, metadata = state_file.read_file(Path(path))
-        state_file.check_metadata(path, metadata, fingerprint, tensors, dtype)
+        num_sinks = config.num_sink_tokens if SLIDING in config.layer_types else 0
+        state_file.check_metadata(path, metadata, fingerprint, tensors, dtype, num_sinks)
         full = [i for i, kind in enumerate(config.layer_types) if kind == FULL]
         batch_size, frame_size, room = state_file.stated_sizes(path, tensors, full[0] if full else None)
         sizes: Any = {"batch_size": batch_size, "max_length": room, "frame_size": frame_size}
@@ -332,7 +350,7 @@ def _layer_shapes(
         wide = torch.promote_types(dtype, torch.float32)
         shapes: Any = Shape(recurrent_state, wide, device), Shape(conv_state, dtype, device)
         return DeltaState(*shapes)
-    slots = max_length if kind == FULL else config.sliding_window
+    slots = max_length if kind == FULL else config.num_window_slots
     if not isinstance(slots, Integral) or slots < 1:
         raise StateError(
             f"max_length is {slots!r}; a model with full-attention layers needs the number of tokens to make "

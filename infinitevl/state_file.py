@@ -12,6 +12,9 @@ from torch import Tensor
 from infinitevl.errors import StateError
 
 FORMAT_VERSION = "2"
+# Of states with sinks, which other versions would read wrongly; others stay in the format before.
+FORMAT_VERSION_WITH_SINKS = "3"
+_SINKS = "num_sink_tokens"
 # What a window or a recurrent state may have been saved in; it is rounded to the model's own.
 _ROUNDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = 10**18  # of counts, positions and microseconds: sums of two are counted safely in int64
@@ -30,6 +33,13 @@ def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {shape_text(tensors, name)}".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def version_fields(num_sinks: int) -> dict[str, str]:
+    """What a file's metadata says of its format, and of sinks where there are any."""
+    if not num_sinks:
+        return {"version": FORMAT_VERSION}
+    return {"version": FORMAT_VERSION_WITH_SINKS, _SINKS: str(num_sinks)}
 
 
 def saved_settings(path: str | os.PathLike[str]) -> str:
@@ -62,18 +72,24 @@ def check_metadata(
     fingerprint: str,
     tensors: dict[str, Tensor],
     dtype: torch.dtype,
+    num_sinks: int,
 ) -> None:
     """Refuse, with a StateError, what is no state of this format and this model, whole."""
     if metadata.get("format") != "infinitevl-state":
         raise StateError(f"{path} is a safetensors file but not a state of InfiniteVL.")
-    if metadata.get("version") != FORMAT_VERSION:
+    if metadata.get("version") not in (FORMAT_VERSION, FORMAT_VERSION_WITH_SINKS):
         raise StateError(
             f"{path} was saved in state format {metadata.get('version')}, and this version of infinitevl "
-            f"reads format {FORMAT_VERSION}; their fields differ. Go on with the version that saved it, or "
-            "watch the stream again and save it anew."
+            f"reads formats {FORMAT_VERSION} and {FORMAT_VERSION_WITH_SINKS}; their fields differ. Go on "
+            "with the version that saved it, or watch the stream again and save it anew."
         )
     if metadata.get("checksum") != checksum(tensors, metadata):
         raise StateError(f"{path} is damaged: its contents do not match their checksum. Use another copy.")
+    if (saved_sinks := metadata.get(_SINKS, "0")) != str(num_sinks):
+        raise StateError(
+            f"{path} holds windows with {saved_sinks} sink tokens, and this model's have {num_sinks}. Load "
+            "the model with the attention that it had when the state was saved."
+        )
     if metadata.get("fingerprint") != fingerprint:
         found = {tensor.dtype for tensor in tensors.values() if tensor.dtype in _ROUNDED}
         advice = "Load the model that saved it."

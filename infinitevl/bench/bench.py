@@ -23,7 +23,8 @@ class Options:
     """What a user chooses for every benchmark.
 
     peer: measure the stock Transformer too. out: file to append the lines to. commit: of the source, if git
-    cannot tell it. quantization: of the decoder's products, where it is lower than dtype.
+    cannot tell it. quantization: of the decoder's products, where it is lower than dtype. attention: the
+    variant of attention, where it is not the size's own.
     """
 
     size: str = "4b"
@@ -34,6 +35,7 @@ class Options:
     out: str | None = None
     commit: str | None = None
     quantization: str | None = None
+    attention: str | None = None
 
 
 class Bench:
@@ -51,7 +53,8 @@ class Bench:
 
     def model(self) -> tuple[Any, Any]:
         """Build our model and its processor."""
-        return model_of_size(self.options.size, self.device, self.options.dtype)
+        options = self.options
+        return model_of_size(options.size, self.device, options.dtype, options.attention)
 
     def peer(self) -> Any:
         """Build the stock Transformer.
@@ -65,14 +68,17 @@ class Bench:
 
     def time(self, what: str, timing: Timing, *, who: str = OURS, **settings: Any) -> None:
         """Record a time."""
-        self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(settings)))
+        self._keep(timed(self._place, self.name, what, timing, who=who, **self._common(who, settings)))
 
     def count(self, what: str, value: float, unit: str, *, who: str = OURS, **settings: Any) -> None:
         """Record a value."""
-        self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(settings)))
+        self._keep(counted(self._place, self.name, what, value, unit, who=who, **self._common(who, settings)))
 
-    def _common(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {**settings, "dtype": str(self.options.dtype).removeprefix("torch.")}
+    def _common(self, who: str, settings: dict[str, Any]) -> dict[str, Any]:
+        common = {"dtype": str(self.options.dtype).removeprefix("torch.")}
+        if self.options.attention is not None and who == OURS:
+            common["attention_variant"] = self.options.attention
+        return {**settings, **common}
 
     def _keep(self, record: Record) -> None:
         self.records.append(record)

@@ -54,7 +54,7 @@ def _one_answer(
 
 
 def _together(bench: Bench, model: Any, processor: Any, count: int, quality: dict[str, Any]) -> None:
-    context = 2 * model.config.text_config.sliding_window
+    context = 2 * model.config.text_config.num_window_slots
     decoding = Decoding(model, processor, num_answers=count)
     decoding.read_to(context)
     bench.time("token", _step_time(bench, decoding), context=context, answers=count, **quality)

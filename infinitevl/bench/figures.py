@@ -130,12 +130,21 @@ def _finish(axes: Any, records: Sequence[Record], along: str) -> None:
 
 def _of_one_place(records: Iterable[Record]) -> list[Record]:
     found = list(records)
-    return [r for r in found if (r.size, r.device) == (found[-1].size, found[-1].device)]
+    found = [r for r in found if (r.size, r.device) == (found[-1].size, found[-1].device)]
+    variant = _variant(found)
+    return [r for r in found if r.who != OURS or _variant([r]) == variant]
+
+
+def _variant(records: Sequence[Record]) -> str | None:
+    """The variant of attention of our last line, where it was chosen."""
+    return next((r.settings.get("attention_variant") for r in reversed(records) if r.who == OURS), None)
 
 
 def _title(start: str, records: Sequence[Record]) -> str:
     last, commits = records[-1], ", ".join(dict.fromkeys(record.commit for record in records))
-    return f"{start}, {last.size} shape, {last.settings['dtype']}, {last.device} ({commits})"
+    variant = _variant(records)
+    shape = f"{last.size} shape, {variant} attention" if variant else f"{last.size} shape"
+    return f"{start}, {shape}, {last.settings['dtype']}, {last.device} ({commits})"
 
 
 def _thousands(count: float) -> str:

@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.loading import load
 from infinitevl.errors import InputError
+from infinitevl.model.attention_variants import apply_variant_
 from infinitevl.model.decoder import RotaryEmbedding
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.processing.processor.processor import PUBLISHED_FRAME_SIZE, InfiniteVLProcessor
@@ -55,9 +56,11 @@ _DT_BIAS_START = -6.907255
 
 
 def model_of_size(
-    size: str, device: str | torch.device, dtype: torch.dtype
+    size: str, device: str | torch.device, dtype: torch.dtype, attention: str | None = None
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """Build a model and its processor; "4b" and "tiny" have random weights, created on the device.
+
+    attention: the variant of attention as in `load`; None for the size's own.
 
     Raises:
         InputError: an unknown size, or a device without the memory for it.
@@ -65,8 +68,10 @@ def model_of_size(
     if size not in SIZES:
         raise InputError(f"there is no size {size!r}; choose one of {', '.join(SIZES)}.")
     if size == "builtin":
-        return load(None, dtype=dtype, device=device)
+        return load(None, dtype=dtype, device=device, attention=attention)
     config = InfiniteVLConfig() if size == "4b" else InfiniteVLConfig(**TINY)
+    if attention is not None:
+        apply_variant_(config, attention)
     if size == "4b":
         check_memory(PUBLISHED_BYTES, device, "--size 4b")
     processor = InfiniteVLProcessor(

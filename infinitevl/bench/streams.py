@@ -30,7 +30,7 @@ def run(bench: Bench, counts: Sequence[int], mode: Mode) -> None:
                 watch()
             watching.settle()
 
-        while watching.num_tokens < model.config.text_config.sliding_window:
+        while watching.num_tokens < model.config.text_config.num_window_slots:
             watch()
         timing = measure_period(
             watch, bench.device, repeats=bench.options.repeats, group=TOGETHER, stream=watching.stream

@@ -18,7 +18,7 @@ from torch import Tensor
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import Timing, measure, synchronize
 from infinitevl.bench.record import Record, read_records
-from infinitevl.bench.sizes import FRAME_SIZES, model_of_size, random_model
+from infinitevl.bench.sizes import FRAME_SIZES, random_model
 from infinitevl.config import FULL, InfiniteVLConfig
 from infinitevl.training.losses import IGNORED
 from infinitevl.training.model_setup import checkpoint_layers_, fast_kernels
@@ -150,7 +150,7 @@ def _recipe(plan: Plan, dtype: torch.dtype) -> Recipe:
 
 def _stage(bench: Bench, recipe: Recipe, plan: Plan, accelerator: Any) -> Stage:
     """Build the models on the device; the student inherits the teacher's weights where it can."""
-    student, processor = model_of_size(bench.options.size, bench.device, bench.options.dtype)
+    student, processor = bench.model()
     student.train()
     teacher = None
     if plan.stage in (DISTILL_LAYERS, DISTILL_LOGITS):

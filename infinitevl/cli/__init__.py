@@ -8,6 +8,8 @@ import infinitevl
 from infinitevl.cli.bench import app as bench_app
 from infinitevl.cli.command import (
     AllowPrivateOption,
+    Attention,
+    AttentionOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -67,6 +69,7 @@ def demo(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Watch a stored stream many windows long, and compare the answers with the truth."""
     check_folder(report)
@@ -80,6 +83,7 @@ def demo(
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -102,6 +106,7 @@ def chat(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Talk about pictures and videos: /image PATH, /video PATH, /reset, /quit."""
     from infinitevl.cli.chat import run_chat
@@ -121,6 +126,7 @@ def chat(
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -182,6 +188,7 @@ def watch(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Watch a source; answer questions at given times, typed ones at once, and others at the end."""
     for line in ask or []:
@@ -212,6 +219,7 @@ def watch(
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -247,10 +255,22 @@ def serve(
         str | None,
         typer.Option("--state-dir", metavar="FOLDER", help="Keep streams there, and find them again."),
     ] = None,
+    save_every: Annotated[
+        float, typer.Option("--save-every", metavar="SECONDS", min=0, help="Between two saves of a stream.")
+    ] = 5.0,
+    park_memory: Annotated[
+        float | None,
+        typer.Option("--park-memory", metavar="GIB", min=0, help="Host memory for streams without a slot."),
+    ] = None,
+    park_disk: Annotated[
+        float | None,
+        typer.Option("--park-disk", metavar="GIB", min=0, help="Disk for streams beyond --park-memory."),
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
     quantization: QuantizationOption = Quantization.full,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Serve a model: OpenAI's chat API, and streams that are watched, asked, forked and kept."""
     from infinitevl.cli.serve import ServeOptions, run_serve
@@ -266,11 +286,15 @@ def serve(
             allow_private=allow_private,
             allow_unsigned_states=allow_unsigned_states,
             state_dir=state_dir,
+            save_every=save_every,
+            park_memory=park_memory,
+            park_disk=park_disk,
         ),
         model=model,
         device=device,
         dtype=dtype.value,
         quantization=quantization.value,
+        attention=attention.variant,
     )
 
 
@@ -288,8 +312,9 @@ def doctor(
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Say what this machine has, which kernels will run and why, and how many streams fit."""
     from infinitevl.cli.doctor import show_findings
 
-    show_findings(model, device, dtype.value, as_json=json)
+    show_findings(model, device, dtype.value, attention.variant, as_json=json)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infinitevl.cli.command import (
+    Attention,
+    AttentionOption,
     DeviceOption,
     Dtype,
     FrameMode,
@@ -77,6 +79,7 @@ class Shared:
     dtype: NumberOption = Dtype.auto
     out: OutOption = None
     commit: CommitOption = None
+    attention: AttentionOption = Attention.auto
     repeats: RepeatsOption = 1
     peer: PeerOption = False
     quantization: QuantizationOption = Quantization.full
@@ -100,7 +103,8 @@ class Shared:
             check_peer(size)
         held = None if self.quantization is Quantization.full else self.quantization.value
         number_format = getattr(torch, dtype)
-        options = Options(size, device, number_format, self.repeats, peer, self.out, self.commit, held)
+        measured = self.repeats, peer, self.out, self.commit, held, self.attention.variant
+        options = Options(size, device, number_format, *measured)
         return Bench(name, options)
 
 

@@ -97,6 +97,7 @@ def run_chat(
     device: str | None,
     dtype: str,
     quantization: str,
+    attention: str | None,
 ) -> None:
     """Answer one prompt, or every line of a conversation.
 
@@ -106,7 +107,7 @@ def run_chat(
     from infinitevl.cli.command import load_model, note_of
     from infinitevl.engine.chat import ChatSession
 
-    network, processor = load_model(model, device, dtype, quantization)
+    network, processor = load_model(model, device, dtype, quantization, attention)
     chat = Chat(lambda: ChatSession(network, processor), **settings)
     chat.note = note_of(model)
     for kind, path in attached:

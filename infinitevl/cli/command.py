@@ -34,6 +34,20 @@ class Quantization(StrEnum):
     fp8 = "fp8"
 
 
+class Attention(StrEnum):
+    """Variants of attention: sinks and a window, a window alone, all keys; auto is what a folder says."""
+
+    auto = "auto"
+    streaming = "streaming"
+    sliding = "sliding"
+    full = "full"
+
+    @property
+    def variant(self) -> str | None:
+        """What `load` takes."""
+        return None if self is Attention.auto else self.value
+
+
 class FrameMode(StrEnum):
     """How frames reach the model: each as a picture, or two to a temporal patch."""
 
@@ -52,6 +66,12 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of th
 QuantizationOption = Annotated[
     Quantization,
     typer.Option("--quantization", help="Hold the decoder's products in 8 or 4 bits: less memory."),
+]
+AttentionOption = Annotated[
+    Attention,
+    typer.Option(
+        "--attention", help="Keys that attention keeps: the first and the last ones, the last, or all."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 MaxNewTokensOption = Annotated[
@@ -106,7 +126,11 @@ def _fail(error: InfiniteVLError) -> None:
 
 
 def load_model(
-    name: str | None, device: str | None, dtype: str, quantization: str = Quantization.full
+    name: str | None,
+    device: str | None,
+    dtype: str,
+    quantization: str = Quantization.full,
+    attention: str | None = None,
 ) -> tuple[Any, Any]:
     """Load the model and its processor that the options of a command name.
 
@@ -124,7 +148,8 @@ def load_model(
         transformers.utils.logging.disable_progress_bar()
     number_format = None if dtype == "auto" else getattr(torch, dtype)
     held = None if quantization == Quantization.full else str(quantization)
-    model, processor = load(name, dtype=number_format, device=device, quantization=held)
+    chosen: dict[str, Any] = {"quantization": held, "attention": attention}
+    model, processor = load(name, dtype=number_format, device=device, **chosen)
     _choose_threads(model)
     return model, processor
 

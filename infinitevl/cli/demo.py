@@ -10,6 +10,7 @@ from infinitevl.cli.command import check_folder, load_model
 from infinitevl.cli.output import print_json, write
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import TextDisplay
+from infinitevl.config import InfiniteVLTextConfig
 from infinitevl.engine.session import StreamSession
 from infinitevl.evaluation.demo import Demo, DemoResult, Mark, open_demo, watch_demo
 from infinitevl.evaluation.report import Recorder, write_report
@@ -26,14 +27,15 @@ def run_demo(
     device: str | None,
     dtype: str,
     quantization: str,
+    attention: str | None,
 ) -> None:
     """Watch the stream, mark the answers, and write the report if --report is given."""
     check_folder(report)
     demo = open_demo(num_frames)
-    network, processor = load_model(model, device, dtype, quantization)
+    network, processor = load_model(model, device, dtype, quantization, attention)
     config = network.config.text_config
     recorder = Recorder()
-    show = _JsonMarks() if as_json else _TextMarks(demo, config.sliding_window)
+    show = _JsonMarks() if as_json else _TextMarks(demo, config)
     result = show.run(StreamSession(network, processor), demo, recorder)
     if report is not None:
         growth = growth_per_token(config, network.dtype)
@@ -58,8 +60,9 @@ class _JsonMarks:
 class _TextMarks:
     """Show progress, answers beside the truth, and the speed."""
 
-    def __init__(self, demo: Demo, window_size: int) -> None:
-        self._window_size, self._num_frames = window_size, demo.source.num_frames
+    def __init__(self, demo: Demo, config: InfiniteVLTextConfig) -> None:
+        self._window_size, self._num_frames = config.sliding_window, demo.source.num_frames
+        self._num_sinks = config.num_sink_tokens
         self._display = TextDisplay(demo.source.num_frames)
         self._console = Console()
 
@@ -74,7 +77,8 @@ class _TextMarks:
             self._display(event)
 
         write(f"{self._num_frames} frames that no model was trained on. ")
-        write(f"Attention sees the last {self._window_size:,} tokens; the rest is memory.\n\n")
+        first = f"the first {self._num_sinks:,} and " if self._num_sinks else ""
+        write(f"Attention sees {first}the last {self._window_size:,} tokens; the rest is memory.\n\n")
         try:
             result = watch_demo(session, demo, show, mark)
         finally:

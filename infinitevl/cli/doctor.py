@@ -24,6 +24,7 @@ from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.loading import find
 from infinitevl.errors import CheckpointError, InfiniteVLError
 from infinitevl.evaluation.units import show_bytes
+from infinitevl.model.attention_variants import STREAMING, apply_variant_
 from infinitevl.model.opening import is_builtin
 from infinitevl.ops.table import describe
 
@@ -49,20 +50,24 @@ class Finding:
     note: str = ""
 
 
-def inspect_machine(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
+def inspect_machine(
+    model: str | None, device: str | None, dtype: str, attention: str | None = None
+) -> Iterator[Finding]:
     """Yield the findings one by one; `model` is a folder or a name, None for the built-in one."""
     yield from _machine()
     yield from _packages()
     yield from _kernels(device)
     yield from _video()
-    yield from _streams(model, device, dtype)
+    yield from _streams(model, device, dtype, attention)
 
 
-def show_findings(model: str | None, device: str | None, dtype: str, *, as_json: bool) -> None:
+def show_findings(
+    model: str | None, device: str | None, dtype: str, attention: str | None, *, as_json: bool
+) -> None:
     """Print the findings as a table, or one JSON object a line; exit code 1 if something is wrong."""
     check_device(device)
     wrong: list[Finding] = []
-    findings = _collecting(inspect_machine(model, device, dtype), wrong)
+    findings = _collecting(inspect_machine(model, device, dtype, attention), wrong)
     if as_json:
         for finding in findings:
             print_json(asdict(finding))
@@ -173,15 +178,20 @@ def _moving_picture(num_frames: int) -> bytes:
     return buffer.getvalue()
 
 
-def _streams(model: str | None, device: str | None, dtype: str) -> Iterator[Finding]:
+def _streams(model: str | None, device: str | None, dtype: str, attention: str | None) -> Iterator[Finding]:
     try:
         own = _config_of(model)
+        if attention is not None:
+            apply_variant_(own, attention)
         number_format = _number_format(model, device, dtype, own)
         yield from _capacity("this model", own, number_format, device)
-        yield from _pace(model, own, number_format, device)
+        yield from _pace(model, own, number_format, device, attention)
     except InfiniteVLError as error:
         yield Finding(_STATE, "this model", "unknown", False, str(error))
-    yield from _capacity("published 4B", InfiniteVLConfig(), torch.bfloat16, device)
+    published, streaming = InfiniteVLConfig(), InfiniteVLConfig()
+    apply_variant_(streaming, STREAMING)
+    yield from _capacity("published 4B", published, torch.bfloat16, device)
+    yield from _capacity("published 4B, streaming", streaming, torch.bfloat16, device)
 
 
 def _number_format(
@@ -221,7 +231,11 @@ def _capacity(
 
 
 def _pace(
-    model: str | None, config: InfiniteVLConfig, dtype: torch.dtype, device: str | None
+    model: str | None,
+    config: InfiniteVLConfig,
+    dtype: torch.dtype,
+    device: str | None,
+    attention: str | None,
 ) -> Iterator[Finding]:
     """Say how many streams this machine computes in time, of a model that is quickly loaded."""
     fit = _room(config, dtype, _place(device))
@@ -229,7 +243,7 @@ def _pace(
         return
     name = "streams in time"
     try:
-        rate = frames_per_second(model, _place(device), dtype, fit)
+        rate = frames_per_second(model, _place(device), dtype, fit, attention)
     except InfiniteVLError as error:
         yield Finding(_STATE, name, "not measured", note=str(error))
         return

@@ -21,7 +21,9 @@ def is_quick(model: str | None, config: InfiniteVLConfig, dtype: torch.dtype) ->
     return Path(find(model)).is_dir() and weight_bytes(config, dtype) <= _LARGEST
 
 
-def frames_per_second(model: str | None, device: torch.device, dtype: torch.dtype, fit: int) -> float:
+def frames_per_second(
+    model: str | None, device: torch.device, dtype: torch.dtype, fit: int, attention: str | None = None
+) -> float:
     """Measure the frames that all streams together read in a second, preprocessing included.
 
     fit: streams for which there is memory; some of them share each step.
@@ -29,7 +31,7 @@ def frames_per_second(model: str | None, device: torch.device, dtype: torch.dtyp
     Raises:
         InfiniteVLError: the model cannot be loaded, or cannot watch a stream without end.
     """
-    loaded, processor = load(model, device=device, dtype=dtype)
+    loaded, processor = load(model, device=device, dtype=dtype, attention=attention)
     count = min(_TOGETHER, fit)
     engine = Engine(loaded, processor, num_slots=count)
     streams = [StreamSession.on(engine) for _ in range(count)]

@@ -26,10 +26,19 @@ class ServeOptions:
     allow_private: bool = False
     allow_unsigned_states: bool = False
     state_dir: str | None = None
+    save_every: float = 5.0
+    park_memory: float | None = None
+    park_disk: float | None = None
 
 
 def run_serve(
-    options: ServeOptions, *, model: str | None, device: str | None, dtype: str, quantization: str
+    options: ServeOptions,
+    *,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    quantization: str,
+    attention: str | None = None,
 ) -> None:
     """Load a model and serve it; what can be seen to be wrong is said before that.
 
@@ -59,12 +68,19 @@ def run_serve(
         allow_private=options.allow_private,
         allow_unsigned_states=options.allow_unsigned_states,
         state_dir=state_dir,
+        save_every=options.save_every,
+        park_memory=_gibibytes(options.park_memory),
+        park_disk=_gibibytes(options.park_disk),
     )
-    network, processor = load_model(model, device, dtype, quantization)
+    network, processor = load_model(model, device, dtype, quantization, attention)
     engine = Engine(network, processor, num_slots=options.slots, mode=options.mode)
     whom = f"{len(keys)} API keys" if keys else "no API key: only this machine is answered"
     print(f"http://{options.host}:{options.port} serves {settings.model} ({whom})", file=sys.stderr)
     serve(engine, settings, options.host, options.port)
+
+
+def _gibibytes(number: float | None) -> int | None:
+    return None if number is None else int(number * 2**30)
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

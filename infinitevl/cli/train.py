@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infinitevl.cli.command import command
+from infinitevl.cli.command import Attention, AttentionOption, command
 
 if TYPE_CHECKING:
     from infinitevl.training.recipes import Recipe
@@ -68,7 +68,12 @@ def init(
     period: Annotated[
         int, typer.Option("--period", min=1, help="One window layer, then period - 1 Gated DeltaNets.")
     ] = 4,
-    window: Annotated[int, typer.Option("--window", min=1, help="Keys that a window layer sees.")] = 8192,
+    window: Annotated[
+        int, typer.Option("--window", min=1, help="The last keys that a window layer sees.")
+    ] = 8192,
+    sinks: Annotated[
+        int, typer.Option("--sinks", min=0, help="The first keys, which a window layer never forgets.")
+    ] = 0,
     linear_heads: Annotated[
         int | None, typer.Option("--linear-heads", min=1, help="Heads of a new mixer; default: as attention.")
     ] = None,
@@ -88,6 +93,7 @@ def init(
         layer_types=_full_names(layer_types),
         period=period,
         window=window,
+        sinks=sinks,
         num_linear_heads=linear_heads,
         linear_head_dim=linear_head_dim,
         expand=expand,
@@ -110,9 +116,10 @@ def distill_layers(
     dry_run: DryRunOption = False,
     pictures: PicturesOption = None,
     resume: ResumeOption = False,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Stage 1a: new mixers learn their layer's output from the teacher's layer."""
-    _run("distill-layers", recipe, dry_run, pictures, resume)
+    _run("distill-layers", recipe, dry_run, pictures, resume, attention)
 
 
 @command(app)
@@ -121,9 +128,10 @@ def distill_logits(
     dry_run: DryRunOption = False,
     pictures: PicturesOption = None,
     resume: ResumeOption = False,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Stage 1b: new mixers learn the teacher's distribution of next tokens."""
-    _run("distill-logits", recipe, dry_run, pictures, resume)
+    _run("distill-logits", recipe, dry_run, pictures, resume, attention)
 
 
 @command(app)
@@ -132,9 +140,10 @@ def sft(
     dry_run: DryRunOption = False,
     pictures: PicturesOption = None,
     resume: ResumeOption = False,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Stage 2: mixers, attention and feed-forward learn answers."""
-    _run("sft", recipe, dry_run, pictures, resume)
+    _run("sft", recipe, dry_run, pictures, resume, attention)
 
 
 @command(app)
@@ -143,34 +152,40 @@ def long_sft(
     dry_run: DryRunOption = False,
     pictures: PicturesOption = None,
     resume: ResumeOption = False,
+    attention: AttentionOption = Attention.auto,
 ) -> None:
     """Stage 3: LoRA adapters learn answers over long sequences."""
-    _run("long-sft", recipe, dry_run, pictures, resume)
+    _run("long-sft", recipe, dry_run, pictures, resume, attention)
 
 
 @command(app)
-def export(recipe: RecipeOption) -> None:
+def export(recipe: RecipeOption, attention: AttentionOption = Attention.auto) -> None:
     """Write the model of an unfinished run's checkpoint as a model folder."""
-    settings = _read(recipe)
+    settings = _read(recipe, attention)
     from infinitevl.training import stage
 
     print(f"The model is in {stage.export(settings)}.")
 
 
-def _read(path: str) -> "Recipe":
+def _read(path: str, attention: Attention) -> "Recipe":
+    """Read a recipe; an option of the command counts more than its setting."""
     from infinitevl.errors import InputError
 
     try:
         from infinitevl.training.recipes import read_recipe
     except ImportError as error:
         raise InputError(f"training needs {error.name}: pip install 'infinitevl[train]'.") from error
-    return read_recipe(path)
+    recipe = read_recipe(path)
+    chosen = attention.variant or recipe.attention
+    return recipe.model_copy(update={"attention": chosen})
 
 
-def _run(stage: str, path: str, dry_run: bool, pictures: str | None, resume: bool) -> None:
+def _run(
+    stage: str, path: str, dry_run: bool, pictures: str | None, resume: bool, attention: Attention
+) -> None:
     from infinitevl.errors import InputError
 
-    recipe = _read(path)
+    recipe = _read(path, attention)
     if recipe.stage != stage:
         raise InputError(f"{path} is a recipe for `infinitevl train {recipe.stage}`, not for {stage}.")
     if dry_run:

@@ -48,13 +48,19 @@ class WatchOptions:
 
 
 def run_watch(
-    options: WatchOptions, *, model: str | None, device: str | None, dtype: str, quantization: str
+    options: WatchOptions,
+    *,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    quantization: str,
+    attention: str | None = None,
 ) -> None:
     """Watch, answer, and write the files; options are checked before anything is loaded."""
     questions = [parse_question(line) for line in options.ask]
     _check_outputs(options)
     with _open_source(options) as source:
-        network, processor = load_model(model, device, dtype, quantization)
+        network, processor = load_model(model, device, dtype, quantization, attention)
         session = _open_session(options, network, processor)
         recorder = Recorder()
         outcome = _watch_and_save(options, session, source, questions, recorder, note_of(model))

@@ -83,8 +83,13 @@ class Session:
 
     @property
     def is_parked(self) -> bool:
-        """Whether the state lies in host memory."""
+        """Whether the state lies in host memory or on disk."""
         return self._parked is not None
+
+    @property
+    def parked(self) -> Parked | None:
+        """The state while the session has no slot."""
+        return self._parked
 
     @property
     def state(self) -> StreamState:
@@ -104,16 +109,36 @@ class Session:
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {sampling!r}; give a Sampling, as in Sampling(max_new_tokens=64).")
         with self.engine.lock:  # the next reading would overwrite what `read` returns
-            self._check_free()
-            slot = self.engine.fork(self.slot)
+            slot = self._fork_for_turn()
             try:
-                answer = self.engine.scheduler.begin(slot, read(slot), sampling, on_text)
-                self._begun.add(answer)
-                self._kept = weakref.ref(answer) if self.keep_turns else lambda: None
-                return answer
+                return self.start(slot, read(slot), sampling, on_text, self.keep_turns)
             except BaseException:
                 self.engine.release(slot)
                 raise
+
+    def _fork_for_turn(self) -> Slot:
+        self._check_free()
+        return self.engine.fork(self.slot)
+
+    def start(
+        self,
+        slot: Slot,
+        hidden: Tensor,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+        keep: bool,
+    ) -> Answer:
+        """Start the answer to a question that a fork of this session has read.
+
+        Args:
+            hidden: [1, C], the last hidden state of the question.
+            keep: whether the turn becomes part of the session when it is finished, as it was when it began.
+        """
+        with self.engine.lock:
+            answer = self.engine.scheduler.begin(slot, hidden, sampling, on_text)
+            self._begun.add(answer)
+            self._kept = weakref.ref(answer) if keep else lambda: None
+            return answer
 
     def finish(self, answer: Answer) -> str:
         """Wait for an answer that `begin` started; return its text. Finish or cancel every answer once.
@@ -221,12 +246,16 @@ class Session:
         self.snapshot().save(path)
 
     def snapshot(self) -> Snapshot:
-        """A copy of state and settings as they are now; waits for the device."""
+        """A copy of state and settings as they are now; waits for the device. What is parked stays parked."""
         mark = fingerprint(self.model, self.model.config)
         settings = {name: getattr(self, name) for name in self._settings}
         with self.engine.lock:
-            state = self.state.fork()
-            state.span.num_dropped.fill_(self.slot.facts.num_dropped)
+            parked = self._parked
+            if parked is None:
+                state, facts = self.state.fork(), self.slot.facts
+            else:
+                state, facts = self.engine.pool.state.of_rows(parked.rows), parked.facts
+            state.span.num_dropped.fill_(facts.num_dropped)
         return Snapshot(state, mark, json.dumps(settings))
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from infinitevl.errors import CheckpointError, InputError
+from infinitevl.model.attention_variants import check_variant
 from infinitevl.model.fused import check_quantization, fuse_onto_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.opening import BUILTIN, BUILTIN_STAGE_2, is_builtin, is_path, open_model, place_of
@@ -63,6 +64,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     quantization: str | None = None,
+    attention: str | None = None,
 ) -> tuple[InfiniteVLForConditionalGeneration, InfiniteVLProcessor]:
     """Load a model and its processor.
 
@@ -77,9 +79,13 @@ def load(
         device: by default the first GPU if there is one, else the CPU.
         quantization: "int8", "int4" or "fp8" quantizes the weights of the decoder's products, layer by layer
             on the device. Such a model cannot be trained, moved or saved. None for full precision.
+        attention: "streaming" (sinks that are never forgotten, and a window), "sliding" (a window alone) or
+            "full" (all keys, up to the config's max_position_embeddings), as
+            `model.attention_variants.apply_variant_` has them; None for the folder's own. A folder that the
+            model is saved to keeps it.
 
     Raises:
-        InputError: no such quantization, device or dtype.
+        InputError: no such quantization, attention, device or dtype.
         CheckpointError: nothing usable under that name; says what to do.
     """
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -87,10 +93,13 @@ def load(
         raise InputError(f"dtype is {dtype!r}; give a torch.dtype, such as torch.bfloat16, or None.")
     if quantization is not None:
         check_quantization(quantization)
+    if attention is not None:
+        check_variant(attention)
     source = find(name)
     is_folder = Path(source).exists()
     try:
-        model = open_model(source if name != BUILTIN_STAGE_2 else name, dtype or _dtype(name, device))
+        wanted = source if name != BUILTIN_STAGE_2 else name
+        model = open_model(wanted, dtype or _dtype(name, device), attention)
         processor = InfiniteVLProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         if is_folder and isinstance(error, CheckpointError):

@@ -1,4 +1,4 @@
-"""A prompt that is read piece by piece, so that frames and answers of others go on in between."""
+"""Prompts and questions that are read piece by piece: frames and answers of others go on in between."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -37,6 +37,11 @@ class PromptReader:
         self._features: dict[int, list[Tensor]] = {IMAGE: [], VIDEO: []}
         self._embeds: Tensor | None = None
         self._num_read = 0
+
+    @property
+    def piece(self) -> int:
+        """Tokens that the next step reads, or as many as take about as long."""
+        return self._piece if self._pictures else min(self._piece, self.num_tokens - self._num_read)
 
     @on_device
     def step(self) -> Tensor | None:
@@ -81,6 +86,33 @@ class PromptReader:
         self.slot.facts = self.slot.facts.with_text(embeds.shape[1])
         self._num_read += embeds.shape[1]
         return hidden if self._num_read == self.num_tokens else None
+
+
+class TurnReader:
+    """Reads into a fork of a stream what `Engine.read_turn` reads at once.
+
+    Args:
+        slot: the fork; nobody else may read into it meanwhile.
+        turn_ids: of the turn, one token at least.
+        piece: tokens that are read in one step.
+    """
+
+    def __init__(self, engine: "Engine", slot: Slot, turn_ids: list[int], piece: int):
+        self.engine, self.slot, self._ids, self._piece = engine, slot, turn_ids, piece
+        self._num_read = 0
+
+    @property
+    def piece(self) -> int:
+        """Tokens that the next step reads."""
+        return min(self._piece, len(self._ids) - self._num_read)
+
+    def step(self) -> Tensor | None:
+        """Read one piece: the last hidden state [1, C] once all was read, else None."""
+        ids = self._ids[self._num_read : self._num_read + self._piece]
+        read = self.engine.read if self._num_read else self.engine.read_turn  # which closes the span first
+        hidden = read(self.slot, ids)
+        self._num_read += len(ids)
+        return hidden if self._num_read == len(self._ids) else None
 
 
 def _pictures(inputs: Mapping[str, Tensor]) -> Iterator[tuple[int, Tensor, tuple[int, int, int]]]:

@@ -13,6 +13,7 @@ from typing import Any
 from infinitevl.engine.answers import Answer
 from infinitevl.engine.base import Session, checked_engine
 from infinitevl.engine.engine import Arrival, Engine, Mode
+from infinitevl.engine.reading import TurnReader
 from infinitevl.engine.sampling import Sampling
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -172,12 +173,27 @@ class StreamSession(Session):
 
         Arguments and errors as in `ask`.
         """
+        ids = self._turn_ids(question)
+        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text)
+
+    def turn_reader(self, question: str, piece: int) -> TurnReader:
+        """Fork the stream, to read a question into the fork by `piece` tokens a step; then `start`.
+
+        With `keep_turns` no frame may be observed from here until the answer is finished.
+
+        Raises:
+            InputError, StateError: as `begin`.
+        """
+        ids = self._turn_ids(question)
+        with self.engine.lock:
+            return TurnReader(self.engine, self._fork_for_turn(), ids, piece)
+
+    def _turn_ids(self, question: str) -> list[int]:
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
         if not self.slot.facts.num_frames:
             raise InputError("nothing was seen yet: observe a frame before the first question.")
-        ids = turn_ids(self.processor.tokenizer, question, self.system)
-        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text)
+        return turn_ids(self.processor.tokenizer, question, self.system)
 
     @classmethod
     def load(

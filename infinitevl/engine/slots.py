@@ -1,8 +1,12 @@
 """Slots: rows of one state that streams and answers occupy, each with facts that the host keeps."""
 
+import mmap
+import os
+import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -87,12 +91,28 @@ class Slot:
     facts: Facts = Facts()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Parked:
-    """A stream in host memory: its row of each buffer."""
+    """A stream without a slot: its row of each buffer, in host memory or on disk."""
 
     rows: list[Tensor]
     facts: Facts
+    is_on_disk: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(row.nbytes for row in self.rows)
+
+    def move_to_disk(self, folder: Path) -> None:
+        """Move the rows to files of `folder`; in any thread, also while they are read.
+
+        The files have no names: nothing of them is left after the process, however it ends.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written; the rows stay where they are.
+        """
+        self.rows, self.is_on_disk = [_mapped(row, folder) for row in self.rows], True
 
 
 class SlotPool:
@@ -176,6 +196,17 @@ class SlotPool:
         slot = Slot(index, self._views[index])
         self._taken[index] = weakref.ref(slot)
         return slot
+
+
+def _mapped(row: Tensor, folder: Path) -> Tensor:
+    """The same bytes, read from a file when they are looked at."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(row.numpy().data)
+        file.flush()
+        os.fsync(file.fileno())  # a disk that is full says so now; and written pages can leave memory
+        return torch.frombuffer(
+            mmap.mmap(file.fileno(), row.nbytes, access=mmap.ACCESS_COPY), dtype=row.dtype
+        )
 
 
 def _to_host(row: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from infinitevl.config import LINEAR, SLIDING, InfiniteVLTextConfig
+from infinitevl.config import FULL, LINEAR, InfiniteVLTextConfig
 from infinitevl.model.context import ForwardContext
 from infinitevl.model.delta_net import GatedDeltaNet
 from infinitevl.model.fused import Fusable
@@ -54,9 +54,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn: GatedDeltaNet | WindowAttention = (
-            GatedDeltaNet(config)
-            if kind == LINEAR
-            else WindowAttention(config, config.sliding_window if kind == SLIDING else None)
+            GatedDeltaNet(config) if kind == LINEAR else WindowAttention(config, is_full=kind == FULL)
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, quantizable=True)

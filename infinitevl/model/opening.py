@@ -14,8 +14,10 @@ import transformers
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session
 
+from infinitevl.config import InfiniteVLConfig
 from infinitevl.errors import CheckpointError
 from infinitevl.model import adapters
+from infinitevl.model.attention_variants import apply_variant_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.qwen import foreign_config
 from infinitevl.model.weights import loading_errors
@@ -25,13 +27,16 @@ _SECONDS_TO_ANSWER = 5
 Name = str | os.PathLike[str]
 
 
-def open_model(name: Name | None, dtype: Any) -> InfiniteVLForConditionalGeneration:
+def open_model(
+    name: Name | None, dtype: Any, attention: str | None = None
+) -> InfiniteVLForConditionalGeneration:
     """The model of a name, on the CPU; an adapter beside its weights is merged.
 
     A folder of Qwen2.5-VL runs as it is: its layers are full attention, so states need a `max_length`.
 
     Args:
         name: None for the built-in model. dtype: what transformers takes; "auto" is the folder's own.
+        attention: one of `attention_variants.VARIANTS`, or None for the folder's own.
 
     Raises:
         CheckpointError, OSError, ValueError: nothing usable under that name.
@@ -39,6 +44,9 @@ def open_model(name: Name | None, dtype: Any) -> InfiniteVLForConditionalGenerat
     place = place_of(name)
     with loading_errors(place):
         config = foreign_config(place)
+        if attention is not None:
+            config = config or InfiniteVLConfig.from_pretrained(place)
+            apply_variant_(config, attention)
     own: dict[str, Any] = {} if config is None else {"config": config}
     with quiet_progress(everywhere=is_builtin(name)):
         model = InfiniteVLForConditionalGeneration.from_pretrained(place, dtype=dtype, **own)

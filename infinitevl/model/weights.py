@@ -171,6 +171,8 @@ def _sizes(config: InfiniteVLConfig) -> list[Any]:
     """What the numbers of a state depend on besides the weights; JSON turns 2 and 2.0 into other texts."""
     text, vision = config.text_config, config.vision_config
     sizes = [getattr(text, name) for name in _TEXT_SIZES] + [getattr(vision, name) for name in _VISION_SIZES]
+    if text.num_sink_tokens:  # without sinks, states saved before there were any go on
+        sizes.append(text.num_sink_tokens)
     numbers = [float(size) for size in sizes if isinstance(size, int | float)]
     return [numbers, list(text.layer_types), list(text.mrope_section), sorted(vision.fullatt_block_indexes)]
 

@@ -1,4 +1,4 @@
-"""Grouped-query attention over the last `window` tokens, or over all of them."""
+"""Grouped-query attention over the last `window` tokens and the sinks, or over all tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +17,17 @@ class WindowAttention(Fusable):
     """One attention layer of the decoder (bias on q, k and v, none on the output).
 
     Args:
-        config: the decoder's sizes. window: keys that a query sees, its own among them; None for all.
+        config: the decoder's sizes, its window and its sinks among them.
+        is_full: every query sees all keys before it, without a window.
     """
 
     quantizable = ("in", "out")
 
-    def __init__(self, config: InfiniteVLTextConfig, window: int | None):
+    def __init__(self, config: InfiniteVLTextConfig, is_full: bool):
         super().__init__()
         self.head_dim = config.head_dim
-        self.window = window
+        self.window = None if is_full else config.sliding_window
+        self.num_sinks = 0 if is_full else config.num_sink_tokens
         query_width = config.num_attention_heads * config.head_dim
         key_width = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=True)
@@ -63,12 +65,13 @@ class WindowAttention(Fusable):
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # [B, T, H, D]
         inputs = q, k, v, context.cos, context.sin
         if state is None:
-            return kernels.window_chunk(*inputs, self.window, context.packed).flatten(2)
+            out = kernels.window_chunk(*inputs, self.window, context.packed, self.num_sinks)
+            return out.flatten(2)
         ring = state.keys, state.values, context.length
         if context.one_token:
-            return kernels.window_step_(*inputs, *ring, context.rows).flatten(2)
-        out = kernels.window_chunk_(*inputs, *ring, self.window, context.rows, context.num_valid)
-        return out.flatten(2)
+            return kernels.window_step_(*inputs, *ring, context.rows, self.num_sinks).flatten(2)
+        selected = self.window, context.rows, context.num_valid, self.num_sinks
+        return kernels.window_chunk_(*inputs, *ring, *selected).flatten(2)
 
     def _lay_out(self) -> dict[str, Any]:
         projections = (self.q_proj, self.k_proj, self.v_proj)

@@ -117,13 +117,19 @@ def causal_conv(x: Tensor, weight: Tensor, conv_state: Tensor) -> Tensor:
     return F.silu(torch.stack(shifted).sum(0))
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, num_past: int = 0) -> Tensor:
-    """Apply causal attention in which a query sees the last `window` keys, its own among them.
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, num_past: int = 0, num_sinks: int = 0
+) -> Tensor:
+    """Apply causal attention in which a query sees the last `window` keys, its own among them, and the sinks.
+
+    Query i sees key j if j <= i and (j < num_sinks or i - j < window); equation 8 of the paper's second
+    version.
 
     Args:
         q: [B, T, H, D], the tokens num_past .. num_past + T - 1 of the sequence.
         k, v: [B, num_past + T, H_kv, D], all keys and values of the sequence; H is a multiple of H_kv.
-        window: keys that a query sees; None for all.
+        window: the last keys that a query sees; None for all.
+        num_sinks: the first keys of the sequence, which every later query sees too.
 
     Returns:
         [B, T, H, D].
@@ -135,6 +141,6 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, num_pa
     key = torch.arange(k.shape[1], device=q.device)[None]
     seen = key <= query
     if window is not None:
-        seen &= key > query - window
+        seen &= (key > query - window) | (key < num_sinks)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
     return torch.einsum("bhts,bshd->bthd", weights, v)

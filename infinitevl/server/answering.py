@@ -3,8 +3,11 @@
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from infinitevl.engine.answers import Answer
 from infinitevl.engine.reading import PromptReader
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.jobs import Choice, Job
@@ -15,7 +18,8 @@ if TYPE_CHECKING:
     from infinitevl.server.worker import EngineWorker
 
 logger = logging.getLogger(__name__)
-_PIECE_ON_CPU, _PIECE_ON_GPU = 64, 512  # tokens of a prompt between two frames
+_PIECE_ON_CPU, _PIECE_ON_GPU = 64, 512  # tokens of prompts and questions between two frames
+_LEAST_SHARE = 8  # even the shortest piece takes as long as this part of a whole one
 
 
 class Answering:
@@ -27,7 +31,8 @@ class Answering:
         self.waiting: deque[Job] = deque()
         self.reading: deque[Job] = deque()
         self.growing: list[Job] = []
-        self.is_on_gpu = self.engine.pool.state.length.is_cuda
+        is_on_gpu = self.engine.pool.state.length.is_cuda
+        self.piece = _PIECE_ON_GPU if is_on_gpu else _PIECE_ON_CPU
 
     @property
     def num_slots(self) -> int:
@@ -50,7 +55,7 @@ class Answering:
         self.waiting.append(job)
 
     def step(self) -> None:
-        """Begin what can begin, read one piece of one prompt, and let every answer grow."""
+        """Begin what can begin, read a piece of prompts and questions, and let every answer grow."""
         self._forget_cancelled()
         self._begin()
         self._read()
@@ -109,24 +114,30 @@ class Answering:
         assert job.inputs is not None
         self.worker.make_room(1)
         slot = self.engine.take()
-        piece = _PIECE_ON_GPU if self.is_on_gpu else _PIECE_ON_CPU
-        job.reader = PromptReader(self.engine, slot, job.inputs, piece)
+        job.reader = PromptReader(self.engine, slot, job.inputs, self.piece)
         self.reading.append(job)
 
     def _begin_question(self, job: Job) -> None:
-        stream, choice = job.stream, job.choices[0]
+        stream = job.stream
         assert stream is not None
         self.worker.make_resident(stream, extra=1)
-        job.session, job.is_kept = stream.session, stream.session.keep_turns
-        choice.answer = stream.session.begin(job.question, choice.sampling, choice.on_text)
+        job.session = stream.session
+        job.reader = stream.session.turn_reader(job.question, self.piece)
         job.seen = stream.stats.frames, stream.stats.seconds
+        job.is_kept = stream.session.keep_turns
         stream.num_kept_answers += job.is_kept
-        self.growing.append(job)
+        self.reading.append(job)
 
     def _read(self) -> None:
-        if not self.reading:
-            return
-        job = self.reading.popleft()
+        """Read a piece of one job after the other, until it has been a whole piece's work."""
+        left = self.piece
+        while self.reading and left > 0:
+            job = self.reading.popleft()
+            assert job.reader is not None
+            left -= max(job.reader.piece, self.piece // _LEAST_SHARE)
+            self._read_piece(job)
+
+    def _read_piece(self, job: Job) -> None:
         assert job.reader is not None
         try:
             hidden = job.reader.step()
@@ -140,13 +151,16 @@ class Answering:
     def _begin_choices(self, job: Job, hidden: "Tensor") -> None:
         """Let every choice grow in a slot of its own."""
         assert job.reader is not None
-        self.growing.append(job)
         self.worker.make_room(len(job.choices) - 1)
         first = job.reader.slot
         slots = [first, *(self.engine.fork(first) for _ in job.choices[1:])]
+        start: Callable[..., Answer] = self.engine.scheduler.begin
+        if job.session is not None:
+            start = partial(job.session.start, keep=job.is_kept)
         for choice, slot in zip(job.choices, slots, strict=True):
-            choice.answer = self.engine.scheduler.begin(slot, hidden, choice.sampling, choice.on_text)
+            choice.answer = start(slot, hidden, choice.sampling, choice.on_text)
         job.reader = None
+        self.growing.append(job)
 
     def _grow(self) -> None:
         if not self.growing:
@@ -156,6 +170,7 @@ class Answering:
         except Exception:  # each answer holds what ended it
             logger.exception("a step of the answers failed")
         for job in list(self.growing):
+            self.worker.metrics.answer_tokens.inc(sum(choice.count_tokens() for choice in job.choices))
             for choice in job.choices:
                 try:
                     if not choice.is_over:
@@ -203,7 +218,6 @@ class Answering:
         metrics = self.worker.metrics
         metrics.answers.inc()
         metrics.prompt_tokens.inc(job.num_prompt_tokens)
-        metrics.answer_tokens.inc(sum(len(c.answer.tokens) for c in job.choices if c.answer is not None))
         if job.first_token is not None:
             metrics.first_token_seconds.observe(job.first_token - job.started)
         metrics.answer_seconds.observe(time.monotonic() - job.started)
@@ -218,8 +232,7 @@ class Answering:
         if job.reader is not None:
             self.engine.release(job.reader.slot)
             job.reader = None
-        if job in self.growing:
-            self._let_frames_in(job)
+        self._let_frames_in(job)
         for choice in job.choices:
             if choice.answer is not None:
                 self.engine.release(choice.answer.slot)
@@ -228,4 +241,5 @@ class Answering:
         if job.stream is not None:
             with self.worker.changed:
                 job.stream.num_kept_answers -= job.is_kept
+                job.is_kept = False
                 self.worker.changed.notify_all()

@@ -17,6 +17,7 @@ from infinitevl.server.limits import Guard
 from infinitevl.server.media import MediaReader
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.page import add_page
+from infinitevl.server.parking import ParkLimits
 from infinitevl.server.prompts import PromptMaker
 from infinitevl.server.registry import Registry
 from infinitevl.server.security import Keys
@@ -56,10 +57,11 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
 def _context(engine: Engine, settings: ServerSettings) -> Context:
     metrics = Metrics()
     keeper = None if settings.state_dir is None else StateKeeper(settings.state_dir, settings.save_every)
-    worker = EngineWorker(engine, metrics, settings.limits.waiting, keeper)
-    metrics.watch(worker)
+    limits = ParkLimits.of(settings.park_memory, settings.park_disk, settings.state_dir)
+    worker = EngineWorker(engine, metrics, settings.limits.waiting, keeper, limits)
+    metrics.watch(worker, keeper)
     size = engine.processor.image_processor.size
-    limits = size["shortest_edge"], size["longest_edge"]
+    edges = size["shortest_edge"], size["longest_edge"]
     return Context(
         settings,
         engine.processor,
@@ -68,7 +70,7 @@ def _context(engine: Engine, settings: ServerSettings) -> Context:
         Keys(settings.keys),
         Registry(worker, settings, keeper),
         keeper,
-        PromptMaker(engine.processor, MediaReader(settings, limits), settings.limits),
+        PromptMaker(engine.processor, MediaReader(settings, edges), settings.limits),
     )
 
 
@@ -92,10 +94,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _add_operation(app: FastAPI) -> None:
     @app.get("/health", tags=["operation"], response_model=None)
     async def health(context: Parts) -> dict[str, Any] | Response:
-        """Whether the process works."""
+        """Whether the process works; and whether streams can be saved, where they are kept."""
         if not context.worker.is_alive:
             return JSONResponse({"status": "ending"}, 503)
-        return {"status": "ok"}
+        keeper = context.keeper
+        if keeper is None:
+            return {"status": "ok"}
+        return {"status": "ok", "saving": "failing" if keeper.is_failing else "ok"}
 
     @app.get("/ready", tags=["operation"], response_model=None)
     async def ready(context: Parts) -> dict[str, Any] | Response:

@@ -42,14 +42,17 @@ class Context:
         return len(turn_ids(self.processor.tokenizer, question, system))
 
 
-def context_of(request: Request) -> Context:
+# Coroutines, though they wait for nothing: plain functions would run in other threads, one after the other.
+
+
+async def context_of(request: Request) -> Context:
     """The server's parts, as a dependency."""
     return request.app.state.context
 
 
-def owner_of(request: Request) -> str:
+async def owner_of(request: Request) -> str:
     """Whose call it is, as a dependency; 401 for nobody's."""
-    return context_of(request).keys.owner(request)
+    return (await context_of(request)).keys.owner(request)
 
 
 Owner = Annotated[str, Depends(owner_of)]

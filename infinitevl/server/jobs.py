@@ -12,7 +12,7 @@ from infinitevl.engine.answers import Answer
 from infinitevl.engine.sampling import Sampling
 
 if TYPE_CHECKING:
-    from infinitevl.engine.reading import PromptReader
+    from infinitevl.engine.reading import PromptReader, TurnReader
     from infinitevl.engine.session import StreamSession
     from infinitevl.server.streams import Stream
 
@@ -79,6 +79,12 @@ class Choice:
     emit: Callable[[Any], None]
     answer: Answer | None = None
     is_over: bool = False
+    num_counted: int = 0
+
+    def count_tokens(self) -> int:
+        """How many tokens the answer has more than when this was asked before."""
+        before, self.num_counted = self.num_counted, 0 if self.answer is None else len(self.answer.tokens)
+        return self.num_counted - before
 
     def on_text(self, text: str) -> None:
         """Hand on text that the engine has made."""
@@ -119,7 +125,7 @@ class Job:
     started: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     is_cancelled: bool = False
-    reader: "PromptReader | None" = None
+    reader: "PromptReader | TurnReader | None" = None
     seen: tuple[int, float] = (0, 0.0)
     choices: list[Choice] = field(default_factory=list)
 

@@ -8,13 +8,13 @@ import json
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from infinitevl.engine.base import Snapshot
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InfiniteVLError
-from infinitevl.files import atomic_write
+from infinitevl.files import atomic_write, remove_stale
 from infinitevl.server.streams import Settings, Stream
 from infinitevl.server.worker import EngineWorker
 
@@ -34,42 +34,58 @@ class StateKeeper:
         self._writer = ThreadPoolExecutor(1, "states")
         self._writing: Future[None] | None = None
         self._due: dict[str, float] = {}
+        self.is_failing = False
+        self.num_saves = self.num_failures = 0
 
     def register(self, stream: Stream) -> None:
-        """Remember that a stream is open."""
+        """Remember that a stream is open; one that has seen something is saved as soon as possible.
+
+        Raises:
+            InfiniteVLError: the disk is full, or the folder cannot be written.
+        """
         with atomic_write(self._record(stream.id)) as part:
             part.chmod(0o600)
             part.write_text(json.dumps(asdict(stream.settings)))
+        if stream.stats.frames:
+            self.hurry(stream)
 
-    def forget(self, stream: Stream) -> None:
-        """Delete what is kept of a stream."""
-        self._writer.submit(self._delete, stream.id)
+    def hurry(self, stream: Stream) -> None:
+        """Save a stream before others."""
+        self._due[stream.id] = 0.0
+
+    def forget(self, stream: Stream) -> "Future[None]":
+        """Delete what is kept of a stream; it is gone once the future is done."""
+        self._due.pop(stream.id, None)
+        return self._writer.submit(self._delete, stream.id)
 
     def _delete(self, stream_id: str) -> None:
         self._record(stream_id).unlink(missing_ok=True)  # first: a state without a record is not found
         self._state(stream_id).unlink(missing_ok=True)
 
     def tick(self, worker: EngineWorker) -> None:
-        """Save the stream whose turn it is, if any: copied now, written by another thread."""
+        """Save the stream that has been due for longest, if any: copied now, written by another thread."""
         if self._writing is not None and not self._writing.done():
             return
         now = time.monotonic()
-        for stream in list(worker.streams.values()):
-            is_changed = stream.changes != stream.saved_changes
-            if is_changed and self._due.setdefault(stream.id, now + self.every) <= now:
-                self._due.pop(stream.id)
-                self._writing = self._save(stream, worker)
-                return
+        changed = [each for each in list(worker.streams.values()) if each.changes != each.saved_changes]
+        for stream in changed:
+            self._due.setdefault(stream.id, now + self.every)
+        first = min(changed, key=lambda stream: self._due[stream.id], default=None)
+        if first is not None and self._due[first.id] <= now:
+            self._due.pop(first.id)
+            self._writing = self._save(first)
 
     def save_all(self, worker: EngineWorker) -> None:
         """Save every stream that has changed, and wait for it."""
         for stream in list(worker.streams.values()):
             if stream.changes != stream.saved_changes:
-                self._save(stream, worker).result()
+                try:
+                    self._save(stream).result()
+                except Exception:  # the others are saved all the same
+                    logger.exception("%s was not saved", stream.id)
         self._writer.shutdown()
 
-    def _save(self, stream: Stream, worker: EngineWorker) -> "Future[None]":
-        worker.make_resident(stream)
+    def _save(self, stream: Stream) -> "Future[None]":
         changes, frames = stream.changes, stream.stats.frames
         return self._writer.submit(self._write, stream, stream.session.snapshot(), changes, frames)
 
@@ -78,13 +94,21 @@ class StateKeeper:
             return
         try:
             snapshot.save(self._state(stream.id))
-        except InfiniteVLError as error:
-            logger.error("%s was not saved: %s", stream.id, error)
+        except Exception as error:
+            self.num_failures += 1
+            if not self.is_failing:
+                logger.error("streams cannot be saved; this goes on being tried: %s", error)
+            self.is_failing = True
         else:
+            self.num_saves += 1
+            if self.is_failing:
+                logger.info("streams are saved again")
+            self.is_failing = False
             stream.saved_changes, stream.saved_frames = changes, frames
 
     def restore(self, worker: EngineWorker) -> None:
         """Open every stream of the folder again; in the worker's thread, before it takes calls."""
+        remove_stale(self.folder)
         for record in sorted(self.folder.glob("*.json")):
             try:
                 worker.make_room(1)
@@ -101,6 +125,7 @@ class StateKeeper:
             session = StreamSession.load_on(state, worker.engine)
         else:
             session = settings.open_on(worker.engine)
+        settings = replace(settings, keep_turns=session.keep_turns, system=session.system)
         stream = Stream(settings, session, worker.engine.mode, id=record.stem)
         stream.saved_frames = stream.stats.frames if state.exists() else None
         return stream

@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-
 from infinitevl.engine.session import StreamSession
-from infinitevl.errors import StateError
+from infinitevl.errors import InfiniteVLError, StateError
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.security import check_signature, sign_state
@@ -22,7 +20,7 @@ from infinitevl.server.streams import Settings, Stream
 from infinitevl.server.worker import EngineWorker, until_done
 
 T = TypeVar("T")
-_SHARE_OF_MEMORY = 0.5  # of what is free, for parked states
+_NUM_RESIDENT = 2  # slots that streams always have; see `Answering.max_slots`
 
 
 class Registry:
@@ -107,20 +105,16 @@ class Registry:
                 self.worker.streams.pop(stream.id, None)
                 stream.close(ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found"))
             stream.session.close()
-            if self.keeper is not None:
-                self.keeper.forget(stream)
 
         await self.run(close)
+        if self.keeper is not None:
+            await until_done(self.keeper.forget(stream))
 
     async def state(self, stream: Stream) -> bytes:
         """The signed file of a stream as it is now, all frames that were sent included."""
         await self._all_read(stream)
 
-        def copy():
-            self.worker.make_resident(stream)
-            return stream.session.snapshot()
-
-        snapshot = await self.run(copy)
+        snapshot = await self.run(lambda: stream.session.snapshot())
 
         def write() -> bytes:
             with tempfile.TemporaryDirectory() as folder:
@@ -172,14 +166,18 @@ class Registry:
             stream.drop_queue()
             stream.last_time = stream.stats.seconds if stream.stats.frames else None
         old.close()
-        if self.keeper is not None:
-            self.keeper.register(stream)
+        if self.keeper is not None:  # the file says the rest
+            self.keeper.hurry(stream)
 
     def _add(self, settings: Settings, session: StreamSession) -> Stream:
         stream = Stream(settings, session, self.worker.engine.mode)
         stream.changes = 1
         if self.keeper is not None:
-            self.keeper.register(stream)
+            try:
+                self.keeper.register(stream)
+            except InfiniteVLError as error:
+                session.close()
+                raise ApiError(503, f"no stream can be opened: {error}", code="disk_full") from error
         with self.worker.changed:
             self.worker.streams[stream.id] = stream
         return stream
@@ -190,9 +188,8 @@ class Registry:
             raise busy(f"{limits.streams_per_key} streams of this key are open, the limit: delete one.")
         if len(self.worker.streams) >= limits.streams:
             raise busy(f"{limits.streams} streams are open, the limit of this server.")
-        size = self.worker.engine.pool.state.num_bytes // self.worker.engine.pool.num_slots
-        if size > psutil.virtual_memory().available * _SHARE_OF_MEMORY:
-            raise busy("there is no memory left for another stream.")
+        if not self.worker.parking.has_room(self.worker.streams.values(), _NUM_RESIDENT):
+            raise busy("there is no memory left for another stream: delete one (--park-memory, --park-disk).")
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run something in the worker's thread."""

@@ -10,7 +10,7 @@ from infinitevl.server.app import create_app
 from infinitevl.server.security import is_loopback
 from infinitevl.server.settings import ServerSettings
 
-_DRAIN = 30  # seconds for answers under way, after SIGTERM
+_DRAIN = 20  # seconds for answers under way, after SIGTERM; many who send it kill after 30
 
 
 def check_host(host: str, keys: tuple[str, ...]) -> None:
@@ -27,7 +27,10 @@ def check_host(host: str, keys: tuple[str, ...]) -> None:
 
 
 def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; then answers end, and streams are saved."""
+    """Serve until SIGINT or SIGTERM; then answers end, and streams are saved.
+
+    A second SIGINT (Ctrl-C) cuts answers short; streams are saved all the same.
+    """
     check_host(host, settings.keys)
     logging.getLogger("infinitevl").setLevel(logging.INFO)
     app = create_app(engine, settings)

@@ -36,7 +36,8 @@ class ServerSettings:
 
     model: the name that it answers to. version: of the package. keys: API keys, none for a server of one
     user. secret: signs states. folders: whose files may be named. save_every: seconds between two saves of a
-    stream that goes on.
+    stream that goes on. park_memory, park_disk: bytes for streams without a slot, None for half of what is
+    free.
     """
 
     model: str = "builtin"
@@ -48,4 +49,6 @@ class ServerSettings:
     allow_unsigned_states: bool = False
     state_dir: Path | None = None
     save_every: float = 5.0
+    park_memory: int | None = None
+    park_disk: int | None = None
     limits: Limits = Limits()

@@ -68,6 +68,8 @@ class Stream:
     last_time: float | None = None
     num_sent: int = 0
     used: float = field(default_factory=time.monotonic)
+    last_read: int = 0  # number of its newest frame among those of all streams; see `Turns`
+    turn_frames: int = 0  # frames read in this turn
     stamps: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     stats: Any = None
     changes: int = 0
@@ -124,7 +126,7 @@ class Stream:
     @property
     def num_dropped(self) -> int:
         """Frames that were dropped, those included that the session does not know of yet."""
-        return self.stats.dropped + sum(frame.dropped for frame in self.queue)
+        return self.stats.dropped + sum(frame.dropped for frame in tuple(self.queue))  # others may change it
 
     @property
     def can_read(self) -> bool:
@@ -156,7 +158,7 @@ class Stream:
 
     def as_json(self) -> dict[str, Any]:
         """What a client is told of it."""
-        kept = self.settings
+        kept, parked = self.settings, self.session.parked
         return {
             "id": self.id,
             "object": "stream",
@@ -178,6 +180,7 @@ class Stream:
             "state_bytes": self.stats.state_bytes,
             "frames_per_second": round(self.frames_per_second(), 2),
             "resident": not self.session.is_parked,
+            "parked": None if parked is None else "disk" if parked.is_on_disk else "memory",
             "saved_frames": self.saved_frames,
         }
 

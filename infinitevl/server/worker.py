@@ -1,10 +1,11 @@
 """The one thread that touches the engine: frames of all streams and tokens of all answers in common steps.
 
-Each round it reads one frame of every stream that has one, one piece of one prompt, and lets all answers grow
-by a step. So a frame waits for a piece and a step at the most, however long prompts and answers are.
+Each round it reads one frame of every stream that has one, then a bounded piece of prompts and questions, and
+lets all answers grow by a step. So a frame waits for a piece and a step, however long the others' texts are.
 """
 
 import asyncio
+import heapq
 import logging
 import threading
 import time
@@ -19,7 +20,9 @@ from infinitevl.server.answering import Answering
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.jobs import Job
 from infinitevl.server.metrics import Metrics
+from infinitevl.server.parking import Parking, ParkLimits
 from infinitevl.server.streams import Stream, Waiting, to_frame
+from infinitevl.server.turns import Turns
 
 T = TypeVar("T")
 
@@ -41,18 +44,29 @@ class EngineWorker:
     Args:
         max_waiting: answers that may wait for a slot.
         keeper: is asked every round whether a stream is to be saved; None saves none.
+        limits: of what streams without a slot may take.
 
     Raises:
         InputError: an engine with fewer than three slots.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, max_waiting: int, keeper: Keeper | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        max_waiting: int,
+        keeper: Keeper | None = None,
+        limits: ParkLimits | None = None,
+    ):
         if engine.pool.num_slots < MIN_SLOTS:
             raise InputError(f"a server needs {MIN_SLOTS} slots or more: give --slots {MIN_SLOTS}.")
         self.engine, self.metrics, self.keeper = engine, metrics, keeper
         self.streams: dict[str, Stream] = {}
         self.changed = threading.Condition()
         self.answering = Answering(self, max_waiting)
+        row = sum(buffer[0].nbytes for buffer in engine.pool.state.buffers)
+        self.parking = Parking(limits or ParkLimits.of(None, None, None), row)
+        self._turns = Turns()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -132,24 +146,34 @@ class EngineWorker:
         Raises:
             ApiError: 429, answers have them.
         """
-        pool = self.engine.pool
-        while pool.num_free < count:
-            resident = [
-                stream
-                for stream in self.streams.values()
-                if stream not in keep and not stream.session.is_parked and not stream.is_closed
-            ]
-            if not resident:
-                raise busy("all slots are taken by answers; try again soon.")
-            min(resident, key=lambda stream: stream.used).session.park()
+        missing = count - self.engine.pool.num_free
+        if missing <= 0:
+            return
+        resident = [
+            stream
+            for stream in self.streams.values()
+            if stream not in keep and not stream.session.is_parked and not stream.is_closed
+        ]
+        if len(resident) < missing:
+            raise busy("all slots are taken by answers; try again soon.")
+        for stream in heapq.nsmallest(missing, resident, key=lambda stream: stream.used):
+            stream.session.park()
+        self.parking.settle(self.streams.values(), keep)
 
-    def make_resident(self, stream: Stream, extra: int = 0, keep: Collection[Stream] = ()) -> None:
-        """Bring a stream back to the device, and leave `extra` slots free."""
-        if stream.is_closed:
-            raise ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found")
-        stream.used = time.monotonic()
-        self.make_room(extra + stream.session.is_parked, {stream, *keep})
-        assert stream.session.slot is not None  # taken again by being asked for
+    def make_resident(self, *streams: Stream, extra: int = 0) -> None:
+        """Bring streams back to the device, and leave `extra` slots free.
+
+        Raises:
+            ApiError: 404, one was closed; 429, answers have the slots.
+        """
+        for stream in streams:
+            if stream.is_closed:
+                raise ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found")
+            stream.used = time.monotonic()
+        parked = [stream for stream in streams if stream.session.is_parked]
+        self.make_room(extra + len(parked), set(streams))
+        for stream in parked:
+            assert stream.session.slot is not None  # taken again by being asked for
 
     def _run(self) -> None:
         while True:
@@ -185,21 +209,21 @@ class EngineWorker:
             self._observe()
         if self.keeper is not None:
             self.keeper.save_all(self)
+        self.parking.stop()
         for stream in self.streams.values():
             stream.close(error)
 
     def _observe(self) -> None:
-        """One frame of each stream that has one, as many as there are slots for, oldest first."""
+        """One frame of each stream that has one, as many as there are slots for; they take turns."""
+        room = self.engine.pool.num_slots - self.answering.num_slots
         with self.changed:
             ready = [stream for stream in self.streams.values() if stream.can_read]
-            ready.sort(key=lambda stream: stream.queue[0].arrived)
-            batch = ready[: self.engine.pool.num_slots - self.answering.num_slots]
+            batch = self._turns.choose(ready, room)
             frames = [stream.queue.popleft() for stream in batch]
         if not batch:
             return
         try:
-            for stream in batch:
-                self.make_resident(stream, keep=batch)
+            self.make_resident(*batch)
             self.engine.observe([(s.session, to_frame(f)) for s, f in zip(batch, frames, strict=True)])
         except Exception as error:
             if len(batch) > 1:  # find out whose fault it is

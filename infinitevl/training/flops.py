@@ -116,7 +116,7 @@ def mixer_flops(config: InfiniteVLTextConfig, kind: str, sequences: Iterable[int
     if kind == LINEAR:
         entries = config.num_linear_heads * config.linear_head_dim * config.linear_value_dim
         return _DELTA_RULE * entries * sum(sequences)
-    window = None if kind == FULL else config.sliding_window
+    window = None if kind == FULL else config.num_window_slots  # sinks and window never share a key
     pairs = sum(attended_pairs(length, window) for length in sequences)
     return 4 * config.num_attention_heads * config.head_dim * pairs
 

@@ -80,6 +80,11 @@ class StageRecipe(TrainerSettings):
     data: DataSettings | None = Field(
         None, description="What is read. Every recipe file has it; None where a program gives the feed."
     )
+    attention: Literal["streaming", "sliding", "full"] | None = Field(
+        None,
+        description="Keys that attention keeps: sinks and a window, a window alone, or all; default: as the "
+        "start.",
+    )
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="Of products; trained weights and their moments are float32 in any case."
     )
@@ -210,6 +215,8 @@ def explained(error: ValidationError, where: str, known: Iterable[str] = ()) -> 
 def identity(recipe: StageRecipe) -> dict[str, Any]:
     """Returns the settings that decide what is learnt; a resumed run must have the same."""
     plain = recipe.model_dump(mode="json", exclude=_FREE)
+    if plain["attention"] is None:
+        del plain["attention"]  # checkpoints of runs from before there was a choice go on
     if plain["data"] is not None:
         plain["data"].pop("workers")
     return plain

@@ -93,7 +93,7 @@ class Stage:
 
 def open_student(recipe: Recipe) -> tuple[Model, Any]:
     """Loads the model to start from; returns it and the peft model around it, as `set_trainable_` does."""
-    student = open_start(recipe.student)
+    student = open_start(recipe.student, recipe.attention)
     return student, set_trainable_(student, recipe)
 
 

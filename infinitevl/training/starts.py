@@ -17,8 +17,8 @@ MODEL, ADAPTER = "model", adapters.FOLDER  # in the folder of a run
 _EARLIER = "an earlier stage writes it: run"
 
 
-def open_start(name: str) -> InfiniteVLForConditionalGeneration:
-    """Loads a model by a name that `infinitevl.load` takes, onto the CPU.
+def open_start(name: str, attention: str | None = None) -> InfiniteVLForConditionalGeneration:
+    """Loads a model by a name that `infinitevl.load` takes, onto the CPU; `attention` as there.
 
     Weights are in the folder's number format; those of the built-in model in float32, so that its adapter is
     added exactly.
@@ -27,7 +27,7 @@ def open_start(name: str) -> InfiniteVLForConditionalGeneration:
         CheckpointError: nothing usable under that name; says what to do.
     """
     find_start(name)
-    return open_model(name, torch.float32 if opening.is_builtin(name) else "auto")
+    return open_model(name, torch.float32 if opening.is_builtin(name) else "auto", attention)
 
 
 def open_processor(name: opening.Name) -> InfiniteVLProcessor:

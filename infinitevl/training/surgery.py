@@ -27,14 +27,16 @@ class StudentPlan:
     """How a student differs from its teacher; None takes the teacher's value.
 
     layer_types: of each layer, or None for blocks of `period`: one window layer, then Gated DeltaNets.
-    window: keys that a window layer sees. num_linear_heads, linear_head_dim: of the new mixers, by default
-    those of attention. expand: value width of a new head over its key width. initializer_range: standard
-    deviation of fresh projections; small models need about hidden_size^-0.5.
+    window, sinks: the last keys that a window layer sees, and the first ones, which it never forgets.
+    num_linear_heads, linear_head_dim: of the new mixers, by default those of attention. expand: value width
+    of a new head over its key width. initializer_range: standard deviation of fresh projections; small models
+    need about hidden_size^-0.5.
     """
 
     layer_types: Sequence[str] | None = None
     period: int = 4
     window: int = 8192
+    sinks: int = 0
     num_linear_heads: int | None = None
     linear_head_dim: int | None = None
     expand: float = 2
@@ -65,7 +67,7 @@ def student_config(teacher: InfiniteVLConfig, plan: StudentPlan) -> InfiniteVLCo
     own = {*type(before).__dataclass_fields__, "dtype"}
     text = {key: value for key, value in before.to_dict().items() if key in own}
     text["layer_types"] = list(plan.layer_types or hybrid_layer_types(before.num_hidden_layers, plan.period))
-    text["sliding_window"] = plan.window
+    text["sliding_window"], text["num_sink_tokens"] = plan.window, plan.sinks
     heads = plan.num_linear_heads or before.num_attention_heads
     text["num_linear_heads"] = text["num_linear_key_value_heads"] = heads
     text["linear_head_dim"] = plan.linear_head_dim or before.head_dim

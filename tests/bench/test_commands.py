@@ -54,6 +54,16 @@ def test_every_benchmark_runs_on_a_cpu_and_keeps_its_lines(name, tmp_path):
     assert len(finished.stdout.splitlines()) == len(records)
 
 
+def test_a_variant_of_attention_is_measured_and_named_in_our_lines_alone(tmp_path):
+    words = ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path / "lines")]
+    bench("stream", "--frames", "2", *words, "--attention", "full")
+    records = read_records(tmp_path / "lines")
+    assert {r.settings.get("attention_variant") for r in records if r.who == "infinitevl"} == {"full"}
+    assert not any("attention_variant" in r.settings for r in records if r.who != "infinitevl")
+    (state,) = [record.value for record in records if record.what == "state"]
+    assert state > 128_000 * 2 * 2 * 8 * 4  # one layer's keys and values, two heads of eight numbers
+
+
 def test_contexts_are_those_asked_for_and_the_peer_can_be_left_out(tmp_path):
     file = tmp_path / "lines.jsonl"
     words = ["--contexts", "20,8", "--answers", "", "--repeats", "1", "--no-peer"]

@@ -50,6 +50,15 @@ def heights(axes, label):
     return list(line.get_xdata()), list(line.get_ydata())
 
 
+def test_of_several_variants_of_attention_the_last_one_is_drawn_and_named(tokens):
+    common = {"context": 1024, "answers": 1, "dtype": "bfloat16", "attention_variant": "streaming"}
+    streaming = timed(PLACE, "decode", "token", Timing(1.5, 1.4, 1.6, 20), who=OURS, **common)
+    figure = token_figure(pyplot, token_lines([*tokens, streaming]))
+    assert heights(figure.axes[0], "InfiniteVL") == ([1024], [1.5])
+    assert "4b shape, streaming attention" in figure.get_suptitle()
+    assert "attention" not in token_figure(pyplot, token_lines([streaming, *tokens])).get_suptitle()
+
+
 def test_one_line_for_each_of_those_measured(tokens):
     figure = token_figure(pyplot, token_lines(tokens))
     (axes,) = figure.axes

@@ -6,9 +6,9 @@ from infinitevl.cli import app
 
 COMMON = {"--help", "--debug"}
 MODEL = {"--model", "--device", "--dtype"}
-LOADED = MODEL | {"--quantization"}
+LOADED = MODEL | {"--quantization", "--attention"}
 ANSWER = {"--max-new-tokens", "--temperature"}
-BENCH = COMMON | {"--size", "--device", "--dtype", "--out", "--commit"}
+BENCH = COMMON | {"--size", "--device", "--dtype", "--out", "--commit", "--attention"}
 STAGES = ("distill-layers", "distill-logits", "sft", "long-sft")
 FROZEN = {
     "demo": COMMON | LOADED | {"--frames", "--json", "--report"},
@@ -23,7 +23,7 @@ FROZEN = {
     | {"--host", "--port", "--slots", "--mode", "--api-key-file", "--state-dir"}
     | {"--allow-folder", "--allow-private", "--allow-unsigned-states"},
     "models": COMMON | {"--json"},
-    "doctor": COMMON | MODEL | {"--json"},
+    "doctor": COMMON | MODEL | {"--json", "--attention"},
     "bench": {"--help"},
     "bench stream": BENCH | {"--frames", "--mode", "--peer", "--repeats"},
     "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats", "--quantization"},
@@ -36,9 +36,12 @@ FROZEN = {
     "train": {"--help"},
     "train init": COMMON
     | {"--teacher", "--out", "--layer-types", "--period", "--window", "--linear-heads", "--linear-head-dim"}
-    | {"--expand", "--initializer-range", "--seed"},
-    "train export": COMMON | {"--recipe"},
-    **{f"train {stage}": COMMON | {"--recipe", "--dry-run", "--pictures", "--resume"} for stage in STAGES},
+    | {"--sinks", "--expand", "--initializer-range", "--seed"},
+    "train export": COMMON | {"--recipe", "--attention"},
+    **{
+        f"train {stage}": COMMON | {"--recipe", "--dry-run", "--pictures", "--resume", "--attention"}
+        for stage in STAGES
+    },
 }
 
 

@@ -30,6 +30,23 @@ def test_init_writes_a_student_and_prints_where_each_weight_comes_from(tmp_path)
     assert ",".join(kind.split("_")[0] for kind in student.config.text_config.layer_types) == types
 
 
+def test_init_gives_a_student_sinks(tmp_path):
+    write_qwen(tmp_path / "teacher")
+    sizes = ["--window", 48, "--sinks", 16]
+    assert run("init", "--teacher", tmp_path / "teacher", "--out", tmp_path / "s", *sizes).exit_code == 0
+    text = InfiniteVLForConditionalGeneration.from_pretrained(tmp_path / "s").config.text_config
+    assert (text.num_sink_tokens, text.sliding_window) == (16, 48)
+
+
+def test_the_attention_of_a_command_counts_more_than_the_recipes(tmp_path):
+    world = write_world(tmp_path)
+    recipe = write_recipe(world, "sft", tmp_path / "run", num_steps=3, save_every=1, attention="full")
+    done = run("sft", "--recipe", recipe, "--attention", "streaming")
+    assert done.exit_code == 0, done.stderr or done.exception
+    text = InfiniteVLForConditionalGeneration.from_pretrained(tmp_path / "run/model").config.text_config
+    assert text.num_sink_tokens == 3
+
+
 def test_init_refuses_a_full_folder_before_it_reads_a_teacher(tmp_path):
     (tmp_path / "something").touch()
     refused = run("init", "--teacher", "nowhere", "--out", tmp_path)

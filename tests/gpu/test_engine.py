@@ -40,12 +40,13 @@ def pair(model, processor, **kwargs):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_sinks", [0, 1, 7])
 def test_replay_equals_eager_before_the_window_fills_at_the_wrap_and_two_windows_later(
-    processor, mode, dtype
+    processor, mode, dtype, num_sinks
 ):
-    model = small_model().to("cuda", dtype)
+    model = small_model(num_sink_tokens=num_sinks).to("cuda", dtype)
     model.config.eos_token_id = model.generation_config.eos_token_id = 399
-    window = model.config.text_config.sliding_window
+    window = model.config.text_config.num_window_slots
     replayed, rerun = pair(model, processor, mode=mode)
     per_frame = replayed.engine.steps.num_tokens / (2 if mode == "video" else 1)
     for index in range(int(3 * window / per_frame) + 3):
@@ -57,9 +58,13 @@ def test_replay_equals_eager_before_the_window_fills_at_the_wrap_and_two_windows
     assert int(replayed.state.length) > 2.5 * window and unchanged(replayed, snapshot(rerun))
 
 
+@pytest.mark.parametrize("num_sinks", [0, 5])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_captured_stream_equals_the_cpus(processor, mode):
-    here, there = (StreamSession(tiny_model().to(device), processor, mode=mode) for device in ("cuda", "cpu"))
+def test_a_captured_stream_equals_the_cpus(processor, mode, num_sinks):
+    here, there = (
+        StreamSession(tiny_model(num_sink_tokens=num_sinks).to(device), processor, mode=mode)
+        for device in ("cuda", "cpu")
+    )
     for index in range(9):
         for session in (here, there):
             session.observe(random_frame(index), at=0.7 * index)

@@ -120,9 +120,12 @@ def turns(length: int) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-@pytest.mark.parametrize("window", [None, 100, 4000])
-@pytest.mark.parametrize("lengths", [[1], [1500], [1, 7, 900, 101, 1]])
-def test_flash_attention_and_its_gradients_equal_the_definition(window, lengths):
+# One query whose window has left the sinks, some that leave them one by one, many that left them all.
+@pytest.mark.parametrize(
+    ("window", "num_sinks"), [(None, 0), (100, 0), (4000, 0), (100, 1), (100, 4), (100, 256), (899, 300)]
+)
+@pytest.mark.parametrize("lengths", [[1], [1500], [1, 7, 900, 101, 1], [102, 100, 357]])
+def test_flash_attention_and_its_gradients_equal_the_definition(window, num_sinks, lengths):
     total = sum(lengths)
     heads = [draw(1, total, 16, 128), draw(1, total, 2, 128, seed=3), draw(1, total, 2, 128, seed=5)]
     rounded = [x.bfloat16() for x in heads]
@@ -131,21 +134,36 @@ def test_flash_attention_and_its_gradients_equal_the_definition(window, lengths)
     assert flash.supports(rounded[0])
 
     def definition(*x: Tensor) -> Tensor:
-        return TORCH.window_chunk(*x, *angles, window, packed)
+        return TORCH.window_chunk(*x, *angles, window, packed, num_sinks)
 
     wanted = taught(definition, [x.double() for x in rounded])
     plain = taught(definition, rounded)
-    given = taught(lambda *x: trainable(torch.bfloat16).window_chunk(*x, *angles, window, packed), rounded)
+    kernels = trainable(torch.bfloat16)
+    given = taught(lambda *x: kernels.window_chunk(*x, *angles, window, packed, num_sinks), rounded)
     for ours, theirs in zip(errors(given, wanted), errors(plain, wanted), strict=True):
         assert ours < max(1.5 * theirs, 5e-3)
 
 
-def test_flash_attention_repeats_where_torch_is_asked_to():
+def test_a_compiled_attention_with_sinks_is_the_same():
+    lengths = [300, 90, 700]
+    q, k, v = (draw(1, sum(lengths), heads, 128).bfloat16() for heads in (16, 2, 2))
+    angles, packed = turns(sum(lengths)), pack(lengths, 3, q.device)
+
+    def run(*x: Tensor) -> Tensor:
+        return trainable(torch.bfloat16).window_chunk(*x, *angles, 100, packed, 16)
+
+    compiled = torch.compile(run, dynamic=True)
+    for first, second in zip(taught(compiled, [q, k, v]), taught(run, [q, k, v]), strict=True):
+        assert relative_error(first, second) < 1e-2
+
+
+@pytest.mark.parametrize("num_sinks", [0, 16])
+def test_flash_attention_repeats_where_torch_is_asked_to(num_sinks):
     q, k, v = (draw(1, 3000, heads, 128).bfloat16() for heads in (16, 2, 2))
     angles = turns(3000)
 
     def run(*x: Tensor) -> Tensor:
-        return trainable(torch.bfloat16).window_chunk(*x, *angles, 1000, None)
+        return trainable(torch.bfloat16).window_chunk(*x, *angles, 1000, None, num_sinks)
 
     torch.use_deterministic_algorithms(True)  # with warn_only the kernel adds up in any order
     try:

@@ -3,6 +3,7 @@
 import os
 from functools import cache
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,35 +20,51 @@ shared_model = cache(tiny_model)
 
 
 @cache
-def exact_decoder():
-    return tiny_model().double().model.language_model
+def decoder(num_sinks, dtype):
+    return tiny_model(num_sink_tokens=num_sinks).to(dtype).model.language_model
 
 
 # The window is 12: pieces reach from single tokens to several windows.
 PIECES = st.lists(st.one_of(st.just(1), st.integers(2, 11), st.integers(12, 40)), min_size=1, max_size=9)
 
 
+# A few sinks, as many as the window, more: the ring behind them wraps first at 12 + sinks tokens.
+SINKS = st.sampled_from([0, 0, 1, 5, 12, 30])
+
+
 @settings(max_examples=CASES)
-@given(pieces=PIECES, seed=st.integers(0, 2**31), offset=st.integers(0, 10**6))
-def test_any_split_gives_the_same_stream_and_state(pieces, seed, offset):
-    decoder = exact_decoder()
-    states = [StreamState.allocate(decoder.config, dtype=torch.float64) for _ in range(2)]
-    assert_split_equals_whole(decoder, states, pieces, seed, offset, EXACT)
+@given(pieces=PIECES, seed=st.integers(0, 2**31), offset=st.integers(0, 10**6), num_sinks=SINKS)
+def test_any_split_gives_the_same_stream_and_state(pieces, seed, offset, num_sinks):
+    assert_split_equals_whole(decoder(num_sinks, torch.float64), pieces, seed, offset, EXACT)
 
 
 @settings(max_examples=min(CASES, 1000))
-@given(pieces=PIECES, seed=st.integers(0, 2**31), offset=st.integers(0, 10**6))
-def test_any_split_gives_the_same_stream_and_state_in_float32(pieces, seed, offset):
-    decoder = shared_model().model.language_model
-    states = [StreamState.allocate(decoder.config) for _ in range(2)]
-    assert_split_equals_whole(decoder, states, pieces, seed, offset, TOLERANCE)
+@given(pieces=PIECES, seed=st.integers(0, 2**31), offset=st.integers(0, 10**6), num_sinks=SINKS)
+def test_any_split_gives_the_same_stream_and_state_in_float32(pieces, seed, offset, num_sinks):
+    assert_split_equals_whole(decoder(num_sinks, torch.float32), pieces, seed, offset, TOLERANCE)
 
 
-def assert_split_equals_whole(decoder, states, pieces, seed, offset, tolerance):
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(
+    num_sinks=st.integers(1, 40),
+    past=st.integers(-3, 3),
+    pieces=PIECES,
+    seed=st.integers(0, 2**31),
+)
+def test_any_split_with_sinks_around_the_first_wrap_gives_the_same_stream_and_state(
+    num_sinks, past, pieces, seed
+):
+    """The first cut lies within three tokens of the moment when the ring behind the sinks wraps."""
+    pieces = [max(1, num_sinks + 12 + past), *pieces]
+    assert_split_equals_whole(decoder(num_sinks, torch.float64), pieces, seed, 0, EXACT)
+
+
+def assert_split_equals_whole(decoder, pieces, seed, offset, tolerance):
     """Read the same random stream at once and in pieces, single tokens the decoding way."""
-    whole, split = states
     generator, total = torch.Generator().manual_seed(seed), sum(pieces)
     dtype = decoder.norm.weight.dtype
+    whole, split = (StreamState.allocate(decoder.config, dtype=dtype) for _ in range(2))
     embeds = torch.randn(1, total, 32, generator=generator, dtype=dtype)
     positions = torch.randint(0, 50, (3, 1, total), generator=generator) + offset
     with torch.no_grad():

@@ -25,6 +25,7 @@ def test_samples_reach_from_the_first_value_to_the_last_and_not_beyond(size):
     "other",
     [
         {"sliding_window": 13},
+        {"num_sink_tokens": 1},
         {"rope_theta": 1e5},
         {"norm_eps": 1e-6},
         {"mrope_section": [2, 1, 1]},

@@ -82,8 +82,9 @@ def test_logits_token_by_token_equal_the_published_cached_ones(model, vectors):
     assert relative_error(torch.cat(parts, dim=1), vectors["text_cached_logits"]) < TOLERANCE
 
 
-def test_the_published_4b_has_exactly_these_weights():
-    config = InfiniteVLConfig.from_pretrained(DATA / "published_4b")
+@pytest.mark.parametrize("sinks", [{}, {"num_sink_tokens": 256, "sliding_window": 2048}])
+def test_the_published_4b_has_exactly_these_weights(sinks):
+    config = InfiniteVLConfig.from_pretrained(DATA / "published_4b", **sinks)
     with torch.device("meta"):
         model = InfiniteVLForConditionalGeneration(config)
     shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}

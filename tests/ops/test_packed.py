@@ -93,11 +93,12 @@ def test_what_a_sequence_held_is_forgotten_even_if_it_was_not_a_number():
     assert torch.equal(delta_net_chunk(*inputs, *empty(), None, packed)[0][:, 8:], right)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_packed_attention_sees_its_own_sequence_alone(window):
+@pytest.mark.parametrize("window, num_sinks", [(None, 0), (5, 0), (5, 3)])
+def test_packed_attention_sees_its_own_sequence_alone(window, num_sinks):
     lengths = [1, 7, 2, 30]
     q, k, v = (torch.randn(1, 40, heads, 8) for heads in (4, 2, 2))
     cos, sin = torch.ones(1, 40, 8), torch.zeros(1, 40, 8)
-    out = window_chunk(q, k, v, cos, sin, window, pack(lengths, TAPS - 1, CPU))
+    out = window_chunk(q, k, v, cos, sin, window, pack(lengths, TAPS - 1, CPU), num_sinks)
     parts = zip(*(x.split(lengths, dim=1) for x in (q, k, v, cos, sin)), strict=True)
-    assert torch.equal(out, torch.cat([window_chunk(*part, window) for part in parts], dim=1))
+    alone = [window_chunk(*part, window, None, num_sinks) for part in parts]
+    assert torch.equal(out, torch.cat(alone, dim=1))

@@ -53,7 +53,8 @@ def running(engine: Engine | None = None, **settings: Any) -> Iterator[Running]:
     """A server in a thread, until the block ends; then it drains as after SIGTERM."""
     settings = {"model": MODEL, "secret": b"a secret", **settings}
     app = create_app(engine or tiny_engine(), ServerSettings(**settings))
-    listening = socket.socket()
+    # asyncio turns Nagle's algorithm off only where the protocol is named; else each answer waits 40 ms
+    listening = socket.socket(proto=socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))

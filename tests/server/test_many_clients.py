@@ -7,9 +7,10 @@ import pytest
 from infinitevl.engine.chat import ChatSession
 from infinitevl.engine.session import StreamSession
 from tests.server.serving import MODEL, asked, opened, picture, push, running, tiny_engine
+from tests.server.soak import soak
 from tests.support import tiny_model, tiny_processor
 
-NUM_FRAMES = 4
+NUM_CLIENTS, NUM_FRAMES = 8, 4
 
 
 def watch_and_ask(server, number: int) -> str:
@@ -39,10 +40,16 @@ def quiet_chat(number: int) -> str:
     return session.say(f"word{number} says the sign " * number, max_new_tokens=12)
 
 
-@pytest.mark.parametrize("num_clients", [8, pytest.param(32, marks=pytest.mark.slow)])
-def test_answers_are_those_of_a_quiet_engine(num_clients: int) -> None:
-    numbers = range(1, num_clients + 1)
-    with running(tiny_engine(num_slots=6)) as server, ThreadPoolExecutor(2 * num_clients) as clients:
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_clients_of_all_kinds_are_served_for_a_minute() -> None:
+    told = soak(num_clients=32, seconds=60)
+    assert told["answers of streams"] and told["chats"] and told["slow readers"] and told["left early"]
+
+
+def test_answers_are_those_of_a_quiet_engine() -> None:
+    numbers = range(1, NUM_CLIENTS + 1)
+    with running(tiny_engine(num_slots=6)) as server, ThreadPoolExecutor(2 * NUM_CLIENTS) as clients:
         streams = [clients.submit(watch_and_ask, server, number) for number in numbers]
         chats = [clients.submit(chat, server, number) for number in numbers]
         answers = [each.result() for each in streams], [each.result() for each in chats]

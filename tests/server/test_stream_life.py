@@ -119,9 +119,9 @@ class ManyLives(StreamLife):
 
 
 TestStreamLife = StreamLife.TestCase
-TestStreamLife.settings = settings(max_examples=4, stateful_step_count=15, deadline=None)
+TestStreamLife.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
 TestManyLives = pytest.mark.slow(ManyLives.TestCase)
-TestManyLives.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestManyLives.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_the_plain_model_tells_histories_apart() -> None:

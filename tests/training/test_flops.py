@@ -36,6 +36,8 @@ def test_attention_counts_two_products_of_each_pair_and_memory_six_operations_an
     # query with key and weight with value, 2 operations for each of 4 x 8 numbers
     assert mixer_flops(text(), FULL, (4,)) == 10 * 2 * 2 * 32
     assert mixer_flops(text(sliding_window=2), SLIDING, (4, 1)) == (7 + 1) * 2 * 2 * 32
+    # the third token sees the first, which is a sink, and two of a window
+    assert mixer_flops(text(sliding_window=2, num_sink_tokens=1), SLIDING, (4,)) == 9 * 2 * 2 * 32
     config = text(num_linear_heads=2, linear_head_dim=8, expand_v=2)
     assert mixer_flops(config, LINEAR, (4, 1)) == 5 * 6 * 2 * 8 * 16
 

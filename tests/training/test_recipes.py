@@ -26,16 +26,18 @@ PUBLISHED = {  # learning rate, rows a step, tokens of a row, most pixels of a p
     "distill_logits": (2e-4, 64, 8192, 512 * 512),
     "sft": (5e-5, 256, 8192, 1344 * 1344),
     "long_sft": (2e-5, 64, 32768, 1344 * 1344),
+    "long_sft_streaming": (2e-5, 64, 32768, 1344 * 1344),
 }
+LONG = ("long_sft", "long_sft_streaming")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_is_read_and_is_of_the_stage_of_its_name(path):
-    assert read_recipe(path).stage == path.stem.replace("_", "-")
+    assert read_recipe(path).stage == path.stem.removesuffix("_streaming").replace("_", "-")
 
 
 def test_there_are_all_recipes():
-    assert len(FILES) == 4
+    assert len(FILES) == 5
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -55,8 +57,16 @@ def test_the_4b_recipes_read_public_data_once_over(name):
     assert recipe.num_steps * recipe.data.rows_per_step == mixture.samples
 
 
-def test_long_videos_and_shares_are_the_published_ones():
-    data = read_recipe(RECIPES / "4b/long_sft.yaml").data
+def test_the_streaming_recipe_differs_from_the_long_one_in_attention_and_mixture():
+    plain, streaming = (identity(read_recipe(RECIPES / "4b" / f"{name}.yaml")) for name in LONG)
+    assert streaming.pop("attention") == "streaming"
+    mixtures = [recipe["data"].pop("mixture") for recipe in (plain, streaming)]
+    assert mixtures == ["long", "long_streaming"] and plain == streaming
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_videos_and_shares_are_the_published_ones(name):
+    data = read_recipe(RECIPES / f"4b/{name}.yaml").data
     assert (data.fps, data.max_frames, data.max_frame_pixels) == (10, 224, 256 * 28 * 28)
     data = read_recipe(RECIPES / "4b/sft.yaml").data
     shares = read_public_data(RECIPES.parent / data.public).mixtures[data.mixture].shares

@@ -42,6 +42,15 @@ def test_a_stage_ends_in_a_folder_that_answers_with_frozen_weights_as_they_were(
     assert (tmp_path / "run" / ADAPTER / "adapter_model.safetensors").exists() == (stage == "long-sft")
 
 
+def test_a_stage_may_give_its_student_sinks_and_the_finished_folder_remembers_them(world, tmp_path):
+    recipe = read_recipe(write_recipe(world, "long-sft", tmp_path / "run", attention="streaming"))
+    assert teach(recipe, stop_after=3) is None
+    with pytest.raises(InfiniteVLError, match="attention"):
+        teach(recipe.model_copy(update={"attention": None}), resume=True)
+    text = load(teach(recipe, resume=True)).config.text_config
+    assert (text.num_sink_tokens, text.sliding_window) == (3, 9)
+
+
 def test_sft_can_train_the_mixers_alone(world, tmp_path):
     folder = teach(read_recipe(write_recipe(world, "sft", tmp_path / "run", trains="mixers", num_steps=2)))
     before, after = load(world / "student"), load(folder).state_dict()

@@ -194,6 +194,21 @@ def test_layers_that_teacher_and_student_share_are_not_computed_twice():
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_a_shared_layer_with_sinks_is_computed_where_its_teacher_has_a_window_of_as_many_keys():
+    teacher = tiny_model(layer_types=["sliding_attention"] * 4).requires_grad_(False)
+    student = tiny_model(num_sink_tokens=4, sliding_window=8)
+    own, first = student.state_dict(), teacher.model.language_model.layers[0].state_dict()
+    layer = "model.language_model.layers.0."
+    student.load_state_dict({**own, **{layer + name: weight for name, weight in first.items()}})
+    freeze_(student, KINDS, DISTILL_LAYERS)
+    share_frozen_(student, teacher)
+    same = same_layers(student, teacher)
+    assert 0 in same
+    for length in (12, 20):
+        losses = [distill_layers(student, teacher, batch_of(length), given) for given in (frozenset(), same)]
+        assert torch.equal(*losses)
+
+
 def test_gradient_checkpointing_changes_nothing():
     teacher, student = teacher_and_student()
     freeze_(student, KINDS, DISTILL_LAYERS)

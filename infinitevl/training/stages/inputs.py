@@ -54,12 +54,17 @@ class Layer:
         """Runs the layer: [B, T, C] -> [B, T, C]."""
         return self.module(x, ForwardContext(self.cos, self.sin, packed=self.packed))
 
-    def sees(self, length: int) -> int | None:
-        """Returns how many tokens attention sees in sequences of `length`; None for a Gated DeltaNet."""
+    def sees(self, length: int) -> tuple[int, int] | None:
+        """Returns how many first and how many last tokens attention sees in sequences of `length`.
+
+        (0, length) where it sees all; None for a Gated DeltaNet.
+        """
         mixer = self.module.self_attn
         if not isinstance(mixer, WindowAttention):
             return None
-        return length if mixer.window is None else min(length, mixer.window)
+        if mixer.window is None or length <= mixer.window + mixer.num_sinks:
+            return 0, length
+        return mixer.num_sinks, mixer.window
 
     @property
     def trains(self) -> bool:

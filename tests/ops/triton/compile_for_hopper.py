@@ -66,10 +66,12 @@ def compile_all(sizes: tuple[int, ...], dtype: torch.dtype, length: int) -> None
         if tokens == 1:
             TRITON.delta_net_step_(*inputs)
             TRITON.window_step_(*window, rows)
+            TRITON.window_step_(*window, rows, slots // 4)
         else:
             TRITON.delta_net_chunk_(*inputs, counts)
             TRITON.delta_net_chunk_(*inputs, counts, tuning=delta_prepare.MANY_CHUNKS)
             TRITON.window_chunk_(*window, slots, rows, counts)
+            TRITON.window_chunk_(*window, slots - slots // 4, rows, counts, slots // 4)
         TRITON.rms_norm(x, zeros(hidden), EPS)
         TRITON.linear(x, zeros(52, hidden))
         TRITON.norm_linear(x, zeros(hidden), EPS, zeros(inner, hidden))

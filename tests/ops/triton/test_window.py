@@ -266,6 +266,78 @@ def test_bfloat16_errs_no_more_than_the_definition_in_bfloat16(device, step):
     assert torch.equal(given.values, half.values)
 
 
+SINKED = [None, SPLIT, ALIGNED, Tiles(4, 8, 2, 4, 1)]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("tiles", SINKED)
+@pytest.mark.parametrize("num_sinks", [1, 4, 8])
+@pytest.mark.parametrize("tokens", [1, 5, 30])
+@pytest.mark.parametrize("lengths", [[0, 2], [7, 12], [11, 100]])
+def test_a_chunk_with_sinks_equals_the_definition_and_so_do_the_slots(
+    device, tokens, lengths, num_sinks, tiles
+):
+    case = make_case(device, tokens, lengths, slots=num_sinks + 8)
+    given = case.copy()
+    wanted = definition.window_chunk_(*case, 8, num_sinks=num_sinks)
+    out = window.window_chunk_(*given, 8, num_sinks=num_sinks, tiles=tiles)
+    check_equal(case, given, out, wanted, 1e-5)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_sinks_of_many_blocks_and_padding(device):
+    num_sinks, window_size, tokens = 64, 32, 70
+    case = make_case(device, tokens, [0, 40, 96, 1000], slots=num_sinks + window_size)
+    given, num_valid = case.copy(), torch.tensor([70, 0, 9, 50], device=device)
+    wanted = definition.window_chunk_(*case, window_size, None, num_valid, num_sinks)
+    real = torch.arange(tokens, device=device)[None] < num_valid[:, None]
+    for tiles in (None, Tiles(8, 16, 3, 4, 1), Tiles(8, 16, 7, 4, 1)):
+        own = given.copy()
+        out = window.window_chunk_(*own, window_size, None, num_valid, num_sinks, tiles=tiles)
+        assert out.isfinite().all()
+        check_equal(case, own, out[real], wanted[real], 1e-5)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("tiles", [None, Tiles(1, 16, 3, 4, 1), Tiles(1, 4, 2, 4, 1)])
+@pytest.mark.parametrize("num_sinks", [1, 4])
+@pytest.mark.parametrize("lengths", [[0, 1], [3, 4], [11, 12], [13, 100]])
+def test_a_step_with_sinks_equals_the_definition_and_a_chunk_of_one(device, lengths, num_sinks, tiles):
+    case = make_case(device, 1, lengths, slots=num_sinks + 8)
+    step, chunk = case.copy(), case.copy()
+    wanted = definition.window_step_(*case, num_sinks=num_sinks)
+    own = window.window_step_(*step, num_sinks=num_sinks, tiles=tiles)
+    check_equal(case, step, own, wanted, 1e-5)
+    own = window.window_chunk_(*chunk, 8, num_sinks=num_sinks)
+    check_equal(case, chunk, own, wanted, 1e-5)
+
+
+def test_a_whole_history_with_sinks_equals_attention_with_that_mask(device):
+    """The reference never sees a slot; cut before, at and after the moment when the ring first wraps."""
+    case = make_case(device, 40, [0], slots=12)
+    pieces, outputs = [0, 3, 4, 11, 12, 13, 14, 30, 31, 40], []
+    for start, stop in itertools.pairwise(pieces):
+        part = case.part(start, stop)
+        step = stop - start == 1
+        run = window.window_step_(*part, None, 4) if step else window.window_chunk_(*part, 8, num_sinks=4)
+        outputs.append(run)
+    q, k = rotate(case.q, case.cos, case.sin), rotate(case.k, case.cos, case.sin)
+    wanted = reference.window_attention(q, k, case.v, 8, 0, 4)
+    assert relative_error(torch.cat(outputs, 1), wanted) < 1e-5
+
+
+def test_sinks_of_a_billion_tokens_equal_those_of_a_few(device):
+    far = 8 * 10**9
+    for tokens, run in (
+        (5, lambda c: window.window_chunk_(*c, 8, num_sinks=4)),
+        (1, lambda c: window.window_step_(*c, num_sinks=4)),
+    ):
+        near = make_case(device, tokens, [17, 12])
+        late = dataclasses.replace(near.copy(), length=near.length + far)
+        assert torch.equal(run(near), run(late))
+        assert torch.equal(near.keys, late.keys) and torch.equal(near.values, late.values)
+
+
 def test_the_work_is_divided_by_shapes_alone_and_within_bounds(device):
     for tokens, batch in itertools.product((1, 17, 256, 4096), (1, 3, 64)):
         q = torch.empty(batch, tokens, 16, 128, dtype=torch.bfloat16, device="meta")

@@ -68,6 +68,8 @@ def test_a_mixture_has_the_shares_of_its_categories(data):
 def test_long_samples_are_the_share_that_the_paper_gives(data):
     shares = data.mixtures["long"].shares
     assert shares["long_video"] / sum(shares.values()) == pytest.approx(0.225, abs=1e-4)
+    streaming = data.mixtures["long_streaming"].shares
+    assert streaming["long_video"] / sum(streaming.values()) == pytest.approx(0.2, abs=1e-4)
     mixture = open_mixture(data, "long", 0, rows_of)
     videos = [source for source in mixture.sources if "LLaVA-Video" in source.name]
     assert str(videos[0].root) == "data/LLaVA-Video-178K/0_30_s_youtube_v0_1"

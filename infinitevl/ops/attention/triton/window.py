@@ -54,6 +54,7 @@ def window_chunk_(
     window: int | None,
     rows: Tensor | None = None,
     num_valid: Tensor | None = None,
+    num_sinks: int = 0,
     *,
     tiles: Tiles | None = None,
 ) -> Tensor:
@@ -64,10 +65,11 @@ def window_chunk_(
         cos, sin: float32 [B, T, D].
         keys, values: the ring [N, H_kv, S, D] in the dtype of q; rows may lie anywhere, each is contiguous.
         length: int64 [B], tokens stored before.
-        window: keys that a query sees, its own among them; None for all (then S >= all tokens).
+        window: the last keys that a query sees, its own among them; None for all (then S >= all tokens).
         rows: int64 [B], the row of the ring that each row of the batch continues; None: all, in order.
         num_valid: int64 [B], how many of each row's first tokens count; None for all. Outputs of the others
             are finite and mean nothing.
+        num_sinks: the first tokens of a sequence, which every later query sees too; in the first slots.
         tiles: another division of the work than the built-in one.
 
     Returns:
@@ -79,8 +81,8 @@ def window_chunk_(
     q, k = _rotate(q, k, cos, sin)
     out = torch.empty_like(q)
     parts, sums = _parts(q, tiles.splits) if tiles.splits > 1 else (out, out)
-    _attend(q, k, v, keys, values, length, window, rows, num_valid, parts, sums, tiles)
-    _finish(k, v, keys, values, length, rows, num_valid, parts, sums, out, tiles.splits)
+    _attend(q, k, v, keys, values, length, window, rows, num_valid, num_sinks, parts, sums, tiles)
+    _finish(k, v, keys, values, length, rows, num_valid, num_sinks, parts, sums, out, tiles.splits)
     return out
 
 
@@ -94,10 +96,11 @@ def window_step_(
     values: Tensor,
     length: Tensor,
     rows: Tensor | None = None,
+    num_sinks: int = 0,
     *,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """Read one token: the same with T = 1 and a ring as long as the window."""
+    """Read one token: the same with T = 1 and a ring as long as sinks and window."""
     _check(q, k, v, cos, sin, keys, values)
     length, rows = length.contiguous(), contiguous(rows)
     batch, _, heads, dim = q.shape
@@ -112,6 +115,7 @@ def window_step_(
         **_sizes(q, kv_heads, rows_at_least=16, tokens=1),
         BLOCK_K=tiles.keys,
         SPLITS=tiles.splits,
+        SINKS=num_sinks,
         PRECISION=precision(q),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
@@ -212,6 +216,7 @@ def _attend(
     window: int | None,
     rows: Tensor | None,
     num_valid: Tensor | None,
+    num_sinks: int,
     parts: Tensor,
     sums: Tensor,
     tiles: Tiles,
@@ -227,7 +232,8 @@ def _attend(
         BLOCK_T=tiles.tokens,
         BLOCK_K=tiles.keys,
         SPLITS=tiles.splits,
-        WRAPS=slots % tiles.keys != 0,
+        SINKS=num_sinks,
+        WRAPS=(slots - num_sinks) % tiles.keys != 0 or num_sinks % tiles.keys != 0,
         PRECISION=precision(q),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
@@ -242,6 +248,7 @@ def _finish(
     length: Tensor,
     rows: Tensor | None,
     num_valid: Tensor | None,
+    num_sinks: int,
     parts: Tensor,
     sums: Tensor,
     out: Tensor,
@@ -262,6 +269,7 @@ def _finish(
         SPLITS=splits,
         ROWS=per_program,
         STORED=16,
+        SINKS=num_sinks,
         D=dim,
         WIDTH=triton.next_power_of_2(dim),
     )

@@ -2,6 +2,10 @@
 
 Tokens are counted from a number that is `length` less a multiple of S, so that 32 bits are enough for streams
 without end: the ring holds the tokens below `stored`, which is at most 2 S - 1, and slot = token mod S.
+
+With SINKS, the first slots hold the first tokens of a sequence for ever and are no part of the ring, which is
+then the other R = S - SINKS slots: what is said above holds of the tokens from SINKS on, and of R. Sinks are
+met as keys of their own, and the window passes over them: no key counts twice.
 """
 
 import triton
@@ -34,10 +38,19 @@ def _rotate_heads(x, x_h, cos, sin, out, H: tl.constexpr, D: tl.constexpr, WIDTH
 
 
 @triton.jit
-def _count_stored(length, b, num_slots):
-    """Tokens in the ring of a row, as an int32 that is right mod S and at least what the ring holds."""
+def _count_stored(length, b, num_slots, SINKS: tl.constexpr):
+    """Tokens stored of a row, as an int32 that names the same slots and is at least what they hold."""
     stored = tl.load(length + b)
-    return tl.where(stored < num_slots, stored, num_slots + stored % num_slots).to(tl.int32)
+    wrapped = num_slots + (stored - SINKS) % (num_slots - SINKS)
+    return tl.where(stored < num_slots, stored, wrapped).to(tl.int32)
+
+
+@triton.jit
+def _slot_of(token, num_slots, SINKS: tl.constexpr):
+    """The slot of a token; those of the sinks are their own numbers."""
+    if SINKS == 0:
+        return token % num_slots
+    return tl.where(token < SINKS, token, SINKS + (token - SINKS) % (num_slots - SINKS))
 
 
 @triton.jit
@@ -53,10 +66,10 @@ def attend_kernel(
     q, k_new, v_new, keys, values, length, num_valid, rows, parts, sums, num_tokens, num_slots, window,
     v_b, v_t, v_h, keys_row, values_row, scale,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, H_KV: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, WRAPS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr,
+    WRAPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_T tokens of one group of heads meet one split of the keys that any of them sees."""
+    """BLOCK_T tokens of one group of heads meet one split of the sinks and of the window of any of them."""
     first = tl.program_id(0) * BLOCK_T
     head, split = tl.program_id(1) // SPLITS, tl.program_id(1) % SPLITS
     b = tl.program_id(2).to(tl.int64)
@@ -66,7 +79,8 @@ def attend_kernel(
     valid = num_tokens
     if num_valid is not None:
         valid = tl.load(num_valid + b).to(tl.int32)
-    stored = _count_stored(length, b, num_slots)
+    stored = _count_stored(length, b, num_slots, SINKS)
+    ring_slots = num_slots - SINKS
     keys += row * keys_row + head * num_slots * D
     values += row * values_row + head * num_slots * D
     k_new += (b * num_tokens * H_KV + head) * D
@@ -83,25 +97,50 @@ def attend_kernel(
     top = tl.full([BLOCK_T * GROUP_PAD], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_T * GROUP_PAD], tl.float32)
 
-    # What any query of the block sees, in whole blocks of keys, and this split's share of it.
-    lowest = tl.maximum(tl.maximum(stored + first - window + 1, stored - num_slots), 0)
     highest = stored + tl.minimum(first + BLOCK_T, valid)
+    if SINKS > 0:
+        # This split's share of the sinks: those that are stored all queries see, in whole blocks.
+        known = tl.where(first < valid, tl.minimum(highest, SINKS), 0)
+        sink_blocks = tl.cdiv(known, BLOCK_K)
+        sinks_from = sink_blocks * split // SPLITS * BLOCK_K
+        sinks_to = tl.minimum(sink_blocks * (split + 1) // SPLITS * BLOCK_K, known)
+        masked_from = tl.maximum(tl.minimum(sinks_to, stored) // BLOCK_K * BLOCK_K, sinks_from)
+        for start in range(sinks_from, masked_from, BLOCK_K):
+            offset = start * D + cols[:, None] * D + dims
+            k = _load_whole(keys + offset, dims, D, WIDTH)
+            v = _load_whole(values + offset, dims, D, WIDTH)
+            acc, top, total = absorb(q_tile, k, v, None, acc, top, total, scale, False, PRECISION)
+        for start in tl.range(masked_from, sinks_to, BLOCK_K, num_stages=1):
+            token = start + cols
+            exists = token < sinks_to
+            is_new = token >= stored
+            slot, index = token.to(tl.int64) * D, (token - stored).to(tl.int64)
+            wanted = exists[:, None] & (dims < D)
+            k_from = tl.where(is_new, k_new + index * (H_KV * D), keys + slot)
+            v_from = tl.where(is_new, v_new + index * v_t, values + slot)
+            k = tl.load(k_from[:, None] + dims, wanted, other=0.0)
+            v = tl.load(v_from[:, None] + dims, wanted, other=0.0)
+            seen = exists[None] & (token[None] <= (stored + query)[:, None])
+            acc, top, total = absorb(q_tile, k, v, seen, acc, top, total, scale, True, PRECISION)
+
+    # What any query of the block sees, in whole blocks of keys, and this split's share of it.
+    lowest = tl.maximum(tl.maximum(stored + first - window + 1, stored - ring_slots), SINKS)
     base = lowest // BLOCK_K * BLOCK_K
-    num_blocks = tl.where(first < valid, tl.cdiv(highest - base, BLOCK_K), 0)
+    num_blocks = tl.where(first < valid, tl.cdiv(tl.maximum(highest - base, 0), BLOCK_K), 0)
     begin = base + num_blocks * split // SPLITS * BLOCK_K
     end = tl.minimum(base + num_blocks * (split + 1) // SPLITS * BLOCK_K, highest)
     # What all of them see: whole blocks of the ring, whole blocks of new tokens.
-    seen_by_all = tl.maximum(tl.maximum(stored + first + BLOCK_T - window, stored - num_slots), begin)
-    ring_from = tl.cdiv(tl.maximum(seen_by_all, 0), BLOCK_K) * BLOCK_K
+    seen_by_all = tl.maximum(tl.maximum(stored + first + BLOCK_T - window, stored - ring_slots), begin)
+    ring_from = tl.cdiv(tl.maximum(seen_by_all, SINKS), BLOCK_K) * BLOCK_K
     ring_to = tl.maximum(tl.minimum(end, stored) // BLOCK_K * BLOCK_K, ring_from)
-    new_from = tl.cdiv(tl.maximum(seen_by_all, stored), BLOCK_K) * BLOCK_K
+    new_from = tl.cdiv(tl.maximum(tl.maximum(seen_by_all, stored), SINKS), BLOCK_K) * BLOCK_K
     new_to = tl.maximum(tl.minimum(end, stored + first + 1) // BLOCK_K * BLOCK_K, new_from)
 
     for start in range(ring_from, ring_to, BLOCK_K):
         if WRAPS:
-            offset = ((start + cols) % num_slots)[:, None] * D + dims
+            offset = _slot_of(start + cols, num_slots, SINKS)[:, None] * D + dims
         else:
-            offset = (start % num_slots) * D + cols[:, None] * D + dims
+            offset = _slot_of(start, num_slots, SINKS) * D + cols[:, None] * D + dims
         k = _load_whole(keys + offset, dims, D, WIDTH)
         v = _load_whole(values + offset, dims, D, WIDTH)
         acc, top, total = absorb(q_tile, k, v, None, acc, top, total, scale, False, PRECISION)
@@ -115,7 +154,7 @@ def attend_kernel(
         token = tl.where(at >= new_from, at + new_to - new_from, at) + cols
         exists = (token >= lowest) & (token < end)
         is_new = token >= stored
-        slot, index = (token % num_slots).to(tl.int64) * D, (token - stored).to(tl.int64)
+        slot, index = _slot_of(token, num_slots, SINKS).to(tl.int64) * D, (token - stored).to(tl.int64)
         wanted = exists[:, None] & (dims < D)
         k = tl.load(
             tl.where(is_new, k_new + index * (H_KV * D), keys + slot)[:, None] + dims, wanted, other=0.0
@@ -139,7 +178,7 @@ def finish_kernel(
     k_new, v_new, keys, values, length, num_valid, rows, num_new, num_tokens, num_slots,
     v_b, v_t, v_h, keys_row, values_row,
     H_KV: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, STORED: tl.constexpr,
-    D: tl.constexpr, WIDTH: tl.constexpr,
+    SINKS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The first programs merge, the others store."""
     pid = tl.program_id(0)
@@ -158,8 +197,9 @@ def finish_kernel(
         if num_valid is not None:
             valid = tl.load(num_valid + b, exists, other=0)
         # Of tokens that share a slot the last one stays, so that no two programs write to one place.
-        kept = exists & (t < valid) & (t >= valid - num_slots)
-        slot = (tl.load(length + b, exists, other=0) + t) % num_slots
+        token = tl.load(length + b, exists, other=0) + t
+        kept = exists & (t < valid) & ((t >= valid - (num_slots - SINKS)) | (token < SINKS))
+        slot = _slot_of(token, num_slots, SINKS)
         place = ((head * num_slots + slot) * D)[:, None]
         dims = tl.arange(0, WIDTH)[None]
         wanted = kept[:, None] & (dims < D)
@@ -174,15 +214,15 @@ def step_kernel(
     q, k, v, cos, sin, keys, values, length, rows, parts, sums, num_slots,
     q_b, q_h, k_b, k_h, v_b, v_h, cos_b, sin_b, keys_row, values_row, scale,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, SINKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One token of one group of heads meets one split of the ring."""
+    """One token of one group of heads meets one split of the slots."""
     split, head, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = b
     if rows is not None:
         row = tl.load(rows + b)
     length_before = tl.load(length + b)
-    own_slot = (length_before % num_slots).to(tl.int32)
+    own_slot = _slot_of(length_before, num_slots, SINKS).to(tl.int32)
     filled = tl.minimum(length_before, num_slots).to(tl.int32)
     keys += row * keys_row + head * num_slots * D
     values += row * values_row + head * num_slots * D
