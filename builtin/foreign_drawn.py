@@ -35,7 +35,7 @@ def draw_pictures(split: str, cache: Path) -> Iterator[tuple[str, Image.Image]]:
     fonts = [path for name in _FONTS[split] for path in fetch_fonts(name, cache) if _is_plain(path)]
     words = [word for lines in handwritten()[split].values() for line in lines for word in line.split()]
     hand = _Hand(rng, fonts, words)
-    for kind, draw, count in _SORTS[split]:
+    for kind, draw, count in SORTS[split]:
         for _ in range(count):
             yield kind, draw(hand)
 
@@ -333,7 +333,7 @@ def _cells(hand: _Hand) -> Image.Image:
     return Image.fromarray(palette[far.argmin(-1)])
 
 
-_SORTS: dict[str, tuple[tuple[str, Callable[[_Hand], Image.Image], int], ...]] = {
+SORTS: dict[str, tuple[tuple[str, Callable[[_Hand], Image.Image], int], ...]] = {
     TRAIN: (
         ("page of text", _page, 90),
         ("screenshot", _terminal, 40),

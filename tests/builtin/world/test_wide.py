@@ -1,13 +1,18 @@
 """What people show: foreign pictures, damage, flags in outlines, other words; and practice of order."""
 
+from pathlib import Path
 from random import Random
 
+import matplotlib
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from builtin.evaluate import Scene
-from builtin.exam import tasks
+from builtin.exam import Scene, tasks
 from builtin.feed.rows import Writer
+from builtin.foreign import DEBIAN_SOURCES, FILM, WHEEL_SOURCES, tiles
+from builtin.foreign_drawn import SORTS, draw_pictures
 from builtin.world import splits
 from builtin.world.damage import UNHARMED, Damage, damaged, draw_damage
 from builtin.world.flag_forms import OUTLINES, OUTLINES_OF, FlagForm, flag_colours
@@ -176,3 +181,32 @@ def test_every_row_of_the_table_makes_samples(world_and_textures):
         if "kind, unseen" not in row.name:  # the small world holds none
             sample = row.make(splits.rng_of(splits.VALIDATION, 1), 0)
             assert sample.turns, row.name
+
+
+def test_no_package_gives_foreign_pictures_to_training_and_to_an_exam():
+    sources = (*DEBIAN_SOURCES, *WHEEL_SOURCES, FILM)
+    learned = {source.package for source in sources if source.split == splits.TRAIN}
+    measured = {source.package for source in sources if source.split != splits.TRAIN}
+    assert learned and measured and not learned & measured
+    notice = (BUILTIN.parents[2] / "NOTICE").read_text()
+    assert all(package.split("==")[0] in notice for package in learned | measured)
+
+
+def test_tiles_are_square_and_blank_ones_are_left_out():
+    picture = Image.effect_noise((900, 700), 90).convert("RGB")
+    found = list(tiles(picture))
+    assert [tile.shape for tile in found] == [(160, 160, 3)] * 2
+    assert not list(tiles(Image.new("RGB", (900, 700), "white")))
+
+
+@pytest.mark.parametrize("split", splits.SPLITS)
+def test_drawn_pictures_are_of_known_kinds(split, monkeypatch):
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    monkeypatch.setattr("builtin.foreign_drawn.fetch_fonts", lambda name, cache: [font])
+    few = tuple((kind, draw, 1) for kind, draw, _ in SORTS[split])
+    monkeypatch.setitem(SORTS, split, few)
+    drawn = list(draw_pictures(split, Path("unused")))
+    assert [kind for kind, _ in drawn] == [kind for kind, *_ in few] and {kind for kind, _ in drawn} <= {
+        *KINDS
+    }
+    assert all(picture.size == (320, 320) and np.asarray(picture).std() > 5 for _, picture in drawn)
