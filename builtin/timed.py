@@ -34,7 +34,7 @@ def teach_for(stage: SmallStage, plan: Path, seconds: float, left: float = _MOST
         everyone.wait_for_everyone()
     decided = stage.changed(num_steps=json.loads(plan.read_text())["num_steps"])
     resume = (Path(stage.recipe.out) / CHECKPOINT).exists()
-    return teach(decided, resume=resume, seconds=max(1.0, ends - time.monotonic()))
+    return teach(decided, resume=resume, seconds=max(0.0, ends - time.monotonic()))
 
 
 def _measured(stage: SmallStage, seconds: float) -> dict[str, float]:
