@@ -8,7 +8,7 @@ Both variants keep the same state. Both go on from the shipped stage-2 model, wh
 64, with stage 2 and then stage 3: the same batches, number of steps and rates, two seeds. Two more rows are
 not trained: the shipped model as it is, and its weights with sinks. Every row is a process; rows share the
 cards, and the slowest decides how many steps all take. Scores are of the validation split. Writes sinks.json,
-sinks.md and sinks.png.
+sinks.md and sinks.png, and of every row a folder with its log, output.txt, and its models.
 """
 
 import argparse
@@ -189,8 +189,12 @@ def main() -> None:
         if missing:
             raise InputError(f"{given.data} lacks {', '.join(missing)}: python -m builtin.build_data")
         (given.out / PLAN).unlink(missing_ok=True)
-        Crew(given, ends - 15).run()
-    tell(given.out)
+        try:
+            Crew(given, ends - 15).run()
+        finally:  # what was found is told, whatever failed after it
+            tell(given.out)
+    else:
+        tell(given.out)
 
 
 if __name__ == "__main__":

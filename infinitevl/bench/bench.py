@@ -12,6 +12,7 @@ import torch
 
 from infinitevl.bench.clock import Timing
 from infinitevl.bench.peer import build_peer
+from infinitevl.bench.quantization import quantize_
 from infinitevl.bench.record import OURS, Place, Record, append, counted, timed
 from infinitevl.bench.sizes import check_memory, model_of_size
 
@@ -23,7 +24,7 @@ class Options:
     """What a user chooses for every benchmark.
 
     peer: measure the stock Transformer too. out: file to append the lines to. commit: of the source, if git
-    cannot tell it. quantization: of the decoder's products, where it is lower than dtype. attention: the
+    cannot tell it. quantization: of the large products, where it is lower than dtype. attention: the
     variant of attention, where it is not the size's own.
     """
 
@@ -48,13 +49,27 @@ class Bench:
     def __init__(self, name: str, options: Options, show: Callable[[str], None] = print):
         self.name, self.options, self.device = name, options, torch.device(options.device)
         self.records: list[Record] = []
+        self._quality: dict[str, Any] = {}
         self._show = show
         self._place = Place.here(options.size, self.device, options.commit)
 
     def model(self) -> tuple[Any, Any]:
-        """Build our model and its processor."""
+        """Build our model, quantized if that is wanted, and its processor.
+
+        Our lines say from then on what quantization does to logits and to the tokens of a picture.
+        """
         options = self.options
-        return model_of_size(options.size, self.device, options.dtype, options.attention)
+        model, processor = model_of_size(options.size, self.device, options.dtype, options.attention)
+        if self.options.quantization is not None:
+            fidelity = quantize_(model, self.options.quantization)
+            self._quality = {
+                "quantization": self.options.quantization,
+                "logits_error": round(fidelity.error, 5),
+                "same_token": round(fidelity.agreement, 4),
+                "vision_error": round(fidelity.vision_error, 5),
+            }
+            self.clear()
+        return model, processor
 
     def peer(self) -> Any:
         """Build the stock Transformer.
@@ -76,9 +91,11 @@ class Bench:
 
     def _common(self, who: str, settings: dict[str, Any]) -> dict[str, Any]:
         common = {"dtype": str(self.options.dtype).removeprefix("torch.")}
-        if self.options.attention is not None and who == OURS:
+        if who != OURS:
+            return {**settings, **common}
+        if self.options.attention is not None:
             common["attention_variant"] = self.options.attention
-        return {**settings, **common}
+        return {**settings, **self._quality, **common}
 
     def _keep(self, record: Record) -> None:
         self.records.append(record)

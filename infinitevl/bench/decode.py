@@ -7,7 +7,6 @@ from infinitevl.bench.bench import Bench, warm_up
 from infinitevl.bench.clock import Timing, measure, measure_period
 from infinitevl.bench.ours import Decoding, capture
 from infinitevl.bench.peer import EagerPeer, GraphedPeer
-from infinitevl.bench.quantization import quantize_
 from infinitevl.bench.record import EAGER, GRAPHED
 
 CONTEXTS = (1024, 4096, 16384, 61440, 131072, 262144, 368640, 409600, 1048576)
@@ -18,11 +17,10 @@ PEER_LIMIT = 409600  # tokens; longer ones do not change the picture
 def run(bench: Bench, contexts: Sequence[int], answers: Sequence[int]) -> None:
     """Measure ours at every context, several answers at once with full windows, then the Transformer."""
     model, processor = bench.model()
-    quality = _quantized(bench, model)
-    _one_answer(bench, model, processor, contexts, quality)
+    _one_answer(bench, model, processor, contexts)
     for count in answers:
         bench.clear()
-        _together(bench, model, processor, count, quality)
+        _together(bench, model, processor, count)
     del model, processor
     bench.clear()
     if bench.options.peer:
@@ -33,31 +31,18 @@ def run(bench: Bench, contexts: Sequence[int], answers: Sequence[int]) -> None:
                 _graphed(bench, peer, context)
 
 
-def _quantized(bench: Bench, model: Any) -> dict[str, Any]:
-    """What stands in the lines of a quantized model; nothing in full precision."""
-    quantization = bench.options.quantization
-    if quantization is None:
-        return {}
-    fidelity = quantize_(model, quantization)
-    bench.clear()
-    error, agreement = round(fidelity.error, 5), round(fidelity.agreement, 4)
-    return {"quantization": quantization, "logits_error": error, "same_token": agreement}
-
-
-def _one_answer(
-    bench: Bench, model: Any, processor: Any, contexts: Sequence[int], quality: dict[str, Any]
-) -> None:
+def _one_answer(bench: Bench, model: Any, processor: Any, contexts: Sequence[int]) -> None:
     decoding = Decoding(model, processor)
     for context in sorted(contexts):
         decoding.read_to(context)
-        bench.time("token", _step_time(bench, decoding), context=context, answers=1, **quality)
+        bench.time("token", _step_time(bench, decoding), context=context, answers=1)
 
 
-def _together(bench: Bench, model: Any, processor: Any, count: int, quality: dict[str, Any]) -> None:
+def _together(bench: Bench, model: Any, processor: Any, count: int) -> None:
     context = 2 * model.config.text_config.num_window_slots
     decoding = Decoding(model, processor, num_answers=count)
     decoding.read_to(context)
-    bench.time("token", _step_time(bench, decoding), context=context, answers=count, **quality)
+    bench.time("token", _step_time(bench, decoding), context=context, answers=count)
 
 
 def _step_time(bench: Bench, decoding: Decoding) -> Timing:

@@ -7,7 +7,7 @@ from typing import Any
 from infinitevl.bench.bench import Bench
 from infinitevl.bench.ours import Watching
 from infinitevl.bench.sizes import random_frames
-from infinitevl.engine.engine import Mode
+from infinitevl.engine.arrivals import Mode
 
 TOKENS = (20_000, 1_000_000)
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from infinitevl.bench.sizes import random_ids
 from infinitevl.engine.answers import Answer
-from infinitevl.engine.engine import Engine, Mode
+from infinitevl.engine.arrivals import Mode
+from infinitevl.engine.engine import Engine
 from infinitevl.engine.graphs import Lanes
 from infinitevl.engine.sampling import Sampling
 from infinitevl.engine.session import StreamSession

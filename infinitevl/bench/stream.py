@@ -10,7 +10,7 @@ from infinitevl.bench.ours import Watching
 from infinitevl.bench.peer import EagerPeer, frame_inputs
 from infinitevl.bench.record import EAGER
 from infinitevl.bench.sizes import random_frames
-from infinitevl.engine.engine import Mode
+from infinitevl.engine.arrivals import Mode
 
 FRAMES = (50, 100, 200, 400, 800, 1600)
 QUESTION = 32  # tokens

@@ -8,7 +8,7 @@ from infinitevl.bench.bench import Bench
 from infinitevl.bench.clock import measure, measure_period
 from infinitevl.bench.ours import Watching
 from infinitevl.bench.sizes import random_frames
-from infinitevl.engine.engine import Mode
+from infinitevl.engine.arrivals import Mode
 
 COUNTS = (1, 2, 4, 8, 16)
 TOGETHER = 4  # steps between two readings of the clock, since vision runs ahead of the decoder

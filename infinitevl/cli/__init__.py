@@ -26,7 +26,8 @@ from infinitevl.cli.command import (
 )
 from infinitevl.cli.output import prepare_streams
 from infinitevl.cli.train import app as train_app
-from infinitevl.evaluation.questions import parse_question
+from infinitevl.errors import InputError
+from infinitevl.evaluation.questions import parse_condition, parse_period, parse_question
 
 app = typer.Typer(
     name="infinitevl",
@@ -158,9 +159,41 @@ ResumeStateOption = Annotated[
     str | None,
     typer.Option("--resume-state", metavar="FILE", help="Continue a saved stream, and its time."),
 ]
+WhenOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--when",
+        metavar="CONDITION",
+        help="Tell when the answer turns to yes: 'Is it red?', or 'What is on the sign? = STOP'; repeatable.",
+    ),
+]
 EveryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--every",
+        metavar="TIME",
+        help="Ask --when so often: 10s (default), 1m30s, 2.5. Without --when: as --fetch-every.",
+    ),
+]
+FetchEveryOption = Annotated[
     float | None,
-    typer.Option("--every", help="Fetch the picture at an http address so often; default: every 1 second."),
+    typer.Option(
+        "--fetch-every",
+        metavar="SECONDS",
+        help="Fetch the picture at an http address so often; default: every 1 second.",
+    ),
+]
+ConfirmOption = Annotated[
+    int, typer.Option("--confirm", min=1, help="Answers in a row that must be yes for an event.")
+]
+ReleaseOption = Annotated[
+    int, typer.Option("--release", min=1, help="Answers in a row that must not be yes before another event.")
+]
+CooldownOption = Annotated[
+    float, typer.Option("--cooldown", min=0.0, help="Seconds after an event without another one.")
+]
+EventsOption = Annotated[
+    str | None, typer.Option("--events", metavar="FILE", help="Append each event as a line of JSON.")
 ]
 MaxFramesOption = Annotated[
     int | None, typer.Option("--max-frames", min=1, help="Stop after so many frames.")
@@ -172,7 +205,13 @@ def watch(
     source: SourceArgument,
     ask: AskOption = None,
     fps: FpsOption = None,
+    when: WhenOption = None,
     every: EveryOption = None,
+    confirm: ConfirmOption = 1,
+    release: ReleaseOption = 1,
+    cooldown: CooldownOption = 0.0,
+    events: EventsOption = None,
+    fetch_every: FetchEveryOption = None,
     live: LiveOption = False,
     mode: ModeOption = None,
     keep_turns: KeepTurnsOption = False,
@@ -190,10 +229,15 @@ def watch(
     quantization: QuantizationOption = Quantization.full,
     attention: AttentionOption = Attention.auto,
 ) -> None:
-    """Watch a source; answer questions at given times, typed ones at once, and others at the end."""
+    """Watch a source; answer questions at given times, typed ones at once, others at the end; tell events."""
     for line in ask or []:
         parse_question(line)
-    for path in (save_state, report):
+    for line in when or []:
+        parse_condition(line)
+    period = None if every is None else parse_period(every)
+    if not when and None not in (period, fetch_every):
+        raise InputError("--every without --when is --fetch-every: give one of the two")
+    for path in (save_state, report, events):
         check_folder(path)
     from infinitevl.cli.watch import WatchOptions, run_watch
     from infinitevl.engine.sampling import Sampling
@@ -203,7 +247,13 @@ def watch(
             source=source,
             ask=ask or [],
             fps=fps,
-            every=every,
+            when=when or [],
+            when_every=period or 10.0,
+            confirm=confirm,
+            release=release,
+            cooldown=cooldown,
+            events=events,
+            fetch_every=fetch_every if when or period is None else period,
             live=live or None,
             mode=mode.value if mode else None,
             keep_turns=keep_turns,
@@ -266,6 +316,9 @@ def serve(
         float | None,
         typer.Option("--park-disk", metavar="GIB", min=0, help="Disk for streams beyond --park-memory."),
     ] = None,
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, help="Servers behind the address; more than one needs Ray.")
+    ] = 1,
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.auto,
@@ -289,6 +342,7 @@ def serve(
             save_every=save_every,
             park_memory=park_memory,
             park_disk=park_disk,
+            replicas=replicas,
         ),
         model=model,
         device=device,

@@ -136,7 +136,7 @@ def measurement(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
     return register
 
 
-@measurement(repeats=20, peer=None)
+@measurement(repeats=20, peer=None, quantization=Quantization.full)
 def stream(
     shared: Shared,
     frames: Annotated[str | None, _numbers("--frames", "How many frames came before", "50 to 1600")] = None,
@@ -162,8 +162,8 @@ def decode(
 ) -> None:
     """Time of a decoded token by context; the Transformer eager and captured in a CUDA graph.
 
-    With --quantization our lines give the error of logits against full precision, and how often the likeliest
-    token is the same.
+    With --quantization our lines give the error of logits and of a picture's tokens against full precision,
+    and how often the likeliest token is the same; so they do in stream, streams and prefill.
     """
     lengths, counts = _list("--contexts", contexts), _list("--answers", answers)
     bench = shared.bench("decode")
@@ -173,7 +173,7 @@ def decode(
     benchmark.run(bench, lengths, list(benchmark.ANSWERS) if counts is None else counts)
 
 
-@measurement(repeats=5, peer=None)
+@measurement(repeats=5, peer=None, quantization=Quantization.full)
 def prefill(
     shared: Shared,
     lengths: Annotated[str | None, _numbers("--lengths", "Tokens of the prompt", "4096,32768,262144")] = None,
@@ -186,7 +186,7 @@ def prefill(
     benchmark.run(bench, list(benchmark.LENGTHS) if counts is None else counts)
 
 
-@measurement(repeats=20)
+@measurement(repeats=20, quantization=Quantization.full)
 def streams(
     shared: Shared,
     counts: Annotated[str | None, _numbers("--counts", "Streams on the device", "1,2,4,8,16")] = None,

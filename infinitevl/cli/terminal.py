@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infinitevl.cli.output import harmless, print_error, print_json, write
-from infinitevl.evaluation.streaming import Answered, Asked, Event, Piece, Refused, Seen, Summary
+from infinitevl.evaluation.streaming import Answered, Asked, Event, Noticed, Piece, Refused, Seen, Summary
 from infinitevl.evaluation.units import show_bytes, show_time
 
 _TOLD_EVERY = 10.0  # seconds
@@ -41,12 +41,14 @@ class Display(Protocol):
 
 
 class JsonDisplay:
-    """Answers as `{"at", "question", "answer"}`, one a line."""
+    """Answers as `{"at", "question", "answer"}`, events as `{"at", "rule", ...}`, one a line."""
 
     def __call__(self, event: Event) -> None:
-        """Print `event` if it is an answer; a refused question goes to standard error."""
+        """Print `event` if it is an answer or of a rule; a refused question goes to standard error."""
         if isinstance(event, Answered):
             print_json({"at": round(event.at, 3), "question": event.question, "answer": event.answer})
+        elif isinstance(event, Noticed):
+            print_json(event.line())
         elif isinstance(event, Refused):
             print_error(event.error)
 
@@ -93,6 +95,10 @@ class TextDisplay:
             if self._note:
                 print(self._note, file=sys.stderr)
                 self._note = ""
+            self._resume()
+        elif isinstance(event, Noticed):
+            self.pause()
+            write(f"[{show_time(event.at)}] noticed: {event.question} {harmless(event.answer.strip())}\n")
             self._resume()
         elif isinstance(event, Refused):
             self.pause()

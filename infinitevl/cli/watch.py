@@ -1,20 +1,23 @@
 """`infinitevl watch`: watches a source, answers questions, saves the stream and a report."""
 
 import contextlib
+import json
 import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from infinitevl.cli.command import check_folder, load_model, note_of
 from infinitevl.cli.output import without_password
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
+from infinitevl.engine.rules import WatchEvent, WatchRule
 from infinitevl.engine.sampling import Sampling
-from infinitevl.errors import InputError
-from infinitevl.evaluation.questions import TimedQuestion, parse_question
+from infinitevl.errors import InfiniteVLError, InputError
+from infinitevl.evaluation.questions import TimedQuestion, parse_condition, parse_question
 from infinitevl.evaluation.report import Recorder, write_report
-from infinitevl.evaluation.streaming import Event, Outcome, Seen, WatchSettings, nothing_typed, watch
+from infinitevl.evaluation.streaming import Event, Noticed, Outcome, Seen, WatchSettings, nothing_typed, watch
 from infinitevl.interrupt import Interrupt
 from infinitevl.processing.fetching.addresses import local_path
 from infinitevl.processing.sources.frames import DEFAULT_FPS, Source
@@ -29,12 +32,21 @@ _UNTIL_EMPTY = f"{_ANY_MOMENT}; when all has been seen, an empty line ends"
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """The options of the command, by the names that they have on the command line."""
+    """The options of the command, by the names that they have on the command line.
+
+    note: no option; what is said once, under the first answer.
+    """
 
     source: str
     ask: list[str] = field(default_factory=list)
     fps: float | None = None
-    every: float | None = None
+    fetch_every: float | None = None
+    when: list[str] = field(default_factory=list)
+    when_every: float = 10.0
+    confirm: int = 1
+    release: int = 1
+    cooldown: float = 0.0
+    events: str | None = None
     live: bool | None = None
     mode: Literal["image", "video"] | None = None
     keep_turns: bool = False
@@ -45,6 +57,7 @@ class WatchOptions:
     allow_private: bool = False
     report: str | None = None
     as_json: bool = False
+    note: str = ""
 
 
 def run_watch(
@@ -58,12 +71,14 @@ def run_watch(
 ) -> None:
     """Watch, answer, and write the files; options are checked before anything is loaded."""
     questions = [parse_question(line) for line in options.ask]
+    rules = _rules(options)
     _check_outputs(options)
     with _open_source(options) as source:
         network, processor = load_model(model, device, dtype, quantization, attention)
         session = _open_session(options, network, processor)
         recorder = Recorder()
-        outcome = _watch_and_save(options, session, source, questions, recorder, note_of(model))
+        options = replace(options, note=note_of(model))
+        outcome = _watch_and_save(options, session, source, questions, rules, recorder)
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
         names = {"title": _title(options.source), "model": model or "the built-in model"}
@@ -84,16 +99,17 @@ def _open_source(options: WatchOptions) -> Source:
         options.source,
         fps=options.fps,
         live=options.live,
-        every=options.every,
+        every=options.fetch_every,
         allow_private=options.allow_private,
     )
 
 
 def _check_outputs(options: WatchOptions) -> None:
     """Check that the files can be written, and that no two options name the same one."""
-    for path in (options.save_state, options.report):
+    for path in (options.save_state, options.report, options.events):
         check_folder(path)
     named = {"the source": options.source, "--save-state": options.save_state, "--report": options.report}
+    named["--events"] = options.events
     if options.resume_state != options.save_state:  # a stream may be kept where it came from
         named["--resume-state"] = options.resume_state
     taken: dict[str, str] = {}
@@ -110,13 +126,13 @@ def _watch_and_save(
     session: "StreamSession",
     source: Source,
     questions: list[TimedQuestion],
+    rules: list[WatchRule],
     recorder: Recorder,
-    note: str,
 ) -> Outcome:
     """Watch, and save the stream if --save-state asks for it, however watching ends."""
     path, frames = options.save_state, session.stats().frames
     try:
-        outcome = _watch(options, session, source, questions, recorder, note)
+        outcome = _watch(options, session, source, questions, rules, recorder)
     except BaseException:
         if path is not None and session.stats().frames > frames:
             _save(session, path)
@@ -152,12 +168,12 @@ def _watch(
     session: "StreamSession",
     source: Source,
     questions: list[TimedQuestion],
+    rules: list[WatchRule],
     recorder: Recorder,
-    note: str,
 ) -> Outcome:
     with contextlib.ExitStack() as stack:
-        typed = _typed_lines(stack, options, has_questions=bool(questions))
-        display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed, note)
+        typed = _typed_lines(stack, options, has_questions=bool(questions or rules))
+        display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed, options.note)
         stack.callback(display.pause)
         ended = 0.0
 
@@ -165,16 +181,19 @@ def _watch(
             nonlocal ended
             if isinstance(event, Seen):  # the last frame is always reported
                 ended = event.at
+            if isinstance(event, Noticed) and options.events is not None:
+                _append(options.events, event)
             recorder(event)
             display(event)
 
+        _watch_for(session, rules, show)
         outcome = watch(
             session,
             source,
             questions,
             show,
             typed=typed or nothing_typed,
-            afterwards=() if typed is None or questions else typed.until_empty(),
+            afterwards=() if typed is None or questions or rules else typed.until_empty(),
             settings=_settings(options, session),
         )
         for moment in sorted({question.at for question in questions if question.at is not None}):
@@ -182,6 +201,48 @@ def _watch(
                 display.unreached(ended, moment)
         display.finish(outcome.summary)
     return outcome
+
+
+def _rules(options: WatchOptions) -> list[WatchRule]:
+    """The rules of --when.
+
+    Raises:
+        InputError: one that cannot be, or an option for rules without any.
+    """
+    if not options.when and options.events is not None:
+        raise InputError("--events is for the events of --when; give one, as in --when 'Is it red?'")
+    kept = options.confirm, options.release, options.cooldown
+    parts = [parse_condition(line) for line in options.when]
+    return [WatchRule(question, options.when_every, expect, *kept) for question, expect in parts]
+
+
+def _watch_for(session: "StreamSession", rules: list[WatchRule], show: Callable[[Event], None]) -> None:
+    """Show the events of rules from now on."""
+
+    def tell(event: WatchEvent) -> None:
+        rule, frame = event.rule, event.frame_index + 1
+        stats = session.stats()
+        show(Noticed(event.time, rule.question, rule.expect, event.answer, frame, event.picture, stats))
+
+    for rule in rules:
+        session.watch(
+            rule.question,
+            every=rule.every,
+            on_event=tell,
+            expect=rule.expect,
+            confirm=rule.confirm,
+            release=rule.release,
+            cooldown=rule.cooldown,
+        )
+
+
+def _append(path: str, event: Noticed) -> None:
+    """Add an event to a file, as a line of JSON."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event.line(), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InfiniteVLError(f"--events {path} could not be written: {error.strerror}") from error
 
 
 def _typed_lines(

@@ -2,18 +2,36 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from infinitevl.engine.sampling import Sampling, TextBuilder, draws, pick
+from infinitevl.engine.logprobs import LogprobRows, TokenLogprob, logprobs_of
+from infinitevl.engine.sampling import Sampling, TextBuilder, draws
+from infinitevl.engine.sampling import pick as pick_tokens
 from infinitevl.engine.slots import Slot
 
 # The last tokens of each answer that are kept for the host, which polls every few steps.
 NUM_RECENT = 32
+
+
+class Pick(NamedTuple):
+    """How a step picks tokens, for all of its rows.
+
+    is_greedy: none of them draws. with_logprobs: some of them need the log-probabilities.
+    """
+
+    is_greedy: bool
+    with_logprobs: bool
+
+    @classmethod
+    def of(cls, samplings: Iterable[Sampling]) -> "Pick":
+        """The least that does for all of these."""
+        settings = [(sampling.is_greedy, sampling.logprobs is not None) for sampling in samplings]
+        return cls(all(is_greedy for is_greedy, _ in settings), any(needs for _, needs in settings))
 
 
 @dataclass(eq=False)
@@ -22,7 +40,7 @@ class Answer:
 
     tokens: read back by the host so far. is_over: complete, and the slot has read all tokens. error: what
     ended it early; raised only to the caller who waits for this answer. pieces: of its text, not yet passed
-    to `on_text`.
+    to `on_text`. logprobs: of the tokens, where the sampling asks for them.
     """
 
     slot: Slot
@@ -30,6 +48,7 @@ class Answer:
     builder: TextBuilder
     on_text: Callable[[str], None]
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     is_over: bool = False
     error: Exception | None = None
     pieces: deque[str] = field(default_factory=deque)
@@ -46,9 +65,19 @@ class Answer:
         """Whether all tokens are known, though the slot may not have read the last one yet."""
         return self.is_over or len(self.tokens) >= self.sampling.max_new_tokens
 
-    def note(self, is_over: bool, count: int, recent: list[int]) -> None:
-        """Add a report of the device: `count` tokens so far, number i of them at i mod len(recent)."""
-        new = [recent[index % len(recent)] for index in range(len(self.tokens), count)]
+    def note(
+        self, is_over: bool, count: int, recent: list[int], logprobs: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Add a report of the device: `count` tokens so far, number i of them at i mod len(recent).
+
+        logprobs: this answer's row of `LogprobRows.report`, where it needs them.
+        """
+        columns = [index % len(recent) for index in range(len(self.tokens), count)]
+        new = [recent[column] for column in columns]
+        if logprobs is not None:
+            most = self.sampling.logprobs or 0
+            kept = [logprobs_of(*each, logprobs, most) for each in zip(new, columns, strict=True)]
+            self.logprobs += kept
         self.tokens += new
         self.is_over = self.is_over or is_over
         for token in new:
@@ -98,6 +127,9 @@ class AnswerRows:
         self.temperature, self.top_p = numbers(torch.float32), numbers(torch.float32)
         self.seed = numbers(torch.int64)
         self.recent = numbers(torch.int64, NUM_RECENT)  # token number i in column i mod NUM_RECENT
+        self.logprobs = LogprobRows(
+            num_rows, NUM_RECENT, device
+        )  # of those; written where a step picks with them
 
     def start_(self, row: int, sampling: Sampling) -> None:
         """Start an answer in a row."""
@@ -109,24 +141,28 @@ class AnswerRows:
         self.top_p[row].fill_(float(sampling.top_p))
         self.seed[row].fill_(0 if sampling.is_greedy else sampling.first_seed())
 
-    def take_(self, rows: Tensor, logits: Tensor, is_greedy: bool) -> None:
+    def take_(self, rows: Tensor, logits: Tensor, pick: Pick) -> None:
         """Pick the next token of each row, unless its answer is complete.
 
         A token that ends an answer is not counted, nor is one beyond the limit.
 
         Args:
-            rows: int64 [B]. logits: [B, vocabulary], changed in place. is_greedy: no row draws.
+            rows: int64 [B]. logits: [B, vocabulary], changed in place.
         """
-        logits = logits.to(self.token.device).index_fill_(1, self.never, -torch.inf)
+        logits = logits.to(self.token.device)
+        logprobs = logits.float().log_softmax(-1) if pick.with_logprobs else None
+        logits = logits.index_fill_(1, self.never, -torch.inf)
         count = self.num_picked[rows]
-        if is_greedy:
+        if pick.is_greedy:
             token = logits.argmax(-1)
         else:
             draw = draws(self.seed[rows], count)
-            token = pick(logits, self.temperature[rows], self.top_p[rows], draw)
+            token = pick_tokens(logits, self.temperature[rows], self.top_p[rows], draw)
         stops = (token[:, None] == self.stop_ids).any(1)
         over = self.done[rows] | stops | (count >= self.limit[rows])
         column = (count % NUM_RECENT)[:, None]
+        if logprobs is not None:
+            self.logprobs.keep_(rows, column[:, 0], logprobs, token)
         kept = self.recent[rows]
         kept = kept.scatter(1, column, torch.where(over[:, None], kept.gather(1, column), token[:, None]))
         self.recent.index_copy_(0, rows, kept)

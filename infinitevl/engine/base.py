@@ -103,15 +103,22 @@ class Session:
         return self.state.recurrent_norms
 
     def _begin(
-        self, read: Callable[[Slot], Tensor], sampling: Sampling, on_text: Callable[[str], None] | None
+        self,
+        read: Callable[[Slot], Tensor],
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+        keep: bool,
     ) -> Answer:
-        """Fork this session, let `read` read a question into the fork ([1, C]), and start the answer."""
+        """Fork this session, let `read` read a question into the fork ([1, C]), and start the answer.
+
+        keep: whether the turn becomes part of the session when it is finished.
+        """
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {sampling!r}; give a Sampling, as in Sampling(max_new_tokens=64).")
         with self.engine.lock:  # the next reading would overwrite what `read` returns
             slot = self._fork_for_turn()
             try:
-                return self.start(slot, read(slot), sampling, on_text, self.keep_turns)
+                return self.start(slot, read(slot), sampling, on_text, keep)
             except BaseException:
                 self.engine.release(slot)
                 raise
@@ -149,9 +156,10 @@ class Session:
         """
         self._check_own(answer)
         self._check_held(answer)
+        is_kept = self._kept() is answer
         try:
-            text = self.engine.scheduler.finish(answer, to_the_end=self.keep_turns)
-            if self.keep_turns:
+            text = self.engine.scheduler.finish(answer, to_the_end=is_kept)
+            if is_kept:
                 self._keep(answer)
         finally:
             self.cancel(answer)

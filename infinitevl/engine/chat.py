@@ -108,7 +108,7 @@ class ChatSession(Session):
             raise InputError("nothing was said: give text, or parts with text, pictures or videos.")
         system = None if self.slot.facts.num_tokens else self.system
         inputs = self.processor.turn_inputs(content, system=system, allow_private=allow_private)
-        return self._begin(lambda slot: self.engine.read_prompt(slot, inputs), sampling, on_text)
+        return self._begin(lambda slot: self.engine.read_prompt(slot, inputs), sampling, on_text, keep=True)
 
     @classmethod
     def load(

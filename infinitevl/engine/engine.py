@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from infinitevl.config import FULL
 from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.arrivals import Arrival, Mode, Patch, Waiting, patches_of, pieces
 from infinitevl.engine.device import on_device
 from infinitevl.engine.graph_runner import GraphRunner
 from infinitevl.engine.preprocess import Preprocessor, checked_size
@@ -23,38 +24,11 @@ from infinitevl.engine.sampling import stop_ids
 from infinitevl.engine.scheduler import Scheduler
 from infinitevl.engine.slots import Facts, Parked, Slot, SlotPool
 from infinitevl.engine.steps import Steps
+from infinitevl.engine.watching import Due, ask
 from infinitevl.errors import InputError
 from infinitevl.model.fused import fuse_, quantization_of
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.weights import check_values
-
-Mode = Literal["image", "video"]
-
-
-class Arrival(NamedTuple):
-    """A frame that a stream is about to observe; time in microseconds, num_dropped frames lost before it."""
-
-    slot: Slot
-    picture: Any
-    time: int
-    num_dropped: int
-
-
-class _Patch(NamedTuple):
-    """A complete temporal patch. time: of its first frame. facts: of the slot after the patch."""
-
-    slot: Slot
-    clip: Tensor
-    time: int
-    facts: Facts
-
-
-class _Waiting(NamedTuple):
-    """The first frame of a patch whose second frame has not come. facts: of the slot after this frame."""
-
-    slot: Slot
-    picture: Tensor
-    facts: Facts
 
 
 class Observer(Protocol):
@@ -63,6 +37,8 @@ class Observer(Protocol):
     engine: "Engine"
 
     def expect(self, frame: Any, at: float | None = None) -> Arrival: ...
+    def expect_all(self, frames: Sequence[tuple[Any, float | None]]) -> list[Arrival]: ...
+    def due(self, frame: Any) -> list[Due]: ...
 
 
 class Engine:
@@ -149,12 +125,12 @@ class Engine:
 
     # ------ frames
 
-    @on_device
     def observe(self, frames: Sequence[tuple[Observer, Any] | tuple[Observer, Any, float | None]]) -> None:
         """Add a frame to each of several streams, in one step: (session, frame) or (session, frame, at) each.
 
-        Arguments and errors as in `StreamSession.observe`; after an error or an interrupt no stream has
-        changed.
+        Then all rules that are due are asked, in common steps. Arguments and errors as in
+        `StreamSession.observe`; after an error or an interrupt no stream has changed, unless a rule was being
+        asked.
 
         Raises:
             InputError: also where a session belongs to another engine, or comes twice.
@@ -169,41 +145,50 @@ class Engine:
         with self.lock:  # no other thread may change these streams meanwhile
             if frames:
                 self._observe([session.expect(*frame) for session, *frame in frames])
+            due = [found for session, frame, *_ in frames for found in session.due(frame)]
+        ask(due)
+
+    @on_device
+    def observe_all(self, session: Observer, frames: Sequence[tuple[Any, float | None]]) -> None:
+        """Add several frames to one stream, a few in each step (see `StreamSession.observe_all`)."""
+        with self.lock:
+            arrivals = session.expect_all(frames)
+            if arrivals:
+                pictures = self.runner.prepare([arrival.picture for arrival in arrivals])
+                self._add_run(*self._patches(arrivals, pictures))
 
     def _observe(self, arrivals: Sequence[Arrival]) -> None:
+        """Read frames of several slots, in one step."""
         pictures = self.runner.prepare([arrival.picture for arrival in arrivals])
-        patches, waiting = [], []
-        for (slot, _, time, num_dropped), picture in zip(arrivals, pictures, strict=True):
-            after = slot.facts.with_frame(time, num_dropped)
-            if self.mode == "image":
-                patches.append(self._patch(slot, picture[None], time, after))
-            elif slot.facts.has_waiting:  # the patch has the time of its first frame
-                with self.runner.vision_lane():
-                    clip = torch.stack([slot.state.span.waiting[0], picture])
-                patches.append(self._patch(slot, clip, slot.facts.last_time, after))
-            else:
-                waiting.append(_Waiting(slot, picture, replace(after, has_waiting=True)))
-        self._add(patches, waiting)
+        parts = [
+            self._patches([arrival], [picture]) for arrival, picture in zip(arrivals, pictures, strict=True)
+        ]
+        self._add(
+            [patch for patches, _ in parts for patch in patches], [w for _, held in parts for w in held]
+        )
 
-    def _patch(self, slot: Slot, clip: Tensor, time: int, after: Facts) -> _Patch:
-        num_tokens = self.steps.num_tokens + (not slot.facts.is_open)
-        slot.state.check_room(num_tokens)
-        return _Patch(slot, clip, time, after.with_patch(num_tokens))
+    def _patches(
+        self, arrivals: Sequence[Arrival], pictures: Sequence[Tensor]
+    ) -> tuple[list[Patch], list[Waiting]]:
+        """Complete patches of frames of one slot, which has room for them, and a frame that waits."""
+        with self.runner.vision_lane():
+            patches, waiting = patches_of(arrivals, pictures, self.mode, self.steps.num_tokens)
+        if patches:
+            arrivals[0].slot.state.check_room(patches[-1].num_new)
+        return patches, waiting
 
-    def _add(self, patches: Sequence[_Patch], waiting: Sequence[_Waiting] = ()) -> None:
+    def _add(self, patches: Sequence[Patch], waiting: Sequence[Waiting] = ()) -> None:
         """Read complete patches; store frames that wait for their partners."""
         encoded = self.runner.encode([patch.clip for patch in patches]) if patches else None
         opening = [patch for patch in patches if not patch.slot.facts.is_open]
-        parts: list[_Patch | _Waiting] = [*patches, *waiting]
+        parts: list[Patch | Waiting] = [*patches, *waiting]
 
         def change() -> None:
             for patch in opening:
-                with self.runner.main_lane():
-                    self.runner.read(patch.slot, [self.model.config.vision_start_token_id])
-                    self.runner.open_span(patch.slot, patch.time)
+                self._open(patch.slot, patch.time)
             if patches:
                 slots, _, times, facts = zip(*patches, strict=True)
-                self.runner.add_frames(slots, encoded, times, facts)
+                self.runner.add_frames(slots, encoded, [[time] for time in times], facts)
             if waiting:
                 self.runner.hold(*zip(*waiting, strict=True))
             for part in parts:
@@ -211,6 +196,29 @@ class Engine:
 
         is_one_step = self.runner.is_atomic and not opening and not (patches and waiting)
         self._change([part.slot for part in parts], change, is_one_step)
+
+    def _add_run(self, patches: Sequence[Patch], waiting: Sequence[Waiting]) -> None:
+        """Read complete patches of one slot, a few in each step; store a frame that waits for its partner."""
+        parts: list[Patch | Waiting] = [*patches, *waiting]
+        slot = parts[0].slot
+
+        def change() -> None:
+            if patches and not slot.facts.is_open:
+                self._open(slot, patches[0].time)
+            for piece in pieces(len(patches)):
+                _, clips, times, facts = zip(*patches[piece], strict=True)
+                self.runner.add_frames([slot], self.runner.encode(clips), [times], facts[-1:])
+            if waiting:
+                self.runner.hold(*zip(*waiting, strict=True))
+            slot.facts = parts[-1].facts
+
+        self._change([slot], change, is_one_step=False)
+
+    def _open(self, slot: Slot, time: int) -> None:
+        """Open a vision span, whose first frame is at `time`."""
+        with self.runner.main_lane():
+            self.runner.read(slot, [self.model.config.vision_start_token_id])
+            self.runner.open_span(slot, time)
 
     def _change(self, slots: Sequence[Slot], change: Callable[[], None], is_one_step: bool) -> None:
         """Change slots atomically: after an error or an interrupt each is as before or as after the change.
@@ -241,7 +249,9 @@ class Engine:
             if facts.has_waiting:  # it becomes both frames of its patch
                 with self.runner.vision_lane():
                     clip = slot.state.span.waiting[0].expand(2, -1, -1, -1).clone()
-                self._add([self._patch(slot, clip, facts.last_time, facts)])
+                num_tokens = self.steps.num_tokens + (not facts.is_open)
+                slot.state.check_room(num_tokens)
+                self._add([Patch(slot, clip, facts.last_time, facts.with_patch(num_tokens))])
             if not slot.facts.is_open:
                 return self.read(slot, turn_ids)
             hidden = self.read(slot, [self.model.config.vision_end_token_id, *turn_ids])

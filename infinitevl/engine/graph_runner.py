@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.answers import AnswerRows, Pick
 from infinitevl.engine.graphs import Lanes, Replay, Rerun
 from infinitevl.engine.preprocess import Preprocessor
 from infinitevl.engine.slots import Facts, Slot, SlotPool, write_facts
@@ -63,7 +63,7 @@ class GraphRunner:
     def encode(self, clips: Sequence[Tensor]) -> Replay | Rerun:
         """Encode clips, each uint8 [1 or 2, 3, H, W], on the vision lane; the features are `outputs`."""
         buffer = self._buffer
-        replay = self._vision(self._size(len(clips)), buffer)
+        replay = self._vision(max(self._size(len(clips)), len(clips)), buffer)
         if (reusable := self._reusable[buffer]) is not None:
             reusable.synchronize()  # never more than two frames ahead of the device
         with self.lanes.on("vision"):
@@ -77,12 +77,16 @@ class GraphRunner:
         self.steps.open_spans(slot.state, None, torch.tensor([time]).to(self.device))
 
     def add_frames(
-        self, slots: Sequence[Slot], encoded: Replay | Rerun, times: Sequence[int], facts: Sequence[Facts]
+        self,
+        slots: Sequence[Slot],
+        encoded: Replay | Rerun,
+        times: Sequence[Sequence[int]],
+        facts: Sequence[Facts],
     ) -> None:
         """Read encoded frames on the main lane, as soon as they are ready."""
-        buffer, size = self._buffer, self._size(len(slots))
-        replay = self._decoder(size, buffer, encoded.outputs)
-        filled = [*times, *[0] * (size - len(times))]
+        buffer, size, num_frames = self._buffer, self._size(len(slots)), len(times[0])
+        replay = self._decoder((size, num_frames), buffer, encoded.outputs)
+        filled = [*times, *[[0] * num_frames] * (size - len(times))]
         self.lanes.wait("main", self.lanes.mark("vision"))
         with self.lanes.on("main"):
             replay(self._indices(slots, size), torch.tensor(filled), _padded_rows(facts, size))
@@ -131,15 +135,17 @@ class GraphRunner:
 
         return self._replay(("encode", size, buffer), make)
 
-    def _decoder(self, size: int, buffer: int, features: Tensor) -> Replay | Rerun:
+    def _decoder(self, sizes: tuple[int, int], buffer: int, features: Tensor) -> Replay | Rerun:
+        """sizes: streams, and frames of each."""
+
         def make() -> Replay | Rerun:
             def step(rows: Tensor, times: Tensor, facts: Tensor) -> None:
                 self.steps.add_frames(self.pool.state, rows, features, times, facts)
 
-            inputs = self._scratch(size), self._numbers(size), self._numbers(size, 4)
+            inputs = self._scratch(sizes[0]), self._numbers(*sizes), self._numbers(sizes[0], 4)
             return self.lanes.capture("main", step, *inputs)
 
-        return self._replay(("add frames", size, buffer), make)
+        return self._replay(("add frames", sizes, buffer), make)
 
     @property
     def _side(self) -> int:
@@ -204,40 +210,50 @@ class GraphRunner:
 
     # ------ answers
 
-    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None:
+    def first(self, slot: Slot, hidden: Tensor, pick: Pick) -> None:
         """Pick the first token of an answer."""
 
         def make() -> Replay | Rerun:
             def step(rows: Tensor, hidden: Tensor) -> None:
-                self.steps.first(self.answers, rows, hidden, is_greedy)
+                self.steps.first(self.answers, rows, hidden, pick)
 
             return self.lanes.capture("main", step, self._scratch(1), hidden.clone())
 
-        self._replay(("first", is_greedy), make)(self._indices([slot], 1), hidden)
+        self._replay(("first", pick), make)(self._indices([slot], 1), hidden)
 
-    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None:
+    def token(self, slots: Sequence[Slot], pick: Pick) -> None:
         """Generate one more token of each answer; complete ones read into the scratch row."""
         size = self._size(len(slots))
 
         def make() -> Replay | Rerun:
             def step(answer_rows: Tensor) -> None:
                 rows = answer_rows.masked_fill(self.answers.done[answer_rows], self.scratch)
-                self.steps.token(self.pool.state, rows, self.answers, answer_rows, is_greedy)
+                self.steps.token(self.pool.state, rows, self.answers, answer_rows, pick)
 
             return self.lanes.capture("main", step, self._scratch(size))
 
-        self._replay(("token", size, is_greedy), make)(self._indices(slots, size))
+        self._replay(("token", size, pick), make)(self._indices(slots, size))
 
     def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]:
         """Report on answers; calling the result waits for the device and returns `AnswerRows.report`."""
         found = self.answers.report(self._indices(slots, len(slots)).to(self.device, non_blocking=True))
-        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        host.copy_(found, non_blocking=True)
+        return self._brought(lambda host: host[0].tolist(), found)
+
+    def report_logprobs(self, slots: Sequence[Slot]) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+        """Report on the log-probabilities of answers, as `report`: a row of `LogprobRows.report` each."""
+        rows = self._indices(slots, len(slots)).to(self.device, non_blocking=True)
+        return self._brought(lambda host: list(zip(*host, strict=True)), *self.answers.logprobs.report(rows))
+
+    def _brought(self, read: Callable[[list[Tensor]], Any], *found: Tensor) -> Callable[[], Any]:
+        """Copy tensors to host memory; calling the result waits for them, and returns what `read` makes."""
+        host = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in found]
+        for there, each in zip(host, found, strict=True):
+            there.copy_(each, non_blocking=True)
         ready = self.lanes.mark("main")
 
-        def result() -> list[list[int]]:
+        def result() -> Any:
             ready.synchronize()
-            return host.tolist()
+            return read(host)
 
         return result
 

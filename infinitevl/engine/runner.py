@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.answers import AnswerRows, Pick
 from infinitevl.engine.preprocess import Preprocessor
 from infinitevl.engine.slots import Facts, Slot, SlotPool, write_facts
 from infinitevl.engine.steps import Steps
@@ -27,14 +27,15 @@ class Runner(Protocol):
     def encode(self, clips: Sequence[Tensor]) -> Any: ...
     def open_span(self, slot: Slot, time: int) -> None: ...
     def add_frames(
-        self, slots: Sequence[Slot], encoded: Any, times: Sequence[int], facts: Sequence[Facts]
+        self, slots: Sequence[Slot], encoded: Any, times: Sequence[Sequence[int]], facts: Sequence[Facts]
     ) -> None: ...
     def hold(self, slots: Sequence[Slot], pictures: Sequence[Tensor], facts: Sequence[Facts]) -> None: ...
     def read(self, slot: Slot, token_ids: list[int]) -> Tensor: ...
     def read_embeds(self, slot: Slot, embeds: Tensor, offsets: Tensor) -> Tensor: ...
-    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None: ...
-    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None: ...
+    def first(self, slot: Slot, hidden: Tensor, pick: Pick) -> None: ...
+    def token(self, slots: Sequence[Slot], pick: Pick) -> None: ...
     def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]: ...
+    def report_logprobs(self, slots: Sequence[Slot]) -> Callable[[], list[tuple[Tensor, Tensor]]]: ...
     def vision_lane(self) -> AbstractContextManager[Any]: ...
     def main_lane(self) -> AbstractContextManager[Any]: ...
     def settle(self) -> None: ...
@@ -72,9 +73,12 @@ class EagerRunner:
         self.steps.open_spans(slot.state, None, self._numbers([time]))
 
     def add_frames(
-        self, slots: Sequence[Slot], encoded: Tensor, times: Sequence[int], facts: Sequence[Facts]
+        self, slots: Sequence[Slot], encoded: Tensor, times: Sequence[Sequence[int]], facts: Sequence[Facts]
     ) -> None:
-        """Read encoded frames, seen at `times` (microseconds). facts: of the slots afterwards."""
+        """Read encoded frames, the same number of each slot, at its `times` (microseconds).
+
+        facts: of the slots afterwards.
+        """
         state, rows = self._where(slots)
         self.steps.add_frames(
             state, rows, encoded, self._numbers(times), self._numbers([each.row() for each in facts])
@@ -95,19 +99,24 @@ class EagerRunner:
         start = slot.state.next_position
         return self.steps.read_embeds(slot.state, None, embeds, offsets.to(start.device) + start, None)
 
-    def first(self, slot: Slot, hidden: Tensor, is_greedy: bool) -> None:
+    def first(self, slot: Slot, hidden: Tensor, pick: Pick) -> None:
         """Pick the first token of an answer."""
-        self.steps.first(self.answers, self._indices([slot]), hidden, is_greedy)
+        self.steps.first(self.answers, self._indices([slot]), hidden, pick)
 
-    def token(self, slots: Sequence[Slot], is_greedy: bool) -> None:
+    def token(self, slots: Sequence[Slot], pick: Pick) -> None:
         """Generate one more token of each answer that is not over."""
         state, rows = self._where(slots)
-        self.steps.token(state, rows, self.answers, self._indices(slots), is_greedy)
+        self.steps.token(state, rows, self.answers, self._indices(slots), pick)
 
     def report(self, slots: Sequence[Slot]) -> Callable[[], list[list[int]]]:
         """Report on answers; calling the result waits for the device and returns `AnswerRows.report`."""
         report = self.answers.report(self._indices(slots))
         return report.tolist
+
+    def report_logprobs(self, slots: Sequence[Slot]) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+        """Report on the log-probabilities of answers, as `report`: a row of `LogprobRows.report` each."""
+        values, tokens = self.answers.logprobs.report(self._indices(slots))
+        return lambda: list(zip(values, tokens, strict=True))
 
     def vision_lane(self) -> AbstractContextManager[Any]:
         """Context for work that prepares the next frame."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from infinitevl.engine.logprobs import MAX_LOGPROBS
 from infinitevl.errors import InputError
 
 # Lowest temperature: below, float32 would overflow, and the likeliest token is almost certain anyway.
@@ -27,6 +28,7 @@ class Sampling:
         temperature: 0 always takes the likeliest token; values between 0 and 1e-5 count as 1e-5.
         top_p: draw from the likeliest tokens that together have this probability, in (0, 1].
         seed: a whole number; equal seeds draw alike. None takes one from torch's generator.
+        logprobs: keep the log-probability of every token, and of this many of the likeliest ones, 0 to 20.
 
     Raises:
         InputError: a value outside these ranges.
@@ -36,6 +38,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.max_new_tokens, Integral) and self.max_new_tokens >= 1):
@@ -48,6 +51,16 @@ class Sampling:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p!r}.")
         if self.seed is not None and not isinstance(self.seed, Integral):
             raise InputError(f"seed must be a whole number or None, not {self.seed!r}.")
+        self._check_logprobs()
+
+    def _check_logprobs(self) -> None:
+        count = self.logprobs
+        if count is not None and not (
+            type(count) is not bool and isinstance(count, Integral) and 0 <= count <= MAX_LOGPROBS
+        ):
+            raise InputError(
+                f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, or None, not {count!r}."
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -101,6 +114,8 @@ class TextBuilder:
     """Decodes tokens to text piece by piece; incomplete characters wait for their last token.
 
     Each piece is decoded after the previous piece alone, so the cost of a token does not grow.
+
+    starts: of each token in the text so far, where the characters that it belongs to begin.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -108,6 +123,7 @@ class TextBuilder:
         self._shown: list[int] = []  # tokens of the last piece
         self._held: list[int] = []
         self.text = ""
+        self.starts: list[int] = []
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that it completes, often empty."""
@@ -126,6 +142,7 @@ class TextBuilder:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _show(self, piece: str) -> str:
+        self.starts += [len(self.text)] * len(self._held)
         self._shown, self._held = self._held, []
         self.text += piece
         return piece

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from infinitevl.engine.answers import Answer, AnswerRows
+from infinitevl.engine.answers import Answer, AnswerRows, Pick
 from infinitevl.engine.device import on_device
 from infinitevl.engine.runner import Runner
 from infinitevl.engine.sampling import Sampling, TextBuilder
@@ -20,6 +20,7 @@ class _Poll(NamedTuple):
 
     answers: list[weakref.ref[Answer]]
     result: Callable[[], list[list[int]]]
+    logprobs: Callable[[], list[tuple[Tensor, Tensor] | None]]  # of each answer, None where it needs none
 
 
 class Scheduler:
@@ -48,7 +49,7 @@ class Scheduler:
         answer = Answer(slot, sampling, TextBuilder(self.tokenizer), on_text or (lambda piece: None))
         with self.lock, self.runner.main_lane():
             self.rows.start_(slot.index, sampling)
-            self.runner.first(slot, hidden, sampling.is_greedy)
+            self.runner.first(slot, hidden, Pick.of([sampling]))
             self._report([answer])
             self._running[answer] = None
         return answer
@@ -73,11 +74,11 @@ class Scheduler:
         if not growing:
             return
         slots = [answer.slot for answer in growing]
-        is_greedy = all(answer.sampling.is_greedy for answer in growing)
+        pick = Pick.of(answer.sampling for answer in growing)
         try:
             with self.runner.main_lane():
                 for _ in range(self.runner.tokens_per_poll):
-                    self.runner.token(slots, is_greedy)
+                    self.runner.token(slots, pick)
                 self._report(growing)
         except BaseException as error:  # some layers have read a token, others have not
             for answer in growing:
@@ -94,20 +95,35 @@ class Scheduler:
 
     def _report(self, answers: Sequence[Answer]) -> None:
         result = self.runner.report([answer.slot for answer in answers])
-        self._polls = [*self._polls, _Poll([weakref.ref(answer) for answer in answers], result)]
+        logprobs = self._report_logprobs(answers)
+        self._polls = [*self._polls, _Poll([weakref.ref(answer) for answer in answers], result, logprobs)]
+
+    def _report_logprobs(self, answers: Sequence[Answer]) -> Callable[[], list[tuple[Tensor, Tensor] | None]]:
+        needs = [answer.sampling.logprobs is not None for answer in answers]
+        if not any(needs):
+            return lambda: [None] * len(needs)
+        slots = [answer.slot for answer, need in zip(answers, needs, strict=True) if need]
+        result = self.runner.report_logprobs(slots)
+
+        def rows() -> list[tuple[Tensor, Tensor] | None]:
+            found = iter(result())
+            return [next(found) if need else None for need in needs]
+
+        return rows
 
     def _poll(self, polls: list[_Poll]) -> None:
         """Read reports of the device, and remove them."""
         for poll in polls:
-            for reference, (is_over, count, *recent) in zip(poll.answers, poll.result(), strict=True):
+            reports = zip(poll.answers, poll.result(), poll.logprobs(), strict=True)
+            for reference, (is_over, count, *recent), logprobs in reports:
                 answer = reference()
                 if answer is not None and answer in self._running:
-                    self._note(answer, bool(is_over), count, recent)
+                    self._note(answer, bool(is_over), count, recent, logprobs)
             self._polls = [other for other in self._polls if other is not poll]
 
-    def _note(self, answer: Answer, is_over: bool, count: int, recent: list[int]) -> None:
+    def _note(self, answer: Answer, *report: Any) -> None:
         try:
-            answer.note(is_over, count, recent)
+            answer.note(*report)
         except BaseException as error:  # its text may lack a token, and another thread may wait for it
             self._fail(answer, _cut_short(error))
             raise

@@ -5,16 +5,19 @@ which it was seen. A question closes the span on a copy of the state; the stream
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Self
 
 from infinitevl.engine.answers import Answer
+from infinitevl.engine.arrivals import Arrival, Mode
 from infinitevl.engine.base import Session, checked_engine
-from infinitevl.engine.engine import Arrival, Engine, Mode
+from infinitevl.engine.engine import Engine
 from infinitevl.engine.reading import TurnReader
+from infinitevl.engine.rules import WatchEvent, WatchRule
 from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.watching import Due, Watch
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import MICROSECONDS, to_microseconds
@@ -40,6 +43,19 @@ class StreamStats:
     tokens: int
     seconds: float
     state_bytes: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How one question is asked, where it differs from how its session was opened.
+
+    keep: question and answer become part of the stream. system: text of the system turn, or None.
+    needs_frame: refuse a question before the first frame; else it may open a conversation.
+    """
+
+    keep: bool
+    system: str | None
+    needs_frame: bool = True
 
 
 class StreamSession(Session):
@@ -105,13 +121,16 @@ class StreamSession(Session):
 
     def _start(self, engine: Engine, keep_turns: bool, system: str | None, is_alone: bool) -> None:
         self.keep_turns, self.system = keep_turns, system
+        self.watches: list[Watch] = []
         self._enter(engine, is_alone)
         self.mode, self.frame_size = engine.mode, engine.frame_size
 
     def observe(self, frame: Any, at: float | None = None) -> None:
-        """Add a frame to the stream. On a GPU this returns before the frame is read; later calls wait for it.
+        """Add a frame to the stream, then ask the rules that are due (see `watch`).
 
-        After an error or an interrupt (Ctrl-C) the stream is as it was before.
+        On a GPU this returns before the frame is read, unless a rule is asked; later calls wait for it. After
+        an error or an interrupt (Ctrl-C) the stream is as it was before, or as after the frame if a rule was
+        being asked.
 
         Args:
             frame: a `Frame`, as `open_source` yields them, with its time and number of dropped frames; or a
@@ -125,15 +144,50 @@ class StreamSession(Session):
         """
         self.engine.observe([(self, frame, at)])
 
+    def observe_all(self, frames: Sequence[Any], at: Sequence[float | None] | None = None) -> None:
+        """Add several frames that are there already, of a file say: the same as one by one, but faster.
+
+        After an error or an interrupt the stream is as it was before the first of them. In a stream with
+        rules (`watch`) they are added one by one, and those before an error stay.
+
+        Args:
+            frames: as for `observe`, in time order. at: their times, as for `observe`; one for each frame.
+
+        Raises:
+            InputError: as for `observe`; also another number of times than of frames.
+            StateError: the frames do not fit into full-attention layers.
+        """
+        if isinstance(frames, str | bytes) or not isinstance(frames, Sequence):
+            raise InputError(
+                f"observe_all takes a list of frames, not {type(frames).__name__}; observe takes one frame."
+            )
+        times: list[float | None] = [None] * len(frames) if at is None else list(at)
+        if len(times) != len(frames):
+            raise InputError(f"{len(frames)} frames came with {len(times)} times; give one each or none.")
+        if self.watches:  # a rule is asked after the very frame at which it is due
+            for frame, time in zip(frames, times, strict=True):
+                self.observe(frame, time)
+        else:
+            self.engine.observe_all(self, list(zip(frames, times, strict=True)))
+
     def expect(self, frame: Any, at: float | None = None) -> Arrival:
         """Check a frame's time and where it belongs, for `Engine.observe`; errors as in `observe`."""
+        return self.expect_all([(frame, at)])[0]
+
+    def expect_all(self, frames: Sequence[tuple[Any, float | None]]) -> list[Arrival]:
+        """The same for several frames with their times, one after the other."""
         self._check_free()
-        picture, num_dropped = frame, 0
-        if isinstance(frame, Frame):
-            if at is not None:
-                raise InputError(f"a Frame has its own time ({frame.time} s): leave at={at!r} out.")
-            picture, at, num_dropped = frame.image, frame.time, frame.dropped
-        return Arrival(self.slot, picture, self._checked_time(at), num_dropped)
+        arrivals, facts = [], self.slot.facts
+        newest = facts.last_time if facts.num_frames else None
+        for frame, at in frames:
+            picture, num_dropped = frame, 0
+            if isinstance(frame, Frame):
+                if at is not None:
+                    raise InputError(f"a Frame has its own time ({frame.time} s): leave at={at!r} out.")
+                picture, at, num_dropped = frame.image, frame.time, frame.dropped
+            newest = self._checked_time(at, newest)
+            arrivals.append(Arrival(self.slot, picture, newest, num_dropped))
+        return arrivals
 
     def ask(
         self,
@@ -167,33 +221,97 @@ class StreamSession(Session):
         return self.finish(answer)
 
     def begin(
-        self, question: str, sampling: Sampling = _GREEDY, on_text: Callable[[str], None] | None = None
+        self,
+        question: str,
+        sampling: Sampling = _GREEDY,
+        on_text: Callable[[str], None] | None = None,
+        turn: Turn | None = None,
     ) -> Answer:
         """Start to answer a question; `finish` waits for the answer. Several answers are generated together.
 
-        Arguments and errors as in `ask`.
+        Arguments and errors as in `ask`. turn: how this one is asked; None: as the session was opened.
         """
-        ids = self._turn_ids(question)
-        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text)
+        turn = self._checked_turn(turn)
+        ids = self._turn_ids(question, turn)
+        return self._begin(lambda slot: self.engine.read_turn(slot, ids), sampling, on_text, turn.keep)
 
-    def turn_reader(self, question: str, piece: int) -> TurnReader:
+    def turn_reader(self, question: str, piece: int, turn: Turn | None = None) -> TurnReader:
         """Fork the stream, to read a question into the fork by `piece` tokens a step; then `start`.
 
-        With `keep_turns` no frame may be observed from here until the answer is finished.
+        Where the turn is kept no frame may be observed from here until the answer is finished.
 
         Raises:
             InputError, StateError: as `begin`.
         """
-        ids = self._turn_ids(question)
+        ids = self._turn_ids(question, self._checked_turn(turn))
         with self.engine.lock:
             return TurnReader(self.engine, self._fork_for_turn(), ids, piece)
 
-    def _turn_ids(self, question: str) -> list[int]:
+    def _checked_turn(self, turn: Turn | None) -> Turn:
+        if not isinstance(turn, Turn | None):
+            raise InputError(f"turn is {turn!r}; give a Turn, as in Turn(keep=False, system=None).")
+        return turn or Turn(self.keep_turns, self.system)
+
+    def _turn_ids(self, question: str, turn: Turn) -> list[int]:
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"the question is empty or no text: {question!r}. Ask something in words.")
-        if not self.slot.facts.num_frames:
+        if turn.needs_frame and not self.slot.facts.num_frames:
             raise InputError("nothing was seen yet: observe a frame before the first question.")
-        return turn_ids(self.processor.tokenizer, question, self.system)
+        return turn_ids(self.processor.tokenizer, question, turn.system)
+
+    def watch(
+        self,
+        question: str,
+        *,
+        every: float,
+        on_event: Callable[[WatchEvent], Any],
+        expect: str = "yes",
+        confirm: int = 1,
+        release: int = 1,
+        cooldown: float = 0.0,
+    ) -> Watch:
+        """Ask a question every so many seconds of the stream, and tell when its answer turns to yes.
+
+        `observe` asks it on a fork after the frame at which it is due, also in a stream that keeps its turns:
+        the stream and its other answers stay as they would be without rules. Rules are neither saved nor
+        forked with the stream. While no slot is free, a rule waits for a later frame.
+
+        Args:
+            question, every, expect, confirm, release, cooldown: see `WatchRule`.
+            on_event: gets each `WatchEvent`; what it raises comes out of `observe`.
+
+        Returns:
+            The watch, whose `stop()` ends it.
+
+        Raises:
+            InputError: as `WatchRule`; or `on_event` is no function.
+        """
+        watch = Watch(self, WatchRule(question, every, expect, confirm, release, cooldown), on_event)
+        self.watches = [*self.watches, watch]
+        return watch
+
+    def due(self, frame: Any) -> list[Due]:
+        """The rules to be asked after a frame that was just observed, for `Engine.observe`."""
+        if not self.watches:
+            return []
+        stats = self.stats()
+        picture = frame.image if isinstance(frame, Frame) else frame
+        turn = Turn(keep=False, system=self.system)
+        return [
+            Due(watch, turn, picture, stats.seconds, stats.frames)
+            for watch in self.watches
+            if watch.state.is_due(stats.seconds)
+        ]
+
+    def fork(self) -> Self:
+        """Make an independent copy of the stream, without its rules.
+
+        Raises:
+            StateError: the session shares an engine whose slots are all taken.
+        """
+        twin = super().fork()
+        twin.watches = []
+        return twin
 
     @classmethod
     def load(
@@ -250,10 +368,11 @@ class StreamSession(Session):
         with self.engine.lock:
             self.slot.facts = replace(self.slot.facts, num_dropped=int(count))
 
-    def _checked_time(self, at: float | None) -> int:
-        """Return the time of a new frame in microseconds; InputError for a time that cannot be."""
-        facts = self.slot.facts
-        newest = facts.last_time if facts.num_frames else None
+    def _checked_time(self, at: float | None, newest: int | None) -> int:
+        """Return the time of a new frame in microseconds; InputError for a time that cannot be.
+
+        newest: time of the frame before; None where there is none.
+        """
         if at is None:
             return 0 if newest is None else newest + MICROSECONDS
         time = _microseconds(at, _LARGEST_TIME / self.model.config.vision_config.tokens_per_second)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitevl.engine.answers import AnswerRows
+from infinitevl.engine.answers import AnswerRows, Pick
 from infinitevl.engine.slots import put, write_facts
 from infinitevl.model.fused import Kernels
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
@@ -84,15 +84,17 @@ class Steps:
     def add_frames(
         self, state: StreamState, rows: Tensor | None, features: Tensor, times: Tensor, facts: Tensor
     ) -> None:
-        """Read the tokens [S, tokens, C] of frames seen at `times` (int64 [S], microseconds).
+        """Read the tokens of frames seen at `times` (int64 [S, F], microseconds), F of each of S streams.
 
-        facts: of the slots afterwards (`Facts.row`), int64 [S, 4].
+        features: [S F, tokens, C]. facts: of the slots afterwards (`Facts.row`), int64 [S, 4].
         """
-        span = state.span
+        span, (num_streams, num_frames) = state.span, times.shape
         start, since = (x if rows is None else x[rows] for x in (span.start, span.start_time))
+        elapsed = (times - since[:, None]).flatten()
         speed = self.model.config.vision_config.tokens_per_second
-        positions = frame_positions(start, times - since, *self.grid, speed)
-        self.model.model.language_model(features, positions, state, rows=rows)
+        positions = frame_positions(start.repeat_interleave(num_frames), elapsed, *self.grid, speed)
+        in_a_row = features.view(num_streams, -1, features.shape[-1]), positions.view(3, num_streams, -1)
+        self.model.model.language_model(*in_a_row, state, rows=rows)
         write_facts(span, rows, facts)
 
     def read(
@@ -134,9 +136,9 @@ class Steps:
         seconds, start = inputs.get("second_per_grid_ts"), torch.zeros(len(kinds), dtype=torch.int64)
         return embeds, prompt_positions(kinds, start, config, grids[IMAGE], grids[VIDEO], seconds)[0]
 
-    def first(self, answers: AnswerRows, answer_rows: Tensor, hidden: Tensor, is_greedy: bool) -> None:
+    def first(self, answers: AnswerRows, answer_rows: Tensor, hidden: Tensor, pick: Pick) -> None:
         """Pick the first token of answers whose questions end in `hidden` [B, C]."""
-        answers.take_(answer_rows, self._logits(hidden), is_greedy)
+        answers.take_(answer_rows, self._logits(hidden), pick)
 
     def token(
         self,
@@ -144,7 +146,7 @@ class Steps:
         rows: Tensor | None,
         answers: AnswerRows,
         answer_rows: Tensor,
-        is_greedy: bool,
+        pick: Pick,
     ) -> None:
         """Read the token that each answer picked last, and pick the next one."""
         token = answers.token[answer_rows]
@@ -152,7 +154,7 @@ class Steps:
         embeds = self.model.model.embed(token.to(start.device)[:, None])
         decoder = self.model.model.language_model
         out = decoder(embeds, text_positions(start, 1), state, one_token=True, rows=rows)
-        answers.take_(answer_rows, self._logits(out[:, -1]), is_greedy)
+        answers.take_(answer_rows, self._logits(out[:, -1]), pick)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[B, C] -> [B, vocabulary]."""

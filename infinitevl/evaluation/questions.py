@@ -10,6 +10,8 @@ from infinitevl.errors import InputError
 # A first word that starts with a digit and ends with a colon is meant as a time; "10:30 is ..." is not,
 # because a digit follows its colon.
 _TIMED = re.compile(r"\s*(?P<every>(?i:every)\s+)?(?P<time>[+-]?\d\S*):(?!\d)\s*(?P<text>.*)", re.DOTALL)
+_EXPECTED = re.compile(r"(?P<question>.*)\s=(?P<expect>.*)", re.DOTALL)
+_NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 _UNITS = re.compile(r"(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
 _CLOCK = re.compile(r"(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+(?:\.\d+)?)")
 
@@ -69,6 +71,31 @@ def parse_time(text: str) -> float:
             f"{text!r} is not a time; write 30s, 1m30s, 1h2m3s, 00:30 or 1:02:03 before the question's colon"
         )
     return int(match["h"] or 0) * 3600 + int(match["m"] or 0) * 60 + float(match["s"] or 0)
+
+
+def parse_condition(line: str) -> tuple[str, str]:
+    """Question and expected answer of `Is it red?`, which expects yes, or `What is on the sign? = STOP`.
+
+    Raises:
+        InputError: the question or the expected answer is empty.
+    """
+    match = _EXPECTED.fullmatch(line)
+    question, expect = (match["question"], match["expect"]) if match else (line, "yes")
+    if not question.strip() or not expect.strip():
+        raise InputError(f"{line!r} is no condition; write 'Is it red?' or 'What is on the sign? = STOP'")
+    return question.strip(), expect.strip()
+
+
+def parse_period(text: str) -> float:
+    """Seconds in `10s`, `1m30s` or `2.5`.
+
+    Raises:
+        InputError: no such time, or none above 0.
+    """
+    seconds = float(text) if _NUMBER.fullmatch(text) else parse_time(text)
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{text!r} is no period; give a time above 0, as in 10s, 1m30s or 2.5")
+    return seconds
 
 
 def in_order(questions: Iterable[TimedQuestion]) -> list[TimedQuestion]:

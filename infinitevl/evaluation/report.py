@@ -14,7 +14,7 @@ from PIL import Image
 
 from infinitevl.evaluation.chart import MemoryPoint, memory_chart
 from infinitevl.evaluation.page import PAGE
-from infinitevl.evaluation.streaming import Answered, Event, Seen, Summary
+from infinitevl.evaluation.streaming import Answered, Event, Noticed, Seen, Summary
 from infinitevl.evaluation.units import show_bytes, show_time
 from infinitevl.files import atomic_write
 
@@ -24,12 +24,13 @@ THUMBNAIL = (208, 156)
 
 @dataclass(frozen=True)
 class Talk:
-    """A question, its answer, and the true answer if known."""
+    """A question, its answer, and the true answer if known; or an event of a rule."""
 
     question: str
     answer: str
     truth: str | None = None
     right: bool | None = None
+    is_event: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Recorder:
     """Collects what the page shows. Key frames are bounded, however long the stream is.
 
     Key frames are evenly spaced: at `max_frames`, every second one is dropped, and from then on only every
-    second one is taken. All questions are kept.
+    second one is taken. All questions and events are kept.
     """
 
     def __init__(self, max_frames: int = 24, max_points: int = 240) -> None:
@@ -59,10 +60,10 @@ class Recorder:
         if isinstance(event, Seen):
             self.memory.offer(lambda: MemoryPoint(event.stats.tokens, event.stats.state_bytes))
             self.key_frames.offer(lambda: Moment(event.at, event.stats.tokens, thumbnail(event.image)))
-        elif isinstance(event, Answered):
+        elif isinstance(event, Answered | Noticed):
             if not self.asked or self.asked[-1].tokens != event.stats.tokens:
                 self.asked.append(Moment(event.at, event.stats.tokens, thumbnail(event.image)))
-            self.asked[-1].talks.append(Talk(event.question, event.answer, truth, right))
+            self.asked[-1].talks.append(_talk_of(event, truth, right))
 
     def moments(self) -> list[Moment]:
         """Key frames and questions in the order of the stream, a frame before the questions about it."""
@@ -71,6 +72,10 @@ class Recorder:
     def talks(self) -> list[Talk]:
         """All questions in the order in which they were asked."""
         return [talk for moment in self.asked for talk in moment.talks]
+
+
+def _talk_of(event: Answered | Noticed, truth: str | None, right: bool | None) -> Talk:
+    return Talk(event.question, event.answer, truth, right, isinstance(event, Noticed))
 
 
 class Thinned(Generic[T]):
@@ -171,6 +176,8 @@ def _talk(talk: Talk) -> str:
 
 
 def _verdict(talk: Talk) -> str:
+    if talk.is_event:
+        return '<p class="verdict right">noticed</p>'
     if talk.truth is None:
         return ""
     name, word = ("right", "right") if talk.right else ("wrong", f"true answer: {talk.truth}")

@@ -61,6 +61,32 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Noticed:
+    """A rule has turned on: its question, what it waited for, the answer, and the frame that showed it.
+
+    frame: its number in the stream, from 1.
+    """
+
+    at: float
+    question: str
+    expect: str
+    answer: str
+    frame: int
+    image: Any
+    stats: Any
+
+    def line(self) -> dict[str, Any]:
+        """The event as one JSON object."""
+        return {
+            "at": round(self.at, 3),
+            "rule": self.question,
+            "expect": self.expect,
+            "answer": self.answer,
+            "frame": self.frame,
+        }
+
+
+@dataclass(frozen=True)
 class Refused:
     """A typed question that could not be answered; watching continues."""
 
@@ -91,7 +117,7 @@ class Outcome:
     broken: InfiniteVLError | None = None
 
 
-Event = Seen | Asked | Piece | Answered | Refused
+Event = Seen | Asked | Piece | Answered | Noticed | Refused
 
 
 @dataclass(frozen=True)

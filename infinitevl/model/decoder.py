@@ -14,6 +14,7 @@ from infinitevl.model.fused import Fusable
 from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.model.window_attention import WindowAttention
 from infinitevl.ops.attention.rotary import phase_steps, section_axes
+from infinitevl.ops.linear.quantized import KINDS
 from infinitevl.ops.rows import Packed, pack, read_rows
 from infinitevl.state import LayerState, StreamState
 
@@ -57,7 +58,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             GatedDeltaNet(config) if kind == LINEAR else WindowAttention(config, is_full=kind == FULL)
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, quantizable=True)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, quantizations=KINDS)
 
     def forward(self, x: Tensor, context: ForwardContext, state: LayerState | None = None) -> Tensor:
         """[B, T, C] -> [B, T, C]; the state takes the tokens in."""

@@ -4,8 +4,9 @@ The parameters keep their names, shapes and values and become views of the large
 twice and a state dict stays what it was. Whatever would part them (a move to another device, a new module in
 the place of a projection) undoes the layout first.
 
-On demand the large weights of the decoder's layers are held in few bits (`quantization`): then their
-parameters are hollow, nothing can be undone, and whatever needs their values is refused.
+On demand the large weights of the decoder's layers, and in fp8 those of most vision layers, are held in few
+bits (`quantization`): then their parameters are hollow, nothing can be undone, and whatever needs their
+values is refused.
 """
 
 import threading
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from infinitevl.errors import InputError
 from infinitevl.model.weights import Hollow
-from infinitevl.ops.linear.quantized import check_quantization, quantize
+from infinitevl.ops.linear.quantized import KINDS, check_quantization, quantize
 from infinitevl.ops.table import TORCH, Kernels, choose, trainable
 
 # Inner widths of feed-forwards are filled up to a multiple of this with zeros: 3420 makes products slow.
@@ -50,8 +51,9 @@ class Fusable(nn.Module):
     """A layer that can lay out its weights (`_lay_out`) and runs without gradients on the result."""
 
     layout: Layout | None
-    # Names of laid out weights that may be held in few bits.
+    # Names of laid out weights that may be held in few bits, and the kinds of bits that they may be held in.
     quantizable: tuple[str, ...] = ()
+    quantizations: tuple[str, ...] = KINDS
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,9 +69,13 @@ class Fusable(nn.Module):
         if layout is None or layout.places != _places(self):
             self.unfuse_()
             layout = Layout(kernels, self._lay_out(), _places(self))
-        if quantization is not None and layout.quantization is None and self.quantizable:
+        if quantization is not None and layout.quantization is None and self.can_be(quantization):
             layout = _quantized(self, layout, quantization)
         self.__dict__["layout"] = replace(layout, kernels=kernels)
+
+    def can_be(self, quantization: str) -> bool:
+        """Whether weights of this layer may be held so."""
+        return bool(self.quantizable) and quantization in self.quantizations
 
     @torch.inference_mode(False)  # weights of inference mode could not be trained
     def unfuse_(self) -> None:
@@ -133,7 +139,8 @@ def fuse_(model: nn.Module, kernels: Kernels | None = None, quantization: str | 
 
     Args:
         quantization: hold the large weights of the decoder's layers in "int8", "int4" or "fp8" (see
-            `ops.linear.quantized`), for good; None leaves them in the precision that they have.
+            `ops.linear.quantized`), in "fp8" those of the vision layers too, for good; None leaves them in
+            the precision that they have.
 
     Returns:
         The kernels.
@@ -208,7 +215,7 @@ def _shares_block(parameter: nn.Parameter) -> bool:
 def fuse_onto_(model: nn.Module, device: torch.device, quantization: str) -> Kernels:
     """Move `model` to `device` quantized, as `fuse_` has it; one layer at most is there in full."""
     check_quantization(quantization)
-    quantizable = [layer for layer in fusable(model) if layer.quantizable]
+    quantizable = [layer for layer in fusable(model) if layer.can_be(quantization)]
     kept = {id(parameter) for layer in quantizable for parameter in layer.parameters()}
     model._apply(lambda tensor: tensor if id(tensor) in kept else tensor.to(device))
     kernels = choose(device)
@@ -310,7 +317,7 @@ def _check_free(model: nn.Module, quantization: str) -> None:
         )
     for layer in fusable(model):
         held = layer.layout.quantization if layer.layout is not None else quantization
-        if layer.quantizable and held != quantization:
+        if layer.can_be(quantization) and held != quantization:
             raise InputError(
                 f"{quantization} was asked for, but this model already runs in {held or 'full precision'}. "
                 "Load it again to run it in another way."

@@ -38,12 +38,14 @@ class GatedMLP(Fusable):
     """A norm, SwiGLU and the residual: x + down(SiLU(gate(norm x)) * up(norm x)).
 
     Args:
-        can_lower: whether its weights may be held in few bits.
+        quantizations: in which its weights may be held.
     """
 
-    def __init__(self, width: int, inner_width: int, bias: bool, quantizable: bool = False):
+    quantizable = ("gate_up", "down")
+
+    def __init__(self, width: int, inner_width: int, bias: bool, quantizations: tuple[str, ...] = ()):
         super().__init__()
-        self.quantizable = ("gate_up", "down") if quantizable else ()
+        self.quantizations = quantizations
         self.gate_proj = nn.Linear(width, inner_width, bias=bias)
         self.up_proj = nn.Linear(width, inner_width, bias=bias)
         self.down_proj = nn.Linear(inner_width, width, bias=bias)

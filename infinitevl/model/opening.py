@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib import resources
@@ -23,6 +24,7 @@ from infinitevl.model.qwen import foreign_config
 from infinitevl.model.weights import loading_errors
 
 BUILTIN, BUILTIN_STAGE_2 = "builtin", "builtin-stage2"  # whole, and without its adapter
+_ABILITIES = re.compile(r"^## What it can and cannot do$(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _SECONDS_TO_ANSWER = 5
 Name = str | os.PathLike[str]
 
@@ -137,6 +139,17 @@ def builtin_folder() -> Path:
 def is_builtin(name: Name | None) -> bool:
     """Whether a name, or none, means the built-in model."""
     return name in (None, BUILTIN, BUILTIN_STAGE_2)
+
+
+def description_of(name: Name | None) -> str | None:
+    """What the card in a model's folder says that it can and cannot do; None where it says nothing."""
+    folder = builtin_folder() if is_builtin(name) else Path(str(name))
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):  # no folder, no card, or one that is no text
+        return None
+    found = _ABILITIES.search(card)
+    return " ".join(found[1].replace("*", "").split()) if found else None
 
 
 def is_path(name: str) -> bool:

@@ -22,6 +22,7 @@ from infinitevl.model.layers import GatedMLP, RMSNorm
 from infinitevl.ops.attention.vision import Segments
 
 Grid = tuple[int, int, int]
+_NUM_FULL_BLOCKS = 3  # layers whose weights no quantization touches
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,17 @@ def _segments(lengths: list[int], device: torch.device) -> tuple[Segments, ...]:
 
 
 class VisionAttention(Fusable):
-    """Attention within runs of patches."""
+    """Attention within runs of patches.
 
-    def __init__(self, config: InfiniteVLVisionConfig):
+    Args:
+        quantizations: in which its weights may be held.
+    """
+
+    quantizable = ("qkv", "proj")
+
+    def __init__(self, config: InfiniteVLVisionConfig, quantizations: tuple[str, ...] = ()):
         super().__init__()
+        self.quantizations = quantizations
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -127,24 +135,29 @@ class VisionAttention(Fusable):
             return x + self.proj(self.kernels.vision_attention(qkv, cos, sin, segments).flatten(1))
         kernels, bias = fast.kernels, (self.qkv.bias, self.proj.bias)
         # What proj adds to the residual besides the product is added where the residual is read anyway.
-        together, x = kernels.norm_linear_shift(x, norm.weight, norm.eps, self.qkv.weight, *bias)
+        together, x = kernels.norm_linear_shift(x, norm.weight, norm.eps, fast["qkv"], *bias)
         qkv = together.unflatten(-1, (3, self.num_heads, -1))
         out = kernels.vision_attention(qkv, cos, sin, segments).flatten(1)
-        return kernels.linear_add(out, self.proj.weight, x)
+        return kernels.linear_add(out, fast["proj"], x)
 
     def _lay_out(self) -> dict[str, Any]:
-        return {}
+        return {"qkv": self.qkv.weight.data, "proj": self.proj.weight.data}
 
 
 class VisionBlock(GradientCheckpointingLayer):
-    """Attention and feed-forward of one vision layer."""
+    """Attention and feed-forward of one vision layer.
 
-    def __init__(self, config: InfiniteVLVisionConfig):
+    Args:
+        index: of the layer. The first ones see pixels and stay in full precision.
+    """
+
+    def __init__(self, config: InfiniteVLVisionConfig, index: int):
         super().__init__()
+        quantizations = () if index < _NUM_FULL_BLOCKS else ("fp8",)
         self.norm1 = RMSNorm(config.hidden_size, 1e-6)
         self.norm2 = RMSNorm(config.hidden_size, 1e-6)
-        self.attn = VisionAttention(config)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True)
+        self.attn = VisionAttention(config, quantizations)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, True, quantizations)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segments]) -> Tensor:
         """[N, C] -> [N, C]."""
@@ -215,7 +228,7 @@ class VisionEncoder(nn.Module):
         )
         self.full_blocks = frozenset(config.fullatt_block_indexes)
         self.patch_embed = PatchEmbed(config)
-        self.blocks = nn.ModuleList([VisionBlock(config) for _ in range(config.depth)])
+        self.blocks = nn.ModuleList(VisionBlock(config, index) for index in range(config.depth))
         self.merger = Projector(config)
 
     def forward(self, pixel_values: Tensor, grid_thw: Tensor | Sequence[Grid]) -> Tensor:

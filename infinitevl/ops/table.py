@@ -33,6 +33,8 @@ MATVEC_ROWS = 2
 GATED_ROWS = 1
 # Quantized weights: most rows that read the bits themselves, and of these, most that are normalised inside.
 SPLIT_ROWS = 64
+# Weights in fp8 where a GPU multiplies them: rows beyond which the rows become fp8 too.
+FP8_ROWS = 16
 NORM_ROWS = 8
 # Delta rule, many tokens: chunks of heads beyond which the work is cut for throughput; an H200 has 132
 # multiprocessors.
@@ -271,7 +273,9 @@ MOMENTS = ENGINE, TRAINING, CALL = "kernels", "kernels in training", "kernels by
 _SIZES = (
     ("product", f"one kernel up to {MATVEC_ROWS} rows, cuBLAS beyond"),
     ("gated norm and product", f"together up to {GATED_ROWS} row, one after the other beyond"),
-    ("quantized product", f"reads the bits up to {SPLIT_ROWS} rows, the whole weight beyond; fp8 on Hopper"),
+    ("quantized product of one row", "reads the bits on the ordinary cores"),
+    ("quantized product", f"reads the bits up to {SPLIT_ROWS} rows, the whole weight beyond"),
+    ("product in fp8 on Hopper", f"reads the bits up to {FP8_ROWS} rows, multiplies fp8 by fp8 beyond"),
     ("norm and quantized product", f"together up to {NORM_ROWS} rows"),
     ("delta net, many tokens", f"cut for throughput beyond {FEW_CHUNKS_LIMIT} chunks of heads"),
 )

@@ -11,10 +11,12 @@ from infinitevl.engine.answers import Answer
 from infinitevl.engine.reading import PromptReader
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.jobs import Choice, Job
+from infinitevl.server.rule_asking import RuleAsking
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from infinitevl.server.streams import Stream
     from infinitevl.server.worker import EngineWorker
 
 logger = logging.getLogger(__name__)
@@ -33,16 +35,23 @@ class Answering:
         self.growing: list[Job] = []
         is_on_gpu = self.engine.pool.state.length.is_cuda
         self.piece = _PIECE_ON_GPU if is_on_gpu else _PIECE_ON_CPU
+        self.rules = RuleAsking(self)
 
     @property
     def num_slots(self) -> int:
         """Slots that answers have, or will have once their prompt was read."""
-        return sum(len(job.choices) for job in [*self.reading, *self.growing])
+        return self.rules.num_slots + sum(len(job.choices) for job in [*self.reading, *self.growing])
+
+    def concerns(self, stream: "Stream") -> bool:
+        """Whether an answer about a stream waits, is read or grows."""
+        return any(job.stream is stream for job in [*self.waiting, *self.reading, *self.growing])
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do something."""
-        return bool(self.reading or self.growing) or any(self._is_ready(job) for job in self.waiting)
+        if self.reading or self.growing or self.rules.has_work:
+            return True
+        return any(self._is_ready(job) for job in self.waiting)
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn.
@@ -58,6 +67,7 @@ class Answering:
         """Begin what can begin, read a piece of prompts and questions, and let every answer grow."""
         self._forget_cancelled()
         self._begin()
+        self.rules.begin()
         self._read()
         self._grow()
 
@@ -68,6 +78,7 @@ class Answering:
         self.waiting.clear()
         self.reading.clear()
         self.growing.clear()
+        self.rules.drop_all()
 
     # ------ steps
 
@@ -97,7 +108,7 @@ class Answering:
             for job in self.waiting:
                 if not self._is_ready(job):
                     continue
-                if self.num_slots + len(job.choices) > self.max_slots:
+                if self.num_slots + self.rules.num_claimed + len(job.choices) > self.max_slots:
                     return None
                 self.waiting.remove(job)
                 return job
@@ -122,9 +133,9 @@ class Answering:
         assert stream is not None
         self.worker.make_resident(stream, extra=1)
         job.session = stream.session
-        job.reader = stream.session.turn_reader(job.question, self.piece)
+        job.reader = stream.session.turn_reader(job.question, self.piece, job.turn)
         job.seen = stream.stats.frames, stream.stats.seconds
-        job.is_kept = stream.session.keep_turns
+        job.is_kept = stream.session.keep_turns if job.turn is None else job.turn.keep
         stream.num_kept_answers += job.is_kept
         self.reading.append(job)
 
@@ -163,7 +174,7 @@ class Answering:
         self.growing.append(job)
 
     def _grow(self) -> None:
-        if not self.growing:
+        if not self.growing and not self.rules.num_slots:
             return
         try:
             self.engine.step()
@@ -180,6 +191,7 @@ class Answering:
                     break
             if job.is_over:
                 self._leave(job)
+        self.rules.collect()
 
     # ------ ends
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from infinitevl.engine.engine import Engine
-from infinitevl.server import chat, errors, stream_calls
+from infinitevl.server import chat, errors, responses, rule_calls, stream_calls
 from infinitevl.server.context import Context, Parts
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.limits import Guard
@@ -19,7 +19,10 @@ from infinitevl.server.metrics import Metrics
 from infinitevl.server.page import add_page
 from infinitevl.server.parking import ParkLimits
 from infinitevl.server.prompts import PromptMaker
+from infinitevl.server.realtime import connection
+from infinitevl.server.realtime.sessions import Sessions
 from infinitevl.server.registry import Registry
+from infinitevl.server.rule_desk import RuleDesk
 from infinitevl.server.security import Keys
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.worker import EngineWorker
@@ -44,11 +47,16 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         Guard,
         max_bytes=settings.limits.body_bytes,
         max_seconds=settings.limits.body_seconds,
+        max_message=settings.limits.message_bytes,
         has_keys=bool(settings.keys),
         count=context.metrics.count_request,
     )
     app.include_router(chat.router)
+    app.include_router(responses.router)
     app.include_router(stream_calls.router)
+    app.include_router(rule_calls.router)
+    app.include_router(rule_calls.sockets)
+    app.include_router(connection.router)
     _add_operation(app)
     add_page(app)
     return app
@@ -62,15 +70,18 @@ def _context(engine: Engine, settings: ServerSettings) -> Context:
     metrics.watch(worker, keeper)
     size = engine.processor.image_processor.size
     edges = size["shortest_edge"], size["longest_edge"]
+    rules = RuleDesk(worker, settings, metrics)
     return Context(
         settings,
         engine.processor,
         worker,
         metrics,
         Keys(settings.keys),
-        Registry(worker, settings, keeper),
+        Registry(worker, settings, keeper, rules),
         keeper,
         PromptMaker(engine.processor, MediaReader(settings, edges), settings.limits),
+        rules,
+        Sessions(),
     )
 
 
@@ -80,15 +91,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.worker.start()
     keeper = context.keeper
-    if keeper is not None:
+    if keeper is not None and not context.settings.is_replica:
         await context.registry.run(lambda: keeper.restore(context.worker))
+    await context.rules.start()
+    if keeper is not None:
         context.registry.follow_again()
+    context.realtime.start(context)
     try:
         yield
     finally:
+        context.realtime.stop()
         context.prompts.stop()
         await asyncio.to_thread(context.registry.stop)
         await asyncio.to_thread(context.worker.stop)
+        context.rules.stop()
 
 
 def _add_operation(app: FastAPI) -> None:

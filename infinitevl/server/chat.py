@@ -2,19 +2,22 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
+from infinitevl.engine.logprobs import TokenLogprob, TokenNames
 from infinitevl.server.context import Context, Owner, Parts, owner_of
 from infinitevl.server.errors import ApiError, invalid
 from infinitevl.server.jobs import Job, Piece
-from infinitevl.server.sampling import check_offered, samplings_of, stops_of
+from infinitevl.server.sampling import check_offered, logprobs_of, samplings_of, stops_of
 from infinitevl.server.schemas import ChatRequest
 from infinitevl.server.sse import cancelled_if_gone, streamed
 
+_LEAST_LOGPROB = -9999.0  # as OpenAI says "hardly ever", because JSON has no infinity
 router = APIRouter(prefix="/v1", dependencies=[Depends(owner_of)])
 
 
@@ -27,7 +30,7 @@ async def models(context: Parts) -> dict[str, Any]:
 @router.get("/models/{name:path}")
 async def model(name: str, context: Parts) -> dict[str, Any]:
     """The model of this name."""
-    _check_model(name, context)
+    check_model(name, context)
     return _model(context)
 
 
@@ -37,28 +40,40 @@ async def chat_completions(
     request: Request,
     owner: Owner,
     context: Parts,
-) -> dict[str, Any] | Response:
+) -> Response:
     """Answer a conversation about text, pictures and videos; streamed as server-sent events if asked."""
-    _check_model(body.model, context)
+    check_model(body.model, context)
+    job = await begin(body, context)
+    answer = _Completion(job, context)
+    if body.stream:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        return streamed(answer.chunks(with_usage), lambda: context.worker.cancel(job))
+    async with cancelled_if_gone(request, lambda: context.worker.cancel(job)):
+        return JSONResponse(await answer.whole())
+
+
+async def begin(body: ChatRequest, context: Context) -> Job:
+    """Check a request, read its media, and let its answers wait for their turn.
+
+    Raises:
+        ApiError: 400, something that is not offered, cannot be used or is too much; 429, too many wait.
+    """
     check_offered(body)
     n = body.n or 1
     if n > context.worker.answering.max_slots:
         raise invalid(f"n is {n}; at most {context.worker.answering.max_slots} here.", "n")
     names = ("max_completion_tokens", "max_tokens")
-    samplings, stops = samplings_of(body, context.limits, names, n), stops_of(body)
+    samplings = samplings_of(body, context.limits, names, n, logprobs_of(body))
+    stops = stops_of(body)
     inputs = await context.prompts.make(body)
     job = Job(samplings, stops, inputs, num_prompt_tokens=inputs["input_ids"].shape[1])
     context.worker.submit(job)
-    answer = _Completion(job, context.settings.model)
-    if body.stream:
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return streamed(answer.chunks(n, with_usage), lambda: context.worker.cancel(job))
-    async with cancelled_if_gone(request, lambda: context.worker.cancel(job)):
-        return await answer.whole(n)
+    return job
 
 
 def _model(context: Context) -> dict[str, Any]:
-    return {
+    about = context.settings.description
+    return ({} if about is None else {"description": about}) | {
         "id": context.settings.model,
         "object": "model",
         "created": context.started,
@@ -67,7 +82,12 @@ def _model(context: Context) -> dict[str, Any]:
     }
 
 
-def _check_model(name: str, context: Context) -> None:
+def check_model(name: str, context: Context) -> None:
+    """See that a request names the model that is served.
+
+    Raises:
+        ApiError: 404, it names another one.
+    """
     if name != context.settings.model:
         raise ApiError(
             404,
@@ -77,54 +97,71 @@ def _check_model(name: str, context: Context) -> None:
         )
 
 
+@dataclass
+class _Choice:
+    """One choice of a whole answer."""
+
+    text: str = ""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str = ""
+
+
 class _Completion:
     """The events of a job in the shape of chat completions."""
 
-    def __init__(self, job: Job, model: str) -> None:
-        self._job, self._model = job, model
+    def __init__(self, job: Job, context: Context) -> None:
+        self._job, self._model = job, context.settings.model
+        self._names = context.token_names
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
 
-    async def whole(self, n: int) -> dict[str, Any]:
+    async def whole(self) -> dict[str, Any]:
         """The whole answer."""
-        texts, reasons, num_tokens = [""] * n, [""] * n, 0
+        choices, num_tokens = [_Choice() for _ in self._job.choices], 0
         async for event in self._job.events():
+            choice = choices[event.index]
             if isinstance(event, Piece):
-                texts[event.index] += event.text
+                choice.text += event.text
+                choice.logprobs += logprobs_json(event.logprobs, self._names)
             else:
-                reasons[event.index] = event.finish_reason
+                choice.finish_reason = event.finish_reason
                 num_tokens += event.num_tokens
-        choices = [
+        shown = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": reason,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": self._logprobs(choice.logprobs),
+                "finish_reason": choice.finish_reason,
             }
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+            for index, choice in enumerate(choices)
         ]
-        return self._base("chat.completion") | {"choices": choices, "usage": self._usage(num_tokens)}
+        return self._base("chat.completion") | {"choices": shown, "usage": self._usage(num_tokens)}
 
-    async def chunks(self, n: int, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """The answer in pieces."""
         num_tokens = 0
-        for index in range(n):
-            yield self._chunk(index, {"role": "assistant", "content": ""}, None, with_usage)
+        usage = {"usage": None} if with_usage else {}
+        for index in range(len(self._job.choices)):
+            yield self._chunk(index, {"role": "assistant", "content": ""}) | usage
         async for event in self._job.events():
             if isinstance(event, Piece):
-                yield self._chunk(event.index, {"content": event.text}, None, with_usage)
+                logprobs = self._logprobs(logprobs_json(event.logprobs, self._names))
+                yield self._chunk(event.index, {"content": event.text}, logprobs=logprobs) | usage
             else:
                 num_tokens += event.num_tokens
-                yield self._chunk(event.index, {}, event.finish_reason, with_usage)
+                yield self._chunk(event.index, {}, event.finish_reason) | usage
         if with_usage:
             base = self._base("chat.completion.chunk")
             yield base | {"choices": [], "usage": self._usage(num_tokens)}
 
     def _chunk(
-        self, index: int, delta: dict[str, str], reason: str | None, with_usage: bool
+        self, index: int, delta: dict[str, str], reason: str | None = None, logprobs: Any = None
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        usage = {"usage": None} if with_usage else {}
-        return self._base("chat.completion.chunk") | {"choices": [choice]} | usage
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self._base("chat.completion.chunk") | {"choices": [choice]}
+
+    def _logprobs(self, content: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """In a choice; None where they were not asked for."""
+        return None if self._job.samplings[0].logprobs is None else {"content": content, "refusal": None}
 
     def _base(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -140,3 +177,16 @@ def usage(num_prompt: int, num_answer: int) -> dict[str, int]:
         "completion_tokens": num_answer,
         "total_tokens": num_prompt + num_answer,
     }
+
+
+def logprobs_json(logprobs: Sequence[TokenLogprob], names: TokenNames) -> list[dict[str, Any]]:
+    """Log-probabilities in OpenAI's shape; all bytes of an answer together are its text in UTF-8."""
+
+    def shown(token: int, logprob: float) -> dict[str, Any]:
+        text, data = names.named(token)
+        return {"token": text, "logprob": max(_LEAST_LOGPROB, logprob), "bytes": data}
+
+    return [
+        shown(each.token, each.logprob) | {"top_logprobs": [shown(*other) for other in each.likeliest]}
+        for each in logprobs
+    ]

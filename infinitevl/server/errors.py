@@ -15,8 +15,11 @@ from infinitevl.errors import InfiniteVLError
 logger = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_ALTERNATIVES = ("str", "int", "float", "bool")  # names that pydantic gives to them, beside list[...]
 _PASSWORD = re.compile(r"(://)[^/?#@\s]*@")
 RETRY_AFTER = 1  # seconds
+MOVING = "stream_moving"
+MOVED_HEADER = "x-infinitevl-moved"  # tells the ingress of replicas to look for the stream again
 
 
 class ApiError(Exception):
@@ -45,6 +48,15 @@ def busy(message: str) -> ApiError:
     return ApiError(429, message, code="busy")
 
 
+def moving(stream_id: str) -> ApiError:
+    """A stream that another server has, or is about to have."""
+    return ApiError(
+        503,
+        f"the stream {stream_id} is on its way between two servers; try again soon.",
+        code=MOVING,
+    )
+
+
 def body_of(error: ApiError) -> dict[str, Any]:
     """The JSON of an error."""
     kind = _TYPES.get(error.status, "invalid_request_error")
@@ -55,6 +67,8 @@ def body_of(error: ApiError) -> dict[str, Any]:
 def response_of(error: ApiError) -> JSONResponse:
     """The response of an error."""
     headers = {"retry-after": str(RETRY_AFTER)} if error.status in (429, 503) else {}
+    if error.code == MOVING:
+        headers[MOVED_HEADER] = "1"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(body_of(error), error.status, headers)
@@ -104,10 +118,8 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
     place = [part for part in first["loc"] if part not in ("body", "query", "header", "path")]
     param = _path_text(place) or None
     if first["type"] == "union_tag_invalid":
-        given = first["ctx"]["tag"]
-        return unsupported(
-            f"{param}.type", f"{given!r} is no kind of content; give text, image_url or video_url."
-        )
+        given, valid = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
+        return unsupported(f"{param}.type", f"{given[:100]!r} is no kind of content; give one of {valid}.")
     if first["type"] == "extra_forbidden":
         return unsupported(str(param), "leave it out; /docs lists what is known.")
     return invalid(f"{param or 'the body'}: {first['msg']}.", param)
@@ -119,6 +131,6 @@ def _path_text(place: Sequence[str | int]) -> str:
     for part in place:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part.isidentifier() and not part.startswith(("list", "str", "function")):
+        elif part.isidentifier() and part not in _ALTERNATIVES:
             text += f".{part}" if text else part
     return text

@@ -4,25 +4,31 @@ import asyncio
 import contextlib
 import itertools
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from infinitevl.engine.answers import Answer
+from infinitevl.engine.logprobs import TokenLogprob
 from infinitevl.engine.sampling import Sampling
 
 if TYPE_CHECKING:
     from infinitevl.engine.reading import PromptReader, TurnReader
-    from infinitevl.engine.session import StreamSession
+    from infinitevl.engine.session import StreamSession, Turn
     from infinitevl.server.streams import Stream
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that choice number `index` has grown by."""
+    """Text that choice number `index` has grown by.
+
+    logprobs: of the tokens whose first character is in it, where they were asked for.
+    """
 
     index: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Choice:
     emit: Callable[[Any], None]
     answer: Answer | None = None
     is_over: bool = False
+    num_shown: int = 0  # characters that were handed on
+    num_logprobs: int = 0
     num_counted: int = 0
 
     def count_tokens(self) -> int:
@@ -93,13 +101,25 @@ class Choice:
     def end(self, finish_reason: str) -> None:
         """Hand on the rest, and why it ended."""
         assert self.answer is not None
-        self._show(self.stop.finish())
+        self._show(self.stop.finish(), is_last=True)
         self.is_over = True
         self.emit(Ended(self.index, finish_reason, len(self.answer.tokens)))
 
-    def _show(self, text: str) -> None:
-        if text:
-            self.emit(Piece(self.index, text))
+    def _show(self, text: str, is_last: bool = False) -> None:
+        self.num_shown += len(text)
+        logprobs = self._take_logprobs(is_last and not self.stop.is_met)
+        if text or logprobs:
+            self.emit(Piece(self.index, text, logprobs))
+
+    def _take_logprobs(self, is_all: bool) -> tuple[TokenLogprob, ...]:
+        """Those of the tokens that begin before what was shown last ends, or of all that are left."""
+        if self.sampling.logprobs is None or self.answer is None:
+            return ()
+        starts = self.answer.builder.starts
+        end = len(starts) if is_all else bisect_left(starts, self.num_shown)
+        taken = self.answer.logprobs[self.num_logprobs : end]
+        self.num_logprobs = max(self.num_logprobs, end)
+        return tuple(taken)
 
 
 _SERIAL = itertools.count()
@@ -120,6 +140,7 @@ class Job:
     session: "StreamSession | None" = None  # of the stream, when the answer began
     is_kept: bool = False  # the turn becomes part of the stream
     question: str = ""
+    turn: "Turn | None" = None  # how it is asked; None: as the stream was opened
     after: int = 0
     num_prompt_tokens: int = 0
     started: float = field(default_factory=time.monotonic)

@@ -1,4 +1,4 @@
-"""Limits on the bodies of requests, before anything else looks at them."""
+"""Limits on the bodies of requests and the messages of WebSockets, before anything else looks at them."""
 
 import asyncio
 import time
@@ -9,13 +9,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infinitevl.server.errors import ApiError, response_of
 from infinitevl.server.security import check_caller
 
+MESSAGE_TOO_BIG = 1009  # the close code of RFC 6455
+
 
 class Guard:
     """Refuses bodies that are too large or too slow, and strangers' pages where there are no keys.
 
     Args:
-        max_bytes: of a body. max_seconds: until it is whole. has_keys: whether callers show a key.
-        count: is told the method and the status of every response.
+        max_bytes: of a body. max_seconds: until it is whole. max_message: bytes of a WebSocket's message.
+        has_keys: whether callers show a key. count: is told the method and the status of every response;
+            of a WebSocket WEBSOCKET, and 101 once it is open.
     """
 
     def __init__(
@@ -23,20 +26,23 @@ class Guard:
         app: ASGIApp,
         max_bytes: int,
         max_seconds: float,
+        max_message: int,
         has_keys: bool,
         count: Callable[[str, int], None],
     ) -> None:
         self.app, self.max_bytes, self.max_seconds = app, max_bytes, max_seconds
-        self.has_keys, self.count = has_keys, count
+        self.max_message, self.has_keys, self.count = max_message, has_keys, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
 
         async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.count(scope["method"], message["status"])
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                self.count(scope.get("method", "WEBSOCKET"), message["status"])
+            elif message["type"] == "websocket.accept":
+                self.count("WEBSOCKET", 101)
             await send(message)
 
         try:
@@ -44,7 +50,7 @@ class Guard:
         except ApiError as error:
             await response_of(error)(scope, receive, counted)
         else:
-            await self._run(scope, receive, counted)
+            await (self._run if scope["type"] == "http" else self._connect)(scope, receive, counted)
 
     def _check_head(self, headers: dict[bytes, bytes]) -> None:
         texts = {name: value.decode("latin-1") for name, value in headers.items()}
@@ -71,10 +77,29 @@ class Guard:
             response.headers["connection"] = "close"
             await response(scope, receive, send)
 
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run a WebSocket, which ends where a message is too large."""
+
+        async def limited() -> Message:
+            message = await receive()
+            text, data = message.get("text") or "", message.get("bytes") or b""
+            if len(data) <= self.max_message and not _is_longer(text, self.max_message):
+                return message
+            reason = f"a message has at most {self.max_message} bytes"
+            await send({"type": "websocket.close", "code": MESSAGE_TOO_BIG, "reason": reason})
+            return {"type": "websocket.disconnect", "code": MESSAGE_TOO_BIG, "reason": reason}
+
+        await self.app(scope, limited, send)
+
     def _too_large(self) -> ApiError:
         return ApiError(
             413, f"the body is larger than {self.max_bytes} bytes, the limit.", code="body_too_large"
         )
+
+
+def _is_longer(text: str, num_bytes: int) -> bool:
+    """Whether a text has more bytes than so many; most need not be encoded to know."""
+    return len(text) > num_bytes or (4 * len(text) > num_bytes and len(text.encode()) > num_bytes)
 
 
 class _Body:

@@ -23,7 +23,7 @@ _OF_STREAMS: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,
     "fastest": max,
 }
-_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "WEBSOCKET")
 
 
 class Metrics:
@@ -47,6 +47,11 @@ class Metrics:
         self.frame_seconds = seconds("frame", "From the arrival of a frame until it was read.")
         self.first_token_seconds = seconds("first_token", "From a request to the first text of its answer.")
         self.answer_seconds = seconds("answer", "From a request to the end of its answer.")
+        self.rules_asked = counter("rules_asked", "Answers to the questions of rules.")
+        self.events = counter("events", "Events of rules.")
+        self.webhooks = Counter(
+            "infinitevl_webhooks", "Events that webhooks took or not.", ["taken"], registry=registry
+        )
         self.requests = Counter(
             "infinitevl_requests", "Requests by status.", ["method", "status"], registry=registry
         )
@@ -54,6 +59,10 @@ class Metrics:
     def count_request(self, method: str, status: int) -> None:
         """Count a request by what became of it."""
         self.requests.labels(method if method in _METHODS else "other", str(status)).inc()
+
+    def count_webhook(self, is_taken: bool) -> None:
+        """Count an event that a webhook took, or for which it was given up."""
+        self.webhooks.labels("yes" if is_taken else "no").inc()
 
     def watch(self, worker: "EngineWorker", keeper: "StateKeeper | None") -> None:
         """Let gauges say how a worker and its keeper stand at the moment of asking."""

@@ -11,12 +11,14 @@ from typing import TypeVar
 
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InfiniteVLError, StateError
-from infinitevl.server.errors import ApiError, busy
+from infinitevl.server.errors import MOVING, ApiError, busy, moving
 from infinitevl.server.keeper import StateKeeper
+from infinitevl.server.rule_desk import RuleDesk
+from infinitevl.server.rules import StreamRule
 from infinitevl.server.security import check_signature, sign_state
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.sources import Follower, check_source, is_live
-from infinitevl.server.streams import Settings, Stream
+from infinitevl.server.streams import Settings, Stream, new_id
 from infinitevl.server.worker import EngineWorker, until_done
 
 T = TypeVar("T")
@@ -26,17 +28,21 @@ _NUM_RESIDENT = 2  # slots that streams always have; see `Answering.max_slots`
 class Registry:
     """The streams of one server."""
 
-    def __init__(self, worker: EngineWorker, settings: ServerSettings, keeper: StateKeeper | None) -> None:
-        self.worker, self.settings, self.keeper = worker, settings, keeper
+    def __init__(
+        self, worker: EngineWorker, settings: ServerSettings, keeper: StateKeeper | None, rules: RuleDesk
+    ) -> None:
+        self.worker, self.settings, self.keeper, self.rules = worker, settings, keeper, rules
         self.followers: dict[str, Follower] = {}
 
     def find(self, stream_id: str, owner: str) -> Stream:
         """The stream of this name.
 
         Raises:
-            ApiError: 404, there is none, or it is somebody else's.
+            ApiError: 404, there is none, or it is somebody else's; 503, another server has it now.
         """
         stream = self.worker.streams.get(stream_id)
+        if stream is None and self.keeper is not None and self.keeper.owner_of(stream_id) == owner:
+            raise moving(stream_id)
         if stream is None or stream.settings.owner != owner:
             raise ApiError(404, f"there is no stream {stream_id[:100]!r}.", code="stream_not_found")
         return stream
@@ -45,8 +51,8 @@ class Registry:
         """The streams of one key, oldest first."""
         return [stream for stream in list(self.worker.streams.values()) if stream.settings.owner == owner]
 
-    async def open(self, settings: Settings) -> Stream:
-        """Open a stream, and follow its source.
+    async def open(self, settings: Settings, stream_id: str | None = None) -> Stream:
+        """Open a stream, under a new id where none is given, and follow its source.
 
         Raises:
             ApiError: 400, a source that may not be followed; 429, too many streams.
@@ -56,7 +62,7 @@ class Registry:
         def make() -> Stream:
             self._check_room(settings.owner)
             self.worker.make_room(1)
-            return self._add(settings, settings.open_on(self.worker.engine))
+            return self._add(settings, settings.open_on(self.worker.engine), stream_id or new_id())
 
         stream = await self.run(make)
         if address is not None:
@@ -71,14 +77,36 @@ class Registry:
     def follow_again(self) -> None:
         """Go on with the live sources of streams that were found at the start; a file is not read twice."""
         for stream in list(self.worker.streams.values()):
-            source = stream.settings.source
-            try:
-                if source is not None and is_live(source):
-                    self.follow(stream, check_source(source, self.settings))
-                elif source is not None:
-                    stream.source_status = "ended"
-            except ApiError as error:
-                stream.source_status, stream.source_error = "failed", error.message
+            self._follow_again(stream)
+
+    def _follow_again(self, stream: Stream) -> None:
+        source = stream.settings.source
+        try:
+            if source is not None and is_live(source):
+                self.follow(stream, check_source(source, self.settings))
+            elif source is not None:
+                stream.source_status = "ended"
+        except ApiError as error:
+            stream.source_status, stream.source_error = "failed", error.message
+
+    async def adopt(self, stream_id: str) -> None:
+        """Open a stream that the state folder has and no server holds; nothing happens if there is none.
+
+        Raises:
+            ApiError: 503, another server holds it, and is asked to let it go.
+        """
+        keeper = self.keeper
+        if keeper is None or stream_id in self.worker.streams:
+            return
+        try:
+            stream = await self.run(lambda: keeper.open(self.worker, stream_id))
+        except ApiError as error:
+            if error.code == MOVING:
+                keeper.leases.ask(stream_id)
+            raise
+        if stream is not None:
+            await self.rules.adopt(stream)
+            self._follow_again(stream)
 
     async def fork(self, stream: Stream) -> Stream:
         """Another stream that has seen the same, all frames that were sent included; it follows no source."""
@@ -88,25 +116,46 @@ class Registry:
             self._check_room(stream.settings.owner)
             self.worker.make_resident(stream, extra=1)
             settings = Settings(
-                **{**vars(stream.settings), "parent": stream.id, "source": None, "created": int(time.time())}
+                **{
+                    **vars(stream.settings),
+                    "parent": stream.id,
+                    "source": None,
+                    "idle_seconds": None,
+                    "created": int(time.time()),
+                }
             )
-            return self._add(settings, stream.session.fork())
+            return self._add(settings, stream.session.fork(), new_id(stream.id))
 
         return await self.run(make)
 
+    async def configure(self, stream: Stream, keep_turns: bool, system: str | None) -> None:
+        """Change how a stream is asked from now on; answers under way end as they began."""
+
+        def change() -> None:
+            with self.worker.changed:
+                stream.session.keep_turns, stream.session.system = keep_turns, system
+                stream.settings = replace(stream.settings, keep_turns=keep_turns, system=system)
+                stream.changes += 1
+            if self.keeper is not None:
+                self.keeper.register(stream)
+
+        await self.run(change)
+
     async def close(self, stream: Stream) -> None:
-        """Close a stream, and forget what is kept of it."""
+        """Close a stream, and forget what is kept of it; its rules end."""
         follower = self.followers.pop(stream.id, None)
         if follower is not None:
             await asyncio.to_thread(follower.stop)
 
-        def close() -> None:
+        def close() -> list[StreamRule]:
             with self.worker.changed:
                 self.worker.streams.pop(stream.id, None)
                 stream.close(ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found"))
             stream.session.close()
 
-        await self.run(close)
+            return self.rules.delete(stream)
+
+        self.rules.forget(stream, await self.run(close))
         if self.keeper is not None:
             await until_done(self.keeper.forget(stream))
 
@@ -165,12 +214,13 @@ class Registry:
             stream.refresh()
             stream.drop_queue()
             stream.last_time = stream.stats.seconds if stream.stats.frames else None
+        self.rules.reset(stream)
         old.close()
         if self.keeper is not None:  # the file says the rest
             self.keeper.hurry(stream)
 
-    def _add(self, settings: Settings, session: StreamSession) -> Stream:
-        stream = Stream(settings, session, self.worker.engine.mode)
+    def _add(self, settings: Settings, session: StreamSession, stream_id: str) -> Stream:
+        stream = Stream(settings, session, self.worker.engine.mode, id=stream_id)
         stream.changes = 1
         if self.keeper is not None:
             try:

@@ -1,6 +1,8 @@
 """Starts a server on an engine, until a signal ends it."""
 
 import logging
+import socket
+from collections.abc import Callable
 
 import uvicorn
 
@@ -10,7 +12,7 @@ from infinitevl.server.app import create_app
 from infinitevl.server.security import is_loopback
 from infinitevl.server.settings import ServerSettings
 
-_DRAIN = 20  # seconds for answers under way, after SIGTERM; many who send it kill after 30
+DRAIN = 20  # seconds for answers under way, after SIGTERM; many who send it kill after 30
 
 
 def check_host(host: str, keys: tuple[str, ...]) -> None:
@@ -26,6 +28,18 @@ def check_host(host: str, keys: tuple[str, ...]) -> None:
         )
 
 
+class EndingServer(uvicorn.Server):
+    """Ends connections that wait for events before it waits for all to end."""
+
+    def __init__(self, config: uvicorn.Config, end_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_listening = end_listening
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._end_listening()
+        await super().shutdown(sockets)
+
+
 def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; then answers end, and streams are saved.
 
@@ -33,8 +47,14 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
     """
     check_host(host, settings.keys)
     logging.getLogger("infinitevl").setLevel(logging.INFO)
+    logging.getLogger("infinitevl.events").addHandler(logging.StreamHandler())  # a line of JSON each
     app = create_app(engine, settings)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN, log_level="info")
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=DRAIN,
+        log_level="info",
+        ws_max_size=settings.limits.message_bytes,
     )
-    server.run()
+    EndingServer(config, app.state.context.rules.events.end_listening).run()

@@ -4,13 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infinitevl.engine.logprobs import MAX_LOGPROBS
+
 Text = Annotated[str, Field(max_length=4_000_000)]
 
 
 class Body(BaseModel):
-    """A body that knows its fields and no others."""
+    """A body that knows its fields and no others, and takes "1" or true for no number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TextPart(Body):
@@ -18,26 +20,32 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: Text
+    prompt_cache_breakpoint: Any = None  # of no use here, like all that is said about a cache
 
 
 class ImageUrl(Body):
     """Where a picture is: a data URI, http(s):// or file://."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
-    min_pixels: int | None = Field(None, ge=1)
-    max_pixels: int | None = Field(None, ge=1)
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
 
 
-class VideoUrl(Body):
+class VideoSampling(Body):
+    """Which frames of a video are shown, and how large."""
+
+    fps: float | None = Field(default=None, gt=0, le=1000)
+    num_frames: int | None = Field(default=None, ge=1)
+    max_frames: int | None = Field(default=None, ge=1)
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
+
+
+class VideoUrl(VideoSampling):
     """Where a video is, and how it is sampled."""
 
     url: str
-    fps: float | None = Field(None, gt=0, le=1000)
-    num_frames: int | None = Field(None, ge=1)
-    max_frames: int | None = Field(None, ge=1)
-    min_pixels: int | None = Field(None, ge=1)
-    max_pixels: int | None = Field(None, ge=1)
 
 
 class ImagePart(Body):
@@ -45,6 +53,7 @@ class ImagePart(Body):
 
     type: Literal["image_url"]
     image_url: ImageUrl
+    prompt_cache_breakpoint: Any = None
 
 
 class VideoPart(Body):
@@ -62,7 +71,14 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(min_length=1)]
+    # clients send their answers back with what these say of nothing; anything else in them is refused
     name: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: Any = None
+    function_call: Any = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(Body):
@@ -75,8 +91,8 @@ class StreamOptions(Body):
 class VideoIo(Body):
     """vLLM's media_io_kwargs.video."""
 
-    fps: float | None = Field(None, gt=0, le=1000)
-    num_frames: int | None = Field(None, ge=1)
+    fps: float | None = Field(default=None, gt=0, le=1000)
+    num_frames: int | None = Field(default=None, ge=1)
 
 
 class MediaIo(Body):
@@ -85,25 +101,19 @@ class MediaIo(Body):
     video: VideoIo | None = None
 
 
-class ProcessorKwargs(Body):
+class ProcessorKwargs(VideoSampling):
     """vLLM's mm_processor_kwargs: for all pictures and videos of the request."""
-
-    fps: float | None = Field(None, gt=0, le=1000)
-    num_frames: int | None = Field(None, ge=1)
-    max_frames: int | None = Field(None, ge=1)
-    min_pixels: int | None = Field(None, ge=1)
-    max_pixels: int | None = Field(None, ge=1)
 
 
 class SamplingFields(Body):
     """How an answer is generated, in the names of OpenAI."""
 
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     stream: bool | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
 
 
 class ChatRequest(SamplingFields):
@@ -111,21 +121,28 @@ class ChatRequest(SamplingFields):
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1)
-    n: int | None = Field(None, ge=1, le=128)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: int | None = Field(default=None, ge=1, le=128)
     stream_options: StreamOptions | None = None
     media_io_kwargs: MediaIo | None = None
     mm_processor_kwargs: ProcessorKwargs | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    # taken, and without a meaning here
     user: str | None = None
     metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: str | None = None
     # known by name, and refused unless they ask for nothing
     audio: Any = None
     frequency_penalty: float | None = None
     function_call: Any = None
     functions: list[Any] | None = None
     logit_bias: dict[str, float] | None = None
-    logprobs: bool | None = None
     modalities: list[str] | None = None
+    moderation: Any = None
     parallel_tool_calls: bool | None = None
     prediction: Any = None
     presence_penalty: float | None = None
@@ -135,7 +152,6 @@ class ChatRequest(SamplingFields):
     store: bool | None = None
     tool_choice: Any = None
     tools: list[Any] | None = None
-    top_logprobs: int | None = None
     verbosity: str | None = None
     web_search_options: Any = None
 
@@ -149,7 +165,27 @@ class StreamRequest(Body):
     keep_turns: bool = False
     queue_size: int = Field(4, ge=1, le=64)
     source: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
-    fps: float | None = Field(None, gt=0, le=120)
+    fps: float | None = Field(default=None, gt=0, le=120)
+
+
+class WebhookRequest(Body):
+    """Where the events of a rule are sent; secret: 'whsec_' and base64, as Standard Webhooks have it."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    secret: Annotated[str, Field(max_length=200)] | None = None
+
+
+class RuleRequest(Body):
+    """POST /v1/streams/{id}/rules; see `WatchRule`. Frames wait while a question is read, so it is short."""
+
+    question: Annotated[str, Field(min_length=1, max_length=1000)]
+    every: float = Field(ge=0.1, le=1e6)
+    expect: Annotated[str, Field(max_length=200)] = "yes"
+    confirm: int = Field(1, ge=1, le=1000)
+    release: int = Field(1, ge=1, le=1000)
+    cooldown: float = Field(0.0, ge=0, le=1e6)
+    name: Annotated[str, Field(max_length=200)] | None = None
+    webhook: WebhookRequest | None = None
 
 
 class AskRequest(SamplingFields):

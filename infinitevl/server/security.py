@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastapi import Request
+from starlette.requests import HTTPConnection
 
 from infinitevl.errors import InputError
 from infinitevl.files import atomic_write
@@ -18,6 +18,8 @@ from infinitevl.server.errors import ApiError
 LOCAL_OWNER = "local"
 _HEADER_SIZE = 8  # bytes of a safetensors file that hold the length of its JSON header
 _LARGEST_HEADER = 1 << 20
+# Browsers cannot give a WebSocket headers; OpenAI's clients send the key as one of the protocols they offer.
+SUBPROTOCOL, _KEY_PROTOCOL = "realtime", "openai-insecure-api-key."
 
 
 class Keys:
@@ -26,20 +28,28 @@ class Keys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
-    def owner(self, request: Request) -> str:
-        """Whose call it is.
+    def owner(self, connection: HTTPConnection) -> str:
+        """Whose call it is: an HTTP request, or a WebSocket that is being opened.
 
         Raises:
             ApiError: 401, no such key.
         """
         if not self._digests:
             return LOCAL_OWNER
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        digest = hashlib.sha256(_key_of(connection).encode()).digest()
         found = [hmac.compare_digest(digest, known) for known in self._digests]  # always all of them
-        if scheme.lower() != "bearer" or not any(found):
+        if not any(found):
             raise ApiError(401, "no valid API key: send 'Authorization: Bearer KEY'.", code="invalid_api_key")
         return digest.hex()[:32]
+
+
+def _key_of(connection: HTTPConnection) -> str:
+    """The key that a caller shows; empty, which no key is, where there is none."""
+    if "authorization" in connection.headers:
+        scheme, _, key = connection.headers["authorization"].partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else ""
+    offered = connection.scope.get("subprotocols", ())
+    return next((name.removeprefix(_KEY_PROTOCOL) for name in offered if name.startswith(_KEY_PROTOCOL)), "")
 
 
 def parse_keys(text: str) -> tuple[str, ...]:

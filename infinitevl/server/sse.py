@@ -8,11 +8,12 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from infinitevl.server.errors import as_api_error, body_of
 
 DONE = "data: [DONE]\n\n"
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def event(data: dict[str, Any]) -> str:
@@ -23,17 +24,40 @@ def event(data: dict[str, Any]) -> str:
 def streamed(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> StreamingResponse:
     """A response of events, then [DONE]; an error on the way is the last event. cancel: runs at any end."""
 
-    async def body() -> AsyncIterator[str]:
+    async def lines() -> AsyncIterator[str]:
         try:
             async for data in events:
                 yield event(data)
             yield DONE
         except Exception as error:
             yield event(body_of(as_api_error(error)))
-        finally:
-            cancel()
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers=_HEADERS)
+    return _Stream(lines(), cancel)
+
+
+def streamed_by_name(events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> StreamingResponse:
+    """A response of events whose names are their types, as OpenAI's responses have them; they say the end."""
+
+    async def lines() -> AsyncIterator[str]:
+        async for data in events:
+            yield f"event: {data['type']}\n{event(data)}"
+
+    return _Stream(lines(), cancel)
+
+
+class _Stream(StreamingResponse):
+    """Lines of events; `cancel` runs at any end, also where the client is gone before the first one."""
+
+    def __init__(self, lines: AsyncIterator[str], cancel: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers=HEADERS)
+        self._cancel = cancel
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the lines."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._cancel()
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ from infinitevl.server.worker import until_done
 
 router = APIRouter(prefix="/v1/streams", dependencies=[Depends(owner_of)], tags=["streams"])
 _FORMATS = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+CHOSEN_ID = "x-infinitevl-stream-id"  # set by the ingress of replicas, which lets nobody else set it
 _PICTURE = {"type": "string", "format": "binary"}
 _FRAMES_BODY = {
     "requestBody": {
@@ -53,7 +54,12 @@ _STATE_BODY = {
 
 
 @router.post("")
-async def open_stream(body: StreamRequest, owner: Owner, context: Parts) -> dict[str, Any]:
+async def open_stream(
+    body: StreamRequest,
+    owner: Owner,
+    context: Parts,
+    chosen_id: Annotated[str | None, Header(alias=CHOSEN_ID, include_in_schema=False)] = None,
+) -> dict[str, Any]:
     """Open a stream."""
     mode = context.worker.engine.mode
     if body.mode not in (None, mode):
@@ -61,7 +67,8 @@ async def open_stream(body: StreamRequest, owner: Owner, context: Parts) -> dict
     if body.fps is not None and body.source is None:
         raise invalid("fps is for a source that the server follows; frames that are sent all count.", "fps")
     settings = Settings(owner, **body.model_dump(exclude={"mode"}))
-    return (await context.registry.open(settings)).as_json()
+    stream_id = chosen_id if context.settings.is_replica else None
+    return (await context.registry.open(settings, stream_id)).as_json()
 
 
 @router.get("")

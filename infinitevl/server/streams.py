@@ -1,6 +1,7 @@
 """A stream of a server: a session, a small queue of frames in which the newest win, and its counts."""
 
 import asyncio
+import re
 import secrets
 import time
 from collections import deque
@@ -14,10 +15,28 @@ from infinitevl.engine.engine import Engine
 from infinitevl.engine.session import StreamSession
 from infinitevl.processing.fetching.addresses import printable
 from infinitevl.processing.sources.frames import Frame
-from infinitevl.server.errors import invalid
+from infinitevl.server.errors import invalid, moving
 
 _RATE_WINDOW = 5.0  # seconds over which frames a second are counted
 SECONDS_PER_FRAME = 1.0  # where a frame comes without a time
+
+
+_ID = re.compile(r"stream_[0-9a-f]{24}(_[0-9a-f]{24})?")
+
+
+def new_id(parent: str | None = None) -> str:
+    """An id that nobody can guess; a fork's begins as its parent's, so that one replica has both."""
+    return f"{'stream' if parent is None else root_of(parent)}_{secrets.token_hex(12)}"
+
+
+def root_of(stream_id: str) -> str:
+    """What the ids of a stream and of all its forks begin with."""
+    return "_".join(stream_id.split("_")[:2])
+
+
+def is_id(text: str) -> bool:
+    """Whether a text could be the id of a stream."""
+    return _ID.fullmatch(text) is not None
 
 
 @dataclass(eq=False)
@@ -34,7 +53,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a stream was opened with; kept beside its state."""
+    """What a stream was opened with; kept beside its state.
+
+    idle_seconds: it is deleted after so many without a use and a client of /v1/realtime; None: never.
+    """
 
     owner: str
     name: str | None = None
@@ -44,6 +66,7 @@ class Settings:
     source: str | None = None
     fps: float | None = None
     parent: str | None = None
+    idle_seconds: float | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def open_on(self, engine: Engine) -> StreamSession:
@@ -58,12 +81,13 @@ class Stream:
     The queue and its counts are guarded by the worker's lock; the session belongs to the worker's thread.
     last_time: of the newest frame that was sent. changes: of the session; saved_changes: in its last save.
     num_kept_answers: under way, that will become part of the stream; its frames wait for them.
+    is_leaving: takes no more work, because another server asks for it. ended_by: why it is closed.
     """
 
     settings: Settings
     session: StreamSession
     mode: str
-    id: str = field(default_factory=lambda: f"stream_{secrets.token_hex(12)}")
+    id: str = field(default_factory=new_id)
     queue: deque[Waiting] = field(default_factory=deque)
     last_time: float | None = None
     num_sent: int = 0
@@ -76,7 +100,8 @@ class Stream:
     saved_changes: int = 0
     saved_frames: int | None = None
     num_kept_answers: int = 0
-    is_closed: bool = False
+    is_leaving: bool = False
+    ended_by: Exception | None = None
     arrivals: asyncio.Lock = field(default_factory=asyncio.Lock)
     source_status: str | None = None
     source_error: str | None = None
@@ -84,6 +109,22 @@ class Stream:
     def __post_init__(self) -> None:
         self.refresh()
         self.last_time = self.stats.seconds if self.stats.frames else None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was deleted, or is another server's now."""
+        return self.ended_by is not None
+
+    def check_open(self) -> None:
+        """See that it takes frames and questions.
+
+        Raises:
+            ApiError: 404, it was deleted; 503, another server has it, or will.
+        """
+        if self.ended_by is not None:
+            raise self.ended_by
+        if self.is_leaving:
+            raise moving(self.id)
 
     def refresh(self) -> None:
         """Take over the session's counts; in the worker's thread, while it has a slot."""
@@ -152,7 +193,7 @@ class Stream:
 
     def close(self, reason: Exception) -> None:
         """Take no more frames, and tell those who wait for one."""
-        self.is_closed = True
+        self.ended_by = reason
         while self.queue:
             self.queue.popleft().done.set_exception(reason)
 
@@ -169,6 +210,7 @@ class Stream:
             "keep_turns": kept.keep_turns,
             "queue_size": kept.queue_size,
             "parent": kept.parent,
+            "idle_seconds": kept.idle_seconds,
             "source": None if kept.source is None else printable(kept.source),
             "source_status": self.source_status,
             "source_error": self.source_error,

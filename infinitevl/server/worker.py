@@ -68,6 +68,7 @@ class EngineWorker:
         self.parking = Parking(limits or ParkLimits.of(None, None, None), row)
         self._turns = Turns()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self.on_leave: Callable[[Stream], None] = lambda stream: None  # a stream goes on elsewhere
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -107,12 +108,11 @@ class EngineWorker:
         """Queue a frame; the future is True once it was read, False once it was dropped.
 
         Raises:
-            ApiError: 400, a time that goes back; 404, the stream was closed; 503, the server ends.
+            ApiError: 400, a time that goes back; 404, the stream was deleted; 503, it moves, or all ends.
         """
         with self.changed:
             self._check_working()
-            if stream.is_closed:
-                raise ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found")
+            stream.check_open()
             done = stream.put(image, stream.next_time(given), dropped)
             self.changed.notify_all()
         return done
@@ -121,10 +121,12 @@ class EngineWorker:
         """Queue an answer.
 
         Raises:
-            ApiError: 429, too many wait; 503, the server ends.
+            ApiError: 429, too many wait; 404 or 503, its stream was deleted or moves; 503, the server ends.
         """
         with self.changed:
             self._check_working()
+            if job.stream is not None:
+                job.stream.check_open()
             self.answering.submit(job)
             self.changed.notify_all()
 
@@ -167,8 +169,8 @@ class EngineWorker:
             ApiError: 404, one was closed; 429, answers have the slots.
         """
         for stream in streams:
-            if stream.is_closed:
-                raise ApiError(404, f"the stream {stream.id} was deleted.", code="stream_not_found")
+            if stream.ended_by is not None:
+                raise stream.ended_by
             stream.used = time.monotonic()
         parked = [stream for stream in streams if stream.session.is_parked]
         self.make_room(extra + len(parked), set(streams))
@@ -248,6 +250,7 @@ class EngineWorker:
         with self.changed:
             stream.note_read(frame)
             self.changed.notify_all()
+        self.answering.rules.after_frame(stream, frame)
         self.metrics.frames.inc()
         self.metrics.dropped.inc(frame.dropped)
         self.metrics.frame_seconds.observe(time.monotonic() - frame.arrived)

@@ -17,18 +17,20 @@ FROZEN = {
     | LOADED
     | ANSWER
     | {"--ask", "--fps", "--live", "--mode", "--keep-turns", "--save-state", "--resume-state", "--max-frames"}
-    | {"--every", "--allow-private", "--report", "--json"},
+    | {"--when", "--every", "--confirm", "--release", "--cooldown", "--events", "--fetch-every"}
+    | {"--allow-private", "--report", "--json"},
     "serve": COMMON
     | LOADED
     | {"--host", "--port", "--slots", "--mode", "--api-key-file", "--state-dir"}
+    | {"--save-every", "--park-memory", "--park-disk", "--replicas"}
     | {"--allow-folder", "--allow-private", "--allow-unsigned-states"},
     "models": COMMON | {"--json"},
     "doctor": COMMON | MODEL | {"--json", "--attention"},
     "bench": {"--help"},
-    "bench stream": BENCH | {"--frames", "--mode", "--peer", "--repeats"},
+    "bench stream": BENCH | {"--frames", "--mode", "--peer", "--repeats", "--quantization"},
     "bench decode": BENCH | {"--contexts", "--answers", "--peer", "--repeats", "--quantization"},
-    "bench prefill": BENCH | {"--lengths", "--peer", "--repeats"},
-    "bench streams": BENCH | {"--counts", "--mode", "--repeats"},
+    "bench prefill": BENCH | {"--lengths", "--peer", "--repeats", "--quantization"},
+    "bench streams": BENCH | {"--counts", "--mode", "--repeats", "--quantization"},
     "bench fork": BENCH | {"--repeats"},
     "bench memory": BENCH | {"--tokens", "--mode"},
     "bench train": BENCH | {"--stage", "--tokens", "--rows", "--steps", "--checkpointed", "--sharding"},

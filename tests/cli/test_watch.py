@@ -49,6 +49,47 @@ def test_nothing_is_told_where_every_moment_came(tiny_folder, clip):
     assert "ended before" not in result.output
 
 
+def test_events_of_rules_are_lines_at_the_terminal_in_a_file_and_in_the_report(
+    tiny_folder, clip, tmp_path, monkeypatch
+):
+    finish = StreamSession.finish
+
+    def yes_at_odd_seconds(self, answer):
+        finish(self, answer)
+        return "Yes, red." if int(self.stats().seconds) % 2 else "no"
+
+    monkeypatch.setattr(StreamSession, "finish", yes_at_odd_seconds)
+    log, report = tmp_path / "events.jsonl", tmp_path / "report.html"
+    log.write_text('{"at": "before"}\n')
+    rules = ["--when", "Is it red?", "--when", "Is it red? = maybe", "--every", "0.5", "--device", "cpu"]
+    files = ["--events", str(log), "--report", str(report)]
+    found = run(clip, "--model", tiny_folder, "--json", *rules, *files)
+    event, summary = map(json.loads, found.stdout.splitlines())
+    assert event == {"at": 1.0, "rule": "Is it red?", "expect": "yes", "answer": "Yes, red.", "frame": 9}
+    assert summary["frames"] == 16
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [{"at": "before"}, event]
+    assert report.read_text().count(">noticed<") == 1
+    shown = run(clip, "--model", tiny_folder, *rules, "--max-frames", "12").stdout
+    assert shown.startswith("[0:01] noticed: Is it red? Yes, red.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--when", " = yes"], "no condition"),
+        (["--when", "what? = !!"], "expect"),
+        (["--when", "what?", "--every", "0"], "period"),
+        (["--events", "x.jsonl"], "--when"),
+        (["--every", "1", "--fetch-every", "2"], "one of the two"),
+        (["--when", "what?", "--events", "same", "--report", "same"], "a file of its own"),
+        (["--when", "what?", "--events", "/nowhere/at/all"], "could not write"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused_before_anything_is_loaded(clip, words, told):
+    result = CliRunner().invoke(app, ["watch", clip, "--model", "/nowhere", *words])
+    assert result.exit_code == 2 and told in result.stderr, result.stderr
+
+
 @pytest.mark.parametrize("other", ["--report", "the source", "--resume-state and --report"])
 def test_files_that_would_write_over_each_other_are_refused_at_once(clip, tmp_path, other):
     path = str(tmp_path / "kept")

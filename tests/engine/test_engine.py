@@ -268,7 +268,7 @@ def test_a_stream_that_is_closed_while_it_watches_writes_to_no_other(model, proc
         session.close()
         opened.append(on(engine))
 
-    def check_then_other(at):
+    def check_then_other(at, newest):
         threads.append(threading.Thread(target=replace_stream))
         threads[0].start()
         threads[0].join(0.3)

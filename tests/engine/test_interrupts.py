@@ -43,6 +43,10 @@ def observe(session):
     session.observe(random_frame(90), at=60.0)
 
 
+def observe_all(session):
+    session.observe_all([random_frame(seed) for seed in range(90, 94)], [60.0, 60.5, 61.0, 70.0])
+
+
 def ask(session):
     session.ask("what?", max_new_tokens=2)
 
@@ -73,6 +77,8 @@ ACTS = {
     "a frame that will wait for its partner": (stream("video", 2), observe),
     "the partner of the first frame": (stream("video", 1), observe),
     "the partner of a frame that waits": (stream("video", 3), observe),
+    "frames of a file": (stream("image", 0), observe_all),
+    "frames of a file, one of which waits": (stream("video", 3), observe_all),
     "a question": (stream("video", 3), ask),
     "a kept turn": (stream("image", 2, keep_turns=True), ask),
     "a kept turn while a frame waits": (stream("video", 3, keep_turns=True), ask),

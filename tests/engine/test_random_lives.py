@@ -9,7 +9,7 @@ from infinitevl import Engine, Sampling, StreamSession
 from infinitevl.processing.prompt.encoding import turn_ids
 from tests.engine.streams import MODES
 from tests.engine.test_session import at_once
-from tests.support import random_frame, relative_error
+from tests.support import random_frame, relative_error, tiny_model
 
 QUESTION = "what was seen"
 
@@ -29,11 +29,19 @@ def read_at_once(model, processor, times, mode):
     return out.past_key_values.state.tensors()
 
 
+@pytest.fixture(scope="module")
+def with_sinks():
+    """A model whose streams end with their ring wrapped behind five sinks, or before."""
+    model = tiny_model(num_sink_tokens=5)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 499
+    return model
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(30))
-def test_a_stream_holds_what_one_read_of_its_frames_gives(model, processor, mode, seed, tmp_path):
-    draw = random.Random(seed)
+def test_a_stream_holds_what_one_read_of_its_frames_gives(model, with_sinks, processor, mode, seed, tmp_path):
+    draw, model = random.Random(seed), with_sinks if seed % 2 else model
     engine = Engine(model, processor, num_slots=8, mode=mode)
     streams = [(StreamSession.on(engine), []) for _ in range(2)]
     for number in range(draw.randint(10, 40)):

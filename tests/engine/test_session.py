@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from infinitevl.engine.session import StreamSession
-from infinitevl.errors import StateError
+from infinitevl.engine.chat import ChatSession
+from infinitevl.engine.sampling import Sampling
+from infinitevl.engine.session import StreamSession, Turn
+from infinitevl.errors import InputError, StateError
 from infinitevl.model.positions import text_positions
 from infinitevl.processing.prompt.encoding import encode_text, turn_ids
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
@@ -157,6 +159,43 @@ def test_kept_turns_become_part_of_the_stream(model, processor):
     # A frame one second into the new span stands two positions after its start.
     assert int(session.state.next_position) == frames_end + turn + 1 + 2 + 1
     assert answer and int(session.state.length) == 1 + 16 + turn + 1 + 8
+
+
+def test_a_turn_may_be_asked_otherwise_than_the_session_was_opened(model, processor):
+    session, keeping = (
+        watched(model, processor, TIMES[:3]),
+        watched(model, processor, TIMES[:3], keep_turns=True),
+    )
+    keeping.system = None
+    before = session.fork()
+    answer = session.begin("what?", Sampling(4), turn=Turn(keep=True, system=None))
+    with pytest.raises(InputError, match="keeps its turns"):
+        session.observe(random_frame(5), at=50.0)
+    assert session.finish(answer) == keeping.ask("what?", max_new_tokens=4)
+    assert unchanged(session, snapshot(keeping))
+    assert session.ask("what?") and not session.keep_turns
+    assert unchanged(session, snapshot(keeping))
+    keeping = before.fork()
+    keeping.keep_turns = True
+    told = keeping.begin("what?", Sampling(4), turn=Turn(keep=False, system="Be brief."))
+    keeping.keep_turns = False
+    keeping.observe(random_frame(5), at=50.0)  # the turn was begun as one that is not kept
+    before.observe(random_frame(5), at=50.0)
+    keeping.finish(told)
+    assert unchanged(keeping, snapshot(before))
+
+
+def test_a_conversation_may_begin_before_the_first_frame(model, processor):
+    session = StreamSession(model, processor)
+    with pytest.raises(InputError, match="nothing was seen"):
+        session.begin("what?", turn=Turn(keep=True, system=None))
+    with pytest.raises(InputError, match="turn is"):
+        session.begin("what?", turn={"keep": True})
+    answer = session.begin("what?", Sampling(4), turn=Turn(keep=True, system=None, needs_frame=False))
+    chat = ChatSession(model, processor, system=None)
+    assert session.finish(answer) == chat.say("what?", max_new_tokens=4)
+    session.observe(random_frame(1))
+    assert session.ask("what?", max_new_tokens=4) and session.stats().frames == 1
 
 
 @pytest.mark.parametrize("waits_since", [0.5, 3.0])

@@ -1,7 +1,13 @@
 import pytest
 
 from infinitevl.errors import InputError
-from infinitevl.evaluation.questions import TimedQuestion, in_order, parse_question
+from infinitevl.evaluation.questions import (
+    TimedQuestion,
+    in_order,
+    parse_condition,
+    parse_period,
+    parse_question,
+)
 from infinitevl.evaluation.units import show_time
 
 
@@ -60,6 +66,39 @@ def test_an_empty_question_is_an_error(line):
 def test_questions_stand_in_the_order_of_their_times_and_those_for_the_end_come_last():
     lines = ["last?", "9s: b?", "2s: a?", "9s: c?"]
     assert [question.text for question in in_order(map(parse_question, lines))] == ["a?", "b?", "c?", "last?"]
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("Is it red?", ("Is it red?", "yes")),
+        ("What is on the sign? = STOP", ("What is on the sign?", "STOP")),
+        ("What is on the sign? =STOP ", ("What is on the sign?", "STOP")),
+        ("Is a = b on it? = no", ("Is a = b on it?", "no")),
+        ("Is a=b on it?", ("Is a=b on it?", "yes")),
+    ],
+)
+def test_a_condition_is_a_question_and_the_answer_that_is_waited_for(line, parts):
+    assert parse_condition(line) == parts
+
+
+@pytest.mark.parametrize("line", ["", " ", " = yes", "Is it red? =", "Is it red? =  "])
+def test_a_condition_without_a_question_or_an_answer_is_refused(line):
+    with pytest.raises(InputError, match="no condition"):
+        parse_condition(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10s", 10), ("1m30s", 90), ("2.5", 2.5), (".5", 0.5), ("7", 7)]
+)
+def test_a_period_is_a_time_or_a_number_of_seconds(text, seconds):
+    assert parse_period(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1", "soon", "inf", "nan", "1e3", "9" * 400])
+def test_a_period_that_never_ends_or_is_none_is_refused(text):
+    with pytest.raises(InputError):
+        parse_period(text)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_layout_leaves_no_memory_between_weights():
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     config = InfiniteVLVisionConfig(depth=16, hidden_size=1280, intermediate_size=3420, num_heads=16)
     with torch.device("cuda"):
-        blocks = torch.nn.ModuleList(VisionBlock(config) for _ in range(config.depth)).bfloat16()
+        blocks = torch.nn.ModuleList(VisionBlock(config, index) for index in range(config.depth)).bfloat16()
     before = {name: weight.cpu() for name, weight in blocks.state_dict().items()}
     fuse_(blocks)
     torch.cuda.empty_cache()

@@ -9,9 +9,14 @@ from PIL import Image
 from infinitevl import ChatSession, Engine, Sampling, StreamSession
 from infinitevl.engine.graph_runner import GraphRunner
 from infinitevl.engine.slots import Facts
+from infinitevl.ops.linear.quantized import KINDS
 from tests.engine.streams import snapshot, unchanged
 from tests.engine.test_engine import *  # noqa: F403 (the same tests, with the model on the GPU)
 from tests.support import random_frame, relative_error, small_model, tiny_model, tiny_processor
+
+if torch.cuda.is_available():  # both need triton
+    from infinitevl.ops.linear.triton import quantized
+    from infinitevl.ops.linear.triton.fp8_dot import add_dot_
 
 pytestmark = pytest.mark.gpu
 
@@ -56,6 +61,22 @@ def test_replay_equals_eager_before_the_window_fills_at_the_wrap_and_two_windows
             assert unchanged(replayed, snapshot(rerun)), f"after frame {index}"
             assert replayed.ask("what?", max_new_tokens=5) == rerun.ask("what?", max_new_tokens=5)
     assert int(replayed.state.length) > 2.5 * window and unchanged(replayed, snapshot(rerun))
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_replay_equals_eager_with_quantized_weights(processor, quantization, monkeypatch):
+    monkeypatch.setattr(quantized, "FP8_ROWS", 2)  # a frame of this model is read in fp8, a token is not
+    multiplied = []
+    monkeypatch.setattr(
+        quantized, "add_dot_", lambda *inputs: (multiplied.append(inputs[1].dtype), add_dot_(*inputs))
+    )
+    replayed, rerun = pair(tiny_model().to("cuda", torch.bfloat16), processor, quantization=quantization)
+    for index in range(12):
+        for session in (replayed, rerun):
+            session.observe(random_frame(index), at=index / 3)
+        assert unchanged(replayed, snapshot(rerun)), f"after frame {index}"
+    assert replayed.ask("what?", max_new_tokens=5) == rerun.ask("what?", max_new_tokens=5)
+    assert set(multiplied) == ({torch.float8_e4m3fn} if quantization == "fp8" else set())
 
 
 @pytest.mark.parametrize("num_sinks", [0, 5])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from infinitevl.bench.sizes import random_model
+from infinitevl.bench.sizes import TINY, random_model
 from infinitevl.config import InfiniteVLConfig
 from infinitevl.engine.loading import load
 from infinitevl.engine.session import StreamSession
@@ -111,6 +111,22 @@ def test_what_is_not_a_large_product_of_the_decoder_stays():
     kept = {name for name, p in model.named_parameters() if torch.equal(p, theirs[name])}
     gone = {name for name in theirs if "language_model.layers" in name and name.endswith("_proj.weight")}
     assert kept == theirs.keys() - gone
+
+
+def test_in_fp8_the_vision_layers_behind_the_first_three_are_held_too():
+    vision = {**TINY["vision_config"], "depth": 5}
+    model = random_model(InfiniteVLConfig(**{**TINY, "vision_config": vision}), "cpu", torch.float32)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    patches = torch.randn(64, model.config.vision_config.patch_dim)
+    with torch.no_grad():
+        whole = model.model.visual(patches, [(1, 8, 8)])
+        fuse_(model, TORCH, "fp8")
+        few = model.model.visual(patches, [(1, 8, 8)])
+    gone = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    vision_gone = {name for name in gone if "visual" in name}
+    names = ("attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    assert vision_gone == {f"model.visual.blocks.{n}.{name}.weight" for n in (3, 4) for name in names}
+    assert 0.001 < relative_error(few, whole) < 0.1
 
 
 def test_a_session_lowers_its_model_and_another_goes_on_with_it():

@@ -25,6 +25,7 @@ ROOMS = {
     "bench": {"config", "engine", "model", "ops", "processing", "state", "training"},
     "evaluation": {"engine", "processing"},
     "server": {"config", "engine", "processing", "state"},
+    "client": set(),
 }
 # the folders of processing, from the bottom up
 PROCESSING = {
@@ -46,11 +47,13 @@ DOORS = {
     "matplotlib": {"bench", "evaluation", "training"},
     "peft": {"training"},
     "prometheus_client": {"server"},
+    "ray": {"server"},
     "rich": {"cli"},
     "triton": {"ops"},
     "starlette": {"server"},
     "typer": {"cli"},
     "uvicorn": {"server"},
+    "websockets": {"server"},
     # these must never be needed
     "causal_conv1d": set(),
     "flash_attn": set(),

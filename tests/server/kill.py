@@ -10,6 +10,7 @@ and turns without any interruption.
 import argparse
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -137,6 +138,7 @@ def kill_while_frames_come(folder: Path, times: int, seed: int = 0) -> dict[str,
             feed.join(60)
             assert feed.error is None, feed.error
         counts["kills"] += 1
+        print(f"kill {counts['kills']} of {times}", file=sys.stderr, flush=True)
         counts["kills during a save"] += any(folder.glob("streams/.*.part"))
         check_files(folder)
         server = Process("--state-dir", folder, "--save-every", 0.05)

@@ -49,13 +49,14 @@ def endless_engine() -> Engine:
 
 
 @contextlib.contextmanager
-def running(engine: Engine | None = None, **settings: Any) -> Iterator[Running]:
+def running(engine: Engine | None = None, *, port: int = 0, **settings: Any) -> Iterator[Running]:
     """A server in a thread, until the block ends; then it drains as after SIGTERM."""
     settings = {"model": MODEL, "secret": b"a secret", **settings}
     app = create_app(engine or tiny_engine(), ServerSettings(**settings))
     # asyncio turns Nagle's algorithm off only where the protocol is named; else each answer waits 40 ms
     listening = socket.socket(proto=socket.IPPROTO_TCP)
-    listening.bind(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

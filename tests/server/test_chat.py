@@ -139,7 +139,7 @@ REFUSED = {
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     "audio": {"voice": "alloy", "format": "wav"},
     "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
-    "logprobs": True,
+    "top_logprobs": 3,
     "frequency_penalty": 0.5,
     "n": 100,
     "max_tokens": 10**6,
@@ -213,7 +213,7 @@ def test_contradictions_about_a_video_are_refused(server: Running) -> None:
 
 
 def test_a_video_is_sampled_as_asked(server: Running, tmp_path) -> None:
-    data = f"data:video/mp4;base64,{base64.b64encode(_video()).decode()}"
+    data = f"data:video/mp4;base64,{base64.b64encode(video()).decode()}"
     lengths = {}
     for extra in ({}, {"fps": 1}, {"num_frames": 8}):
         part = {
@@ -227,7 +227,7 @@ def test_a_video_is_sampled_as_asked(server: Running, tmp_path) -> None:
     assert len(set(lengths.values())) == 3 and lengths["{'fps': 1}"] < lengths["{'num_frames': 8}"]
 
 
-def _video() -> bytes:
+def video() -> bytes:
     """Six seconds at four frames a second."""
     import av
 

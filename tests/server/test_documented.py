@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +48,23 @@ def test_a_python_example_runs(builtin: Running, tmp_path: Path, number: int) ->
     assert run([sys.executable, "-c", program], tmp_path).strip()
 
 
-def test_there_are_examples_of_both_kinds() -> None:
-    assert len(examples("bash")) >= 2 and len(examples("python")) >= 1
+@pytest.mark.parametrize("number", range(len(examples("js"))))
+def test_a_javascript_example_runs(builtin: Running, tmp_path: Path, number: int) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("needs node")
+    program = tmp_path / "example.mjs"
+    program.write_text(examples("js")[number].replace(HERE, builtin.url))
+    assert run(["node", "--no-warnings", "--experimental-websocket", str(program)], tmp_path).strip()
+
+
+def test_the_clients_example_runs(builtin: Running, tmp_path: Path) -> None:
+    program = (ROOT / "examples" / "a_client.py").read_text().replace(HERE, builtin.url)
+    said = run([sys.executable, "-c", program, "What is it?", "picture.png", "picture.png"], tmp_path)
+    assert "2 frames seen" in said
+
+
+def test_there_are_examples_of_every_kind() -> None:
+    assert len(examples("bash")) >= 2 and len(examples("python")) >= 3 and len(examples("js")) >= 2
 
 
 def test_a_stream_has_the_fields_of_the_page(builtin: Running) -> None:

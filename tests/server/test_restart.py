@@ -104,7 +104,7 @@ def test_what_was_forked_or_filled_is_saved_before_others(tmp_path: Path) -> Non
         assert server.client.put(f"/v1/streams/{filled}/state", content=data).status_code == 200
         until(lambda: server.client.get(f"/v1/streams/{filled}").json()["saved_frames"] == 1)
         assert server.client.get(f"/v1/streams/{stream}").json()["saved_frames"] is None
-        for path in (tmp_path / "streams").iterdir():  # as a kill now would leave it
+        for path in (tmp_path / "streams").glob("*.*"):  # as a kill now would leave it
             (tmp_path / "killed" / "streams").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, tmp_path / "killed" / "streams")
     with running(state_dir=tmp_path / "killed") as server:

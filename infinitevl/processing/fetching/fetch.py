@@ -68,7 +68,7 @@ def _follow(
 ) -> bytes:
     target = address
     for _ in range(MAX_REDIRECTS + 1):
-        request = _within(deadline, _pinned_request, client, target, allow_private)
+        request = within(deadline, pinned_request, client, target, allow_private)
         response = client.send(request, stream=True)
         try:
             if response.has_redirect_location:
@@ -85,7 +85,7 @@ def _follow(
     )
 
 
-def _within(deadline: float, call: Callable[..., T], *arguments: Any) -> T:
+def within(deadline: float, call: Callable[..., T], *arguments: Any) -> T:
     """Runs a call without a timeout of its own (a DNS look-up) in a thread; raises TimeoutError if late."""
     result: Future[T] = Future()
 
@@ -99,8 +99,13 @@ def _within(deadline: float, call: Callable[..., T], *arguments: Any) -> T:
     return result.result(max(0.0, deadline - time.monotonic()))
 
 
-def _pinned_request(client: "httpx.Client", address: str, allow_private: bool) -> "httpx.Request":
-    """Builds a request to the IP address that was checked: a second DNS look-up could give another."""
+def pinned_request(
+    client: "httpx.Client", address: str, allow_private: bool, body: bytes | None = None
+) -> "httpx.Request":
+    """Builds a request to the IP address that was checked: a second DNS look-up could give another.
+
+    With a body it is a POST, else a GET. Raises InputError for an address that is refused or not found.
+    """
     import httpx
 
     url = httpx.URL(address)
@@ -113,7 +118,9 @@ def _pinned_request(client: "httpx.Client", address: str, allow_private: bool) -
         "accept-encoding": "identity",
     }
     extensions = {"sni_hostname": url.host}
-    return client.build_request("GET", url.copy_with(host=checked), headers=headers, extensions=extensions)
+    method = "GET" if body is None else "POST"
+    pinned = url.copy_with(host=checked)
+    return client.build_request(method, pinned, headers=headers, extensions=extensions, content=body)
 
 
 def _resolve(host: str, allow_private: bool) -> list[IPAddress]:

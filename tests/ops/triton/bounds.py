@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from triton.runtime import interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 class Elements(NamedTuple):
@@ -59,7 +60,8 @@ class Elements(NamedTuple):
 
 
 def elements_of(name: str, argument: Any) -> Iterator[Elements]:
-    """Of a tensor, and of tensors in tuples."""
+    """Of a tensor, of tensors in tuples, and of what a descriptor describes."""
+    argument = argument.base if isinstance(argument, TensorDescriptor) else argument
     if isinstance(argument, torch.Tensor):
         yield Elements.of(name, argument)
     elif isinstance(argument, tuple):
@@ -85,7 +87,10 @@ class Bounds:
         Most accesses stay within one tensor: the first that spans the first address is asked first.
         """
         left = pointers.data.astype(np.int64)
-        left = left.ravel() if mask is None else left[np.broadcast_to(mask.data.astype(bool), left.shape)]
+        if mask is not None:
+            held = mask if isinstance(mask, np.ndarray) else mask.data  # a descriptor's mask is an array
+            left = left[np.broadcast_to(held.astype(bool), left.shape)]
+        left = left.ravel()
         if not left.size:
             return
         first = left[0]

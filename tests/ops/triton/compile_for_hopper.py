@@ -14,7 +14,8 @@ from infinitevl.ops.delta_net.triton import chunk as delta_chunk
 from infinitevl.ops.delta_net.triton import prepare as delta_prepare
 from infinitevl.ops.delta_net.triton import step as delta_step
 from infinitevl.ops.linear import train as train_pointwise
-from infinitevl.ops.linear.triton import matvec, pointwise
+from infinitevl.ops.linear.quantized import KINDS, quantize
+from infinitevl.ops.linear.triton import fp8_dot, fp8_rows, matvec, matvec_int4, pointwise
 from infinitevl.ops.rows import pack
 from infinitevl.ops.table import triton_kernels
 
@@ -81,6 +82,32 @@ def compile_all(sizes: tuple[int, ...], dtype: torch.dtype, length: int) -> None
         TRITON.gated_norm_linear_add(out, gate, zeros(value), EPS, zeros(hidden, heads * value), x.clone())
 
 
+def compile_few_bits(hidden: int, inner: int) -> None:
+    """Products with weights in few bits, of one row, of a few, and of many in fp8."""
+    x = torch.zeros(1, 70, hidden, dtype=torch.bfloat16)
+    residual = x.clone()
+    for kind in KINDS:
+        up = quantize(torch.zeros(2 * inner, hidden, dtype=torch.bfloat16), kind)
+        down = quantize(torch.zeros(hidden, inner, dtype=torch.bfloat16), kind)
+        for rows in (1, 3, 17):
+            middle = TRITON.norm_swiglu(x[:, :rows], x[0, 0], EPS, up)
+            TRITON.linear_add(middle, down, residual[:, :rows])
+    pair = torch.zeros(1, 70, 2 * inner, dtype=torch.bfloat16)
+    rows, _ = fp8_rows.rms_norm_fp8(x, x[0, 0], EPS, x[0, 0])
+    heads = torch.zeros(1, 70, 2, hidden // 2)
+    for found in (
+        fp8_rows.swiglu_fp8(pair),
+        fp8_rows.gated_rms_norm_fp8(heads, x, heads[0, 0, 0], EPS),
+        rows,
+    ):
+        weight = torch.zeros(hidden, found.data.shape[1], dtype=torch.float8_e4m3fn)
+        for count in (70, 2048):
+            data = found.data[:1].expand(count, -1).contiguous()
+            scale = torch.zeros(count, 1)
+            y = torch.zeros(count, hidden, dtype=torch.bfloat16)
+            fp8_dot.add_dot_(y, data, scale, weight, torch.zeros(hidden, 1), y[0])
+
+
 def compile_training(sizes: tuple[int, ...], lengths: tuple[int, ...]) -> None:
     """All kernels that train, forward and backward, packed and not."""
     heads, key, value, _, _, _, _, hidden = sizes
@@ -112,10 +139,12 @@ def main() -> None:
 
     driver.set_active(NoGpu())
     JITFunction.run = compile_only
-    for module in (delta_chunk, delta_prepare, delta_step, matvec, pointwise):
+    for module in (delta_chunk, delta_prepare, delta_step, fp8_dot, fp8_rows, matvec, matvec_int4, pointwise):
         module.launches_early = lambda x: True
     compile_all(PUBLISHED, torch.bfloat16, 256)
     compile_all(TINY, torch.bfloat16, 16)
+    compile_few_bits(2048, 11008)
+    compile_few_bits(64, 48)
     compile_training(PUBLISHED, (100, 156))
     compile_training(TINY, (3, 70))
     for patches, heads, width, run in ((1024, 16, 80, 64), (1024, 16, 80, 1024), (32, 2, 16, 16)):

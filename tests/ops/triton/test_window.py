@@ -266,14 +266,14 @@ def test_bfloat16_errs_no_more_than_the_definition_in_bfloat16(device, step):
     assert torch.equal(given.values, half.values)
 
 
-SINKED = [None, SPLIT, ALIGNED, Tiles(4, 8, 2, 4, 1)]
+SINKED = [SPLIT, ALIGNED, Tiles(4, 8, 2, 4, 1)]
 
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("tiles", SINKED)
 @pytest.mark.parametrize("num_sinks", [1, 4, 8])
-@pytest.mark.parametrize("tokens", [1, 5, 30])
-@pytest.mark.parametrize("lengths", [[0, 2], [7, 12], [11, 100]])
+@pytest.mark.parametrize("tokens", [5, 30])
+@pytest.mark.parametrize("lengths", [[0, 7], [11, 100]])
 def test_a_chunk_with_sinks_equals_the_definition_and_so_do_the_slots(
     device, tokens, lengths, num_sinks, tiles
 ):
@@ -286,12 +286,12 @@ def test_a_chunk_with_sinks_equals_the_definition_and_so_do_the_slots(
 
 @pytest.mark.usefixtures("poisoned")
 def test_sinks_of_many_blocks_and_padding(device):
-    num_sinks, window_size, tokens = 64, 32, 70
-    case = make_case(device, tokens, [0, 40, 96, 1000], slots=num_sinks + window_size)
-    given, num_valid = case.copy(), torch.tensor([70, 0, 9, 50], device=device)
+    num_sinks, window_size, tokens = 40, 16, 12
+    case = make_case(device, tokens, [0, 33, 1000], slots=num_sinks + window_size)
+    given, num_valid = case.copy(), torch.tensor([12, 9, 0], device=device)
     wanted = definition.window_chunk_(*case, window_size, None, num_valid, num_sinks)
     real = torch.arange(tokens, device=device)[None] < num_valid[:, None]
-    for tiles in (None, Tiles(8, 16, 3, 4, 1), Tiles(8, 16, 7, 4, 1)):
+    for tiles in (Tiles(8, 8, 3, 4, 1), Tiles(8, 16, 7, 4, 1)):
         own = given.copy()
         out = window.window_chunk_(*own, window_size, None, num_valid, num_sinks, tiles=tiles)
         assert out.isfinite().all()

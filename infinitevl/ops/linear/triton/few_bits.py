@@ -10,8 +10,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from infinitevl.ops.early import launches_early
 from infinitevl.ops.linear.quantized import Quantized
 
-_FP8_END = tl.constexpr(448.0)
-
 
 def runs_assembly(x: Tensor) -> bool:
     """Whether values are converted by the machine's own instructions, which the interpreter does not know."""
@@ -29,19 +27,6 @@ def dequantize(weight: Quantized) -> Tensor:
         group, 4, block_k, early, launch_pdl=early,
     )  # fmt: skip
     return dense
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[rows, inputs] -> float8_e4m3fn [rows, inputs] and scales, float32 [rows, 1]: x is their product."""
-    rows, inputs = x.shape
-    data = torch.empty(rows, inputs, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    block, early = triton.next_power_of_2(inputs), launches_early(x)
-    _quantize_rows_kernel[(rows,)](
-        x, data, scale, x.stride(0), inputs, block, early,
-        num_warps=max(1, min(16, block // 512)), launch_pdl=early,
-    )  # fmt: skip
-    return data, scale
 
 
 @triton.jit
@@ -124,19 +109,3 @@ def _dequantize_kernel(
             column = columns(2 * k + place % 2, place // 2, GROUP)
             dense = (values.to(tl.float32) * scale).to(dense_ptr.dtype.element_ty)
             tl.store(dense_ptr + n * INPUTS + column, dense, mask=inside & (column < INPUTS))
-
-
-@triton.jit
-def _quantize_rows_kernel(
-    x_ptr, data_ptr, scale_ptr, x_stride, INPUTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
-):  # fmt: skip
-    """One row a program."""
-    row = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, BLOCK)
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
-    x = tl.load(x_ptr + row * x_stride + k, mask=k < INPUTS, other=0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x)), 1e-30) / _FP8_END
-    tl.store(scale_ptr + row, scale)
-    tl.store(data_ptr + row * INPUTS + k, (x / scale).to(tl.float8e4nv), mask=k < INPUTS)

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infinitevl.ops.early import launches_early
@@ -57,6 +58,11 @@ class Product:
         return self.weight.data if isinstance(self.weight, Quantized) else self.weight
 
     @property
+    def scale(self) -> Tensor | None:
+        """Scales of a weight in few bits."""
+        return self.weight.scale if isinstance(self.weight, Quantized) else None
+
+    @property
     def inputs(self) -> int:
         return self.weight.shape[1]
 
@@ -82,7 +88,7 @@ class Product:
             "x_ptr": x, "x_stride": x.stride(0),
             "norm_ptr": self.norm_weight, "eps": self.eps,
             "gate_ptr": gate, "gate_stride": 0 if gate is None else gate.stride(0),
-            "weight_ptr": self.stored, "weight_stride": self.stored.stride(0),
+            "weight_ptr": self.stored, "weight_stride": self.stored.stride(0), "scale_ptr": self.scale,
             "bias_ptr": self.bias,
             "residual_ptr": residual, "residual_stride": 0 if residual is None else residual.stride(0),
             "outputs": self.outputs, "INPUTS": self.inputs,
@@ -93,6 +99,9 @@ class Product:
 def matvec_tile(product: Product) -> Tile:
     """Measured on an H200: a full row of 2048 at once, and enough programs for every multiprocessor."""
     block_k = min(triton.next_power_of_2(product.inputs), 2048)
+    if isinstance(product.weight, Quantized):
+        is_wide, is_long = product.outputs > 8192 and not product.swiglu, product.inputs > 4096
+        return Tile(2 if is_long else 8 if is_wide else 4, 2 * block_k if is_long else block_k, 4)
     if product.gate is not None:
         block_k = max(block_k, triton.next_power_of_2(product.x.shape[-1]))
         return Tile(8, block_k, 8) if product.num_rows == 1 else Tile(2, block_k, 4)
@@ -102,12 +111,12 @@ def matvec_tile(product: Product) -> Tile:
 
 
 def matvec(product: Product) -> Tensor:
-    """The product for one to four rows, on the ordinary cores."""
+    """The product for one to four rows, on the ordinary cores; weights in full, int8 or fp8."""
     y, tile, early = product.empty(), matvec_tile(product), launches_early(product.stored)
     head = 0 if product.gate is None else product.x.shape[-1]
     _matvec_kernel[(triton.cdiv(product.outputs, tile.block_n),)](
         y_ptr=y, **product.pointers(), ROWS=product.num_rows, HEAD=head,
-        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, EARLY=early,
+        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, EARLY=early, ASSEMBLY=not knobs.runtime.interpret,
         num_warps=tile.num_warps, maxnreg=tile.max_registers, launch_pdl=early,
     )  # fmt: skip
     return y
@@ -124,7 +133,33 @@ def _tile(ptrs, k, start: tl.constexpr, INPUTS: tl.constexpr, BLOCK_K: tl.conste
     if start + BLOCK_K <= INPUTS:
         return tl.load(ptrs + start, eviction_policy="evict_first")
     else:
-        return tl.load(ptrs + start, mask=start + k[None, :] < INPUTS, other=0, eviction_policy="evict_first")
+        inside = start + k[None, :] < INPUTS
+        return tl.load(ptrs + start, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _values(tile, ASSEMBLY: tl.constexpr):
+    """A tile of the weight in float32, without scale.
+
+    A byte becomes the mantissa of 2^23, and what that adds is taken off: conversions of integers are slow.
+    """
+    if ASSEMBLY and tile.dtype == tl.int8:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 bytes;
+            xor.b32 bytes, $4, 0x80808080;
+            prmt.b32 $0, bytes, 0x4B000000, 0x7440;
+            prmt.b32 $1, bytes, 0x4B000000, 0x7441;
+            prmt.b32 $2, bytes, 0x4B000000, 0x7442;
+            prmt.b32 $3, bytes, 0x4B000000, 0x7443;
+            add.f32 $0, $0, 0fCB000080;
+            add.f32 $1, $1, 0fCB000080;
+            add.f32 $2, $2, 0fCB000080;
+            add.f32 $3, $3, 0fCB000080;
+            }""",
+            "=r,=r,=r,=r,r", [tile], dtype=tl.float32, is_pure=True, pack=4,
+        )  # fmt: skip
+    return tile.to(tl.float32)
 
 
 @triton.jit
@@ -135,10 +170,10 @@ def _nothing():
 
 @triton.jit
 def _matvec_kernel(
-    x_ptr, norm_ptr, gate_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
+    x_ptr, norm_ptr, gate_ptr, weight_ptr, scale_ptr, bias_ptr, residual_ptr, y_ptr,
     x_stride, gate_stride, weight_stride, residual_stride, outputs, eps,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, HEAD: tl.constexpr, SWIGLU: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N outputs of all rows; the next tile of the weight is on its way while one is summed."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -160,9 +195,9 @@ def _matvec_kernel(
         ups += (tl.zeros([BLOCK_N, BLOCK_K], tl.float32),)
         squares += (tl.zeros([BLOCK_K], tl.float32),)
     for start in tl.static_range(0, INPUTS, BLOCK_K):
-        tile = next_tile.to(tl.float32)
+        tile = _values(next_tile, ASSEMBLY)
         if SWIGLU:
-            up_tile = next_up.to(tl.float32)
+            up_tile = _values(next_up, ASSEMBLY)
         if start + BLOCK_K < INPUTS:
             next_tile = _tile(ptrs, k, start + BLOCK_K, INPUTS, BLOCK_K)
             if SWIGLU:
@@ -189,10 +224,14 @@ def _matvec_kernel(
         if HEAD == 0 and norm_ptr is not None:
             scale = tl.rsqrt(tl.sum(squares[row]) / INPUTS + eps)
         y = tl.sum(sums[row], 1) * scale
+        if scale_ptr is not None:
+            y *= tl.load(scale_ptr + n, mask=n < outputs, other=0)
         if bias_ptr is not None:
             y += tl.load(bias_ptr + n, mask=n < outputs, other=0).to(tl.float32)
         if SWIGLU:
             up = tl.sum(ups[row], 1) * scale
+            if scale_ptr is not None:
+                up *= tl.load(scale_ptr + outputs + n, mask=n < outputs, other=0)
             if bias_ptr is not None:
                 up += tl.load(bias_ptr + outputs + n, mask=n < outputs, other=0).to(tl.float32)
             y = y * tl.sigmoid(y) * up

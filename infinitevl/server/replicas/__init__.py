@@ -1,0 +1,1 @@
+"""Several servers behind one address: an ingress, and replicas that Ray Serve places and restarts."""
