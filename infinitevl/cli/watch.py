@@ -173,7 +173,8 @@ def _watch(
 ) -> Outcome:
     with contextlib.ExitStack() as stack:
         typed = _typed_lines(stack, options, has_questions=bool(questions or rules))
-        display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed, options.note)
+        text = TextDisplay(source.num_frames, typed, options.note)
+        display: Display = JsonDisplay() if options.as_json else text
         stack.callback(display.pause)
         ended = 0.0
 
