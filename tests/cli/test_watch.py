@@ -212,3 +212,10 @@ def test_a_password_stands_in_no_output_of_a_stream_that_is_lost(tiny_folder, pi
     for shown in (result.stdout, result.stderr, caplog.text, path.read_text()):
         assert "password" not in shown
     assert "<h1>http://***@127.0.0.1" in path.read_text()
+
+
+def test_the_built_in_model_says_what_it_knows_under_its_first_answer(tiny_folder, clip):
+    questions = ["--device", "cpu", "--ask", "1s: now?", "--ask", "end?"]
+    assert run(clip, *questions).stderr.count("built-in model knows") == 1
+    assert "built-in model" not in run(clip, "--model", tiny_folder, *questions).stderr
+    assert "knows" not in run(clip, "--json", *questions).output
