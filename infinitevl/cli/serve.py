@@ -88,7 +88,7 @@ def run_serve(
     place = f"http://{options.host}:{options.port}"
     if options.replicas == 1:
         engine = make_engine()
-        print(f"{place} serves {settings.model} ({whom})", file=sys.stderr)
+        print(f"{place} serves {settings.model} ({whom}); /docs lists all calls", file=sys.stderr)
         serve(engine, settings, options.host, options.port)
         return
     from infinitevl.server.replicas.serving import Plan, serve_replicas

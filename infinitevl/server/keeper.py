@@ -93,12 +93,15 @@ class StateKeeper:
 
     def save_all(self, worker: EngineWorker) -> None:
         """Save every stream that has changed, wait for it, and let all streams go."""
-        for stream in list(worker.streams.values()):
+        streams = list(worker.streams.values())
+        for stream in streams:
             if stream.changes != stream.saved_changes:
                 try:
                     self.save(stream).result()
                 except Exception:  # the others are saved all the same
                     logger.exception("%s was not saved", stream.id)
+        kept = sum(stream.changes == stream.saved_changes for stream in streams)
+        logger.info("%d of %d streams are kept in %s", kept, len(streams), self.folder)
         self._writer.shutdown()
         self.leases.release_all()
 
@@ -151,6 +154,7 @@ class StateKeeper:
                 logger.warning("%s is not opened: %s", record.stem, error)
             except (InfiniteVLError, ValueError, TypeError, OSError) as error:
                 logger.error("%s is left out, and stays where it is: %s", record, error)
+        logger.info("%d streams found in %s", len(worker.streams), self.folder)
 
     def open(self, worker: EngineWorker, stream_id: str) -> Stream | None:
         """Open a stream of the folder; in the worker's thread. None where it is open, or there is none.

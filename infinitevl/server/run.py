@@ -67,7 +67,7 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
     """
     check_host(host, settings.keys)
     logging.getLogger("infinitevl").setLevel(logging.INFO)
-    logging.getLogger("infinitevl.events").addHandler(logging.StreamHandler())  # a line of JSON each
+    logging.getLogger("infinitevl").addHandler(logging.StreamHandler())  # events are a line of JSON each
     app = create_app(engine, settings)
     config = uvicorn.Config(
         app,
