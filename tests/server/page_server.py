@@ -11,6 +11,7 @@ import uvicorn
 from PIL import Image, ImageDraw, ImageFont
 
 from infinitevl import Engine, load
+from infinitevl.model.opening import description_of
 from infinitevl.server.app import create_app
 from infinitevl.server.settings import ServerSettings
 from tests.project.source import ROOT
@@ -80,6 +81,7 @@ class PageServer:
     def __init__(self, keys: tuple[str, ...] = (), state_dir: Path | None = None) -> None:
         self.settings = ServerSettings(
             keys=keys,
+            description=description_of("builtin"),
             secret=b"a secret of the tests",
             folders=(ROOT / "examples",),
             state_dir=state_dir,
