@@ -67,6 +67,13 @@ HEIGHTS = """() => {
     .map((point) => Number(point.split(" ")[1]));
   return { tokens: heights("tokens"), memory: heights("memory") };
 }"""
+# The colour near the corner of a picture.
+CORNER = """async (image) => {
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight).getContext("2d");
+  canvas.drawImage(image, 0, 0);
+  return [...canvas.getImageData(9, 9, 1, 1).data].slice(0, 3);
+}"""
 NAMELESS = """() => [...document.querySelectorAll("button, input, select, dialog, section")].filter((one) =>
   !(one.getAttribute("aria-label") || one.getAttribute("aria-labelledby") || one.labels?.length
     || one.textContent.trim())).map((one) => one.outerHTML)"""

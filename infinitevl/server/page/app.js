@@ -223,10 +223,13 @@ async function readModel() {
   const builtin = model.id.startsWith("builtin");
   byId("model-name").textContent = model.id;
   byId("model-name").hidden = false;
-  for (const place of [byId("knows"), byId("picker-knows")]) {
-    place.textContent = model.description ?? "";
-    place.hidden = !place.textContent;
-  }
+  const about = model.description ?? "";
+  const [first, ...rest] = about.split(/(?<=\.) /);
+  byId("knows-first").textContent = first;
+  byId("knows-rest").textContent = rest.join(" ");
+  byId("picker-knows").textContent = about;
+  byId("knows").open = matchMedia("(min-width: 1001px)").matches;
+  byId("knows").hidden = byId("picker-knows").hidden = !about;
   conversation.setModel({ builtin });
   watchPanel.setModel({ builtin });
 }

@@ -66,6 +66,7 @@ export class Conversation {
       row = this.#newRow(exchange);
       this.#rows.set(exchange, row);
       this.list.append(row.item);
+      byId("knows").open = false; // the room is for answers
     }
     if (row.item.dataset.state === "done") return;
     row.time.textContent = clock(exchange.time);

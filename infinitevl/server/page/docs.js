@@ -111,7 +111,7 @@ function draw({ info, paths, components }) {
   }
   for (const [tag, calls] of groups) {
     byId("calls").append(make("section", { id: `group-${tag}` }, make("h2", {}, tag), ...calls.map(([method, path, call]) => callOf(method, path, call, schemas))));
-    byId("index").append(make("b", {}, tag), ...calls.map(([method, path]) => make("a", { href: `#${idOf(method, path)}` }, badge(method), path.replace("/v1/", ""))));
+    byId("index").append(make("b", {}, tag), ...calls.map(([method, path]) => make("a", { href: `#${idOf(method, path)}` }, badge(method), path.replace("/v1/", "").replace(/\{\w*id\}/g, "{id}"))));
   }
   const objects = Object.entries(schemas).filter(([name]) => !name.endsWith("ValidationError")).map(([name, schema]) => objectOf(name, schema));
   byId("calls").append(make("section", {}, make("h2", {}, "objects"), ...objects));

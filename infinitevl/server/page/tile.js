@@ -59,7 +59,7 @@ export class Tile {
     const image = this.picture && this.media.querySelector("img");
     if (image && image.src === before) return void (image.src = this.picture); // without a flicker
     const shown = source?.element ?? (this.picture && make("img", { src: this.picture, alt: "The last picture" }));
-    const words = source ? `The server follows ${source.name}` : "No picture yet";
+    const words = source ? `The server follows ${source.printable}` : "No picture yet";
     this.media.replaceChildren(shown ?? make("p", { className: "words" }, words));
     if (source?.element?.play) source.element.play().catch(() => {}); // moving a video in the page stops it
   }
