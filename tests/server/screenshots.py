@@ -44,6 +44,7 @@ def _watch(page: Any) -> None:
         page.wait_for_selector(f".waits b:text-is('{expected}')")
     page.wait_for_selector("#events li:nth-child(3)", timeout=90_000)
     page.wait_for_selector("#events li:first-child img:not([hidden])")
+    page.wait_for_selector(".rule[data-on=true]")
     page.evaluate("document.activeElement.blur()")
 
 

@@ -133,7 +133,10 @@ export class Watching extends EventTarget {
         const headers = { accept: "text/event-stream" };
         const response = await this.#api.call("GET", `${this.#stream.path}/events${this.#after}`, { headers, signal, patience: 0 });
         failures = 0;
-        for await (const event of serverEvents(response)) this.#take(event);
+        for await (const event of serverEvents(response)) {
+          this.#take(event);
+          this.refresh().catch(() => {}); // its rule is on now; the next look tells if not
+        }
       } catch (error) {
         if (error.status === 404) return;
         // The server is away or busy, which the page's other calls tell; nothing is missed, it goes on after the newest.
