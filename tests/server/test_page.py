@@ -191,6 +191,7 @@ def test_saves_and_loads(server: PageServer, open_page: Open, tmp_path: Path) ->
     page.set_input_files("#state-input", saved)
     expect(page.locator(".tile")).to_have_count(2)
     expect(page.locator(".tile").nth(1)).to_contain_text("It waits where it was saved.")
+    expect(page.locator(".tile").nth(1)).to_contain_text("its pictures were not")
     assert ask(page, "What does the sign say?") == "K4M"
 
 
@@ -199,6 +200,7 @@ def test_a_reload_keeps_the_streams(server: PageServer, open_page: Open) -> None
     watch(page, "sample")
     page.reload()
     expect(page.locator(".tile")).to_contain_text("It waits where it was.")
+    expect(page.locator(".tile img")).to_be_visible()  # the newest picture that the server has
     assert int(page.locator("#stat-frames").inner_text()) >= 2
     other = open_page(server.address)
     other.click("#open-form button")
@@ -290,7 +292,7 @@ def test_events_of_other_streams_are_counted_until_they_are_seen(server: PageSer
     expect(page.locator("#rules li")).to_have_count(0)
     counted = page.locator(".tile").nth(1).locator(".count")
     expect(counted).to_have_text("1", timeout=60_000)
-    expect(page.get_by_role("button", name="Choose Sample, 1 new events")).to_be_visible()
+    expect(page.get_by_role("button", name="Choose Sample, 1 new")).to_be_visible()
     page.click("#tab-questions")
     page.get_by_role("button", name="Choose Sample").click()
     expect(page.locator("#unread-count")).to_have_text("1")

@@ -51,6 +51,7 @@ function add(stream) {
   stream.watching.addEventListener("event", () => announce(stream));
   choose(stream);
   remember();
+  scrollTo(0, 0); // on a phone the form that added it stood below
 }
 
 async function askToRemove(stream) {

@@ -171,6 +171,7 @@ export class Stream extends EventTarget {
     else if (frames !== this.#shownFrames && !document.hidden) this.#look(frames);
     this.#measureRate(frames);
     this.numbers = { ...this.numbers, frames, tokens, state_bytes, seconds: time ?? 0, dropped: dropped + this.#skipped };
+    this.points = this.points.filter((point) => !(point.at > time)); // a server that was killed goes on from its last save
     const last = this.points.at(-1);
     if (last?.tokens !== tokens || last?.state_bytes !== state_bytes) this.points.push({ at: time ?? 0, tokens, state_bytes });
     if (this.points.length > KEPT_POINTS) this.points = this.points.filter((_, index) => index % 2 === 0);

@@ -31,7 +31,7 @@ export class Tile {
     const { unread } = stream.watching;
     this.unread.hidden = !unread;
     this.unread.textContent = unread;
-    this.choose.setAttribute("aria-label", `Choose ${stream.name}${unread ? `, ${unread} new events` : ""}`);
+    this.choose.setAttribute("aria-label", `Choose ${stream.name}${unread ? `, ${unread} new` : ""}`);
     this.close.setAttribute("aria-label", `Remove ${stream.name}`);
     this.start.hidden = stream.source !== null;
     this.notice.hidden = !stream.notice;
@@ -59,7 +59,8 @@ export class Tile {
     const image = this.picture && this.media.querySelector("img");
     if (image && image.src === before) return void (image.src = this.picture); // without a flicker
     const shown = source?.element ?? (this.picture && make("img", { src: this.picture, alt: "The last picture" }));
-    const words = source ? `The server follows ${source.printable}` : "No picture yet";
+    const none = this.stream.numbers.frames ? "Its memory was kept, its pictures were not." : "No picture yet";
+    const words = source ? `The server follows ${source.printable}` : none;
     this.media.replaceChildren(shown ?? make("p", { className: "words" }, words));
     if (source?.element?.play) source.element.play().catch(() => {}); // moving a video in the page stops it
   }
