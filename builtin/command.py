@@ -1,7 +1,7 @@
 """What all commands of the built-in model share: a mistake is told in a sentence, not as a traceback."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from builtin.world.splits import SPLITS
@@ -23,9 +23,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     return told
 
 
-def check_data(folder: Path) -> None:
-    """Raises InputError if `builtin.build_data` has not written all of its files into a folder."""
-    names = [*(f"{split}.pack" for split in SPLITS), "tokenizer.json"]
+def check_data(folder: Path, splits: Sequence[str] = SPLITS) -> None:
+    """Raises InputError if a folder lacks files that `builtin.build_data` writes, of these splits."""
+    names = [*(f"{split}.pack" for split in splits), "tokenizer.json"]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise InputError(

@@ -13,24 +13,21 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from builtin.command import command
+from builtin.exam import Scene, Task, tasks
 from builtin.feed.rows import FRAME_TOKENS, Writer
 from builtin.vocabulary import open_tokenizer
 from builtin.world import splits
-from builtin.world.frames import Painter, Style
+from builtin.world.frames import Style
 from builtin.world.packs import Textures, World, load_world
 from builtin.world.render import FRAME_SIZE, PATCH, plan_pictures, render
-from builtin.world.streams import StreamSize, stream_sample
-from builtin.world.tasks import CHAT, Sample, Turn, about_kind, picture_sample, text_sample
+from builtin.world.tasks import Sample
 from infinitevl.model.fused import fuse_
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
 from infinitevl.model.vision import vision_plan
@@ -39,25 +36,6 @@ from infinitevl.state import StreamState
 
 LONGEST_ANSWER = 40
 FRAMES_AT_ONCE = 2048
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A world to draw from, with its pictures."""
-
-    world: World
-    textures: Textures
-    style: Style
-
-
-@dataclass(frozen=True)
-class Task:
-    """One row of the table: how to make a sample, and what share of the samples it gets."""
-
-    name: str
-    scene: Scene
-    make: Callable[[Random, int], Sample]
-    share: float = 1.0
 
 
 class Examiner:
@@ -142,9 +120,10 @@ def score(examiner: Examiner, task: Task, count: int, split: str) -> dict:
         samples += [task.make(rng, seen + number) for number in range(1, at_once)]
         for sample, answer in zip(samples, _answers(examiner, task, samples), strict=True):
             turn = sample.turns[0]
-            right += turn.accepts(answer)
-            alike += turn.accepts(answer) or fold(answer) == fold(turn.answer)
-            if not turn.accepts(answer) and len(wrong) < 5:
+            is_right = task.right(turn, answer)
+            right += is_right
+            alike += is_right or fold(answer) == fold(turn.answer)
+            if not is_right and len(wrong) < 5:
                 wrong.append([turn.question, turn.answer, answer])
         seen += len(samples)
     scores = {"score": right / seen, "score_alike": alike / seen}
@@ -158,90 +137,6 @@ def fold(text: str) -> str:
 
 def _answers(examiner: Examiner, task: Task, samples: list[Sample]) -> list[str]:
     return examiner.answers(samples, task.scene.textures, task.scene.world)
-
-
-# ------ the tasks
-
-
-def tasks(seen: Scene, unseen: Scene, lengths: list[int]) -> list[Task]:
-    """Every row of the table."""
-    rows = [
-        Task("read, seen fonts", seen, _read(seen), 2),
-        Task("read, unseen font families", unseen, _read(unseen), 2),
-        Task("digits (MNIST)", unseen, lambda rng, n: _digit(unseen, rng, n), 4),
-        Task("name, seen hands", seen, lambda rng, n: _name(seen, rng, None)),
-        Task("name, unseen drawings", unseen, lambda rng, n: _name(unseen, rng, n), 2),
-        Task("kind, unseen concepts", seen, lambda rng, n: _kind(seen, rng)),
-        Task("flag", seen, lambda rng, n: picture_sample(seen.world, seen.style, rng, "flag"), 0.5),
-        Task("facts, sums and talk", seen, lambda rng, n: text_sample(seen.world, rng), 0.5),
-    ]
-    rows += [
-        Task(f"{name} in a scene", seen, _about_group(seen, name), 0.5)
-        for name in ("count", "colour", "shape", "place", "describe")
-    ]
-    for task in ("first sign", "keyed sign", "last sign"):
-        rows += [Task(f"{task} after {n} frames", seen, _stream(seen, task, n), _share(n)) for n in lengths]
-    for task in ("before", "after", "count", "seen", "signs", "now", "first thing", "sign colour"):
-        rows.append(Task(f"{task} in a stream of 16", seen, _stream(seen, task, 16), 0.3))
-    rows.append(Task("summary of 3 frames", seen, _stream(seen, "summary", 3), 0.3))
-    return rows
-
-
-def _share(num_frames: int) -> float:
-    return min(0.5, 32 / num_frames)
-
-
-def _read(scene: Scene) -> Callable[[Random, int], Sample]:
-    def make(rng: Random, number: int) -> Sample:
-        painter = Painter(scene.world, scene.style, rng)
-        frame = painter.sign(painter.string(1 + number % 6))
-        return Sample(CHAT, [frame], [Turn("What does the sign say?", frame.name, "read")])
-
-    return make
-
-
-def _digit(scene: Scene, rng: Random, number: int) -> Sample:
-    frame = Painter(scene.world, scene.style, rng).digit(number % len(scene.world.digit_labels))
-    return Sample(CHAT, [frame], [Turn("Which digit is this?", frame.name, "digit")])
-
-
-def _name(scene: Scene, rng: Random, number: int | None) -> Sample:
-    known = scene.style.concepts
-    concept = rng.choice(known) if number is None else known[number % len(known)]
-    frame = Painter(scene.world, scene.style, rng).thing(concept)
-    return Sample(
-        CHAT, [frame], [Turn("What is this?", frame.name, "name", scene.world.concepts[concept].aliases)]
-    )
-
-
-def _kind(scene: Scene, rng: Random) -> Sample:
-    held_out = [c for c in scene.style.concepts if splits.held_out_kind(scene.world.concepts[c].label)]
-    painter = Painter(scene.world, scene.style, rng)
-    frame = painter.thing(rng.choice(held_out))
-    return Sample(CHAT, [frame], [about_kind(painter, frame)])
-
-
-def _about_group(scene: Scene, task: str) -> Callable[[Random, int], Sample]:
-    def make(rng: Random, number: int) -> Sample:
-        while True:
-            sample = picture_sample(scene.world, scene.style, rng, "group")
-            turns = [turn for turn in sample.turns if turn.task == task]
-            if turns:
-                return Sample(CHAT, sample.frames, turns)
-
-    return make
-
-
-def _stream(scene: Scene, task: str, num_frames: int) -> Callable[[Random, int], Sample]:
-    def make(rng: Random, number: int) -> Sample:
-        while True:
-            signs = rng.randint(min(2, num_frames), min(8, num_frames))
-            try:
-                return stream_sample(scene.world, scene.style, rng, StreamSize(num_frames, signs), task)
-            except KeyError:  # these frames do not allow the question
-                continue
-
-    return make
 
 
 # ------ the command

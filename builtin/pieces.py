@@ -6,7 +6,7 @@ python -m builtin.pieces --take FOLDER_OF_PIECES --folder runs/builtin
 import argparse
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from builtin.command import command
@@ -18,18 +18,27 @@ NAME = "school-{:02d}.part"
 _SMALL = 2_000_000  # bytes of logs, figures and scores, which are always taken
 
 
-def keep(folder: Path, out: Path, models: Sequence[str]) -> list[Path]:
-    """Write small files of `folder` and the folders `models` in it as pieces into `out`; returns them."""
+def keep(
+    folder: Path, out: Path, models: Sequence[str], extra: Mapping[str, Path] | None = None
+) -> list[Path]:
+    """Write small files of `folder`, and the folders or files `models` in it, as pieces into `out`.
+
+    extra: other files, by the place in `folder` where they are put back.
+    Returns: the pieces.
+    """
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w:gz", compresslevel=1) as archive:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if path.is_file() and (
-                _is_small(path, folder) or name.startswith(tuple(f"{m}/" for m in models))
-            ):
+            is_wanted = name in models or name.startswith(tuple(f"{m}/" for m in models))
+            if path.is_file() and (_is_small(path, folder) or is_wanted):
                 archive.add(path, arcname=name)
+        for name, path in (extra or {}).items():
+            archive.add(path, arcname=name)
     whole, pieces = memory.getvalue(), []
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob(NAME.format(0).replace("00", "*")):
+        old.unlink()
     for number, start in enumerate(range(0, len(whole), PIECE)):
         pieces.append(out / NAME.format(number))
         pieces[-1].write_bytes(whole[start : start + PIECE])

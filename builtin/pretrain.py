@@ -4,6 +4,7 @@ It runs on the package's loop, with losses of its own. A vision encoder without 
 within minutes from answers alone, so two heads beside the model name what lies under each patch.
 """
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -171,9 +172,14 @@ def make_trainer(recipe: Pretrain, learner: Learner, feed: SceneFeed) -> Trainer
 
 
 def teach(
-    recipe: Pretrain, feed: SceneFeed, *, resume: bool = False, stop_after: int | None = None
+    recipe: Pretrain,
+    feed: SceneFeed,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    seconds: float = math.inf,
 ) -> Path | None:
-    """Run a warm-up to its end, or for `stop_after` steps.
+    """Run a warm-up to its end, for `stop_after` steps or for so many seconds.
 
     Returns:
         The folder of the finished model, or None where steps are left, which are told.
@@ -190,7 +196,7 @@ def teach(
     if resume:
         trainer.resume()
     with training_kernels(learner, recipe.torch_dtype):
-        complete = trainer.train(stop_after)
+        complete = trainer.train(stop_after, seconds)
     if not complete:
         leave(trainer)
         return None

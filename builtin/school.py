@@ -1,12 +1,12 @@
-"""The built-in model through the published pipeline: teacher, surgery, stages 1a, 1b, 2 and 3, scores.
+"""The built-in model through the published pipeline: teacher, surgery, stages 1a, 1b, 2 and 3, exams, recall.
 
-    python -m builtin.school                            # all of it, about 23 minutes of one H200
-    python -m builtin.school --stop-after 9 --until sft # ends after 9 minutes or after stage 2 ...
-    python -m builtin.school                            # ... and goes on from where it was
-    python -m builtin.school --tiny --folder runs/tiny  # a rehearsal with tiny numbers, on a CPU
+    python -m builtin.school                                  # on one GPU, from beginning to end
+    python -m builtin.school --processes 2 --stop-after 9     # on two, for nine minutes; again: goes on
+    python -m builtin.school --give FOLDER                    # what the rest needs, in files of 15 MB
+    python -m builtin.school --take FOLDER --keep OTHER       # go on from them, and keep what came new
 
-A step that is finished is left out. How many steps a stage takes follows from its seconds (`SECONDS`) and
-from its pace, which is measured first and written beside it. school.jsonl says how long everything took.
+SECONDS are of one GPU: with more processes a stage takes that much less. Steps that are done are skipped.
+The file school.jsonl in the folder says how long each step took.
 """
 
 import argparse
@@ -14,10 +14,13 @@ import dataclasses
 import functools
 import gc
 import json
+import os
 import platform
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,26 +28,26 @@ from pathlib import Path
 import torch
 import transformers
 
-from builtin import recall
+from builtin import glimpse, recall
 from builtin.command import check_data, command
 from builtin.evaluate import examine, open_model
 from builtin.feed.settings import SmallData
-from builtin.pieces import keep
+from builtin.pieces import keep, take
 from builtin.pretrain import HEADS, Pretrain
 from builtin.rehearsal import Sizes, tiny_shape, tiny_stage
-from builtin.stages import SmallStage, read_stage, teach
+from builtin.stages import SmallStage, read_stage, write_stage
 from builtin.start import read_shape, write_start
+from builtin.timed import teach_for
 from builtin.world import splits
 from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.files import atomic_write
-from infinitevl.training.checkpoint import CHECKPOINT
-from infinitevl.training.recipes import DistillLayers, DistillLogits
+from infinitevl.training.checkpoint import CHECKPOINT, slim_checkpoint
+from infinitevl.training.recipes import DistillLayers, DistillLogits, read_yaml
 from infinitevl.training.stage import ADAPTER, MODEL
 from infinitevl.training.surgery import StudentPlan, make_student, save_student
-from infinitevl.training.training_log import LOG
 
-SECONDS = {"teacher_dense": 120.0, "teacher": 360.0}
-SECONDS |= {"distill_layers": 45.0, "distill_logits": 70.0, "sft": 175.0, "long_sft": 260.0}
+SECONDS = {"teacher_dense": 300.0, "teacher": 2100.0}
+SECONDS |= {"distill_layers": 150.0, "distill_logits": 300.0, "sft": 1200.0, "long_sft": 1200.0}
 START, STUDENT = "start", "student"
 BEFORE = {
     "teacher_dense": START,
@@ -55,11 +58,12 @@ BEFORE = {
 }
 BEFORE["long_sft"] = "sft/model"
 SEED = 40  # of the weights that the teacher does not take over
-WINDOW, INITIALIZER_RANGE = 64, 0.0625  # of the student; hidden_size^-0.5
 RECIPES = Path(__file__).with_name("recipes")
-PRETRAINED = Path("runs/hybrid/keyed/model")
-TRIAL_STEPS = 36  # of which the last third is measured
+PACKAGED = Path(
+    "infinitevl/assets/builtin"
+)  # stage 2 of the model before, from whose weights the teacher starts
 OPENING = 25.0  # seconds for loading and measuring before a stage
+LAUNCH = 20.0  # seconds until processes begin to count theirs
 SCORES, RECALL, DONE = "scores", "recall", "done"
 
 
@@ -80,7 +84,7 @@ class School:
     """A folder in which one step after another is finished.
 
     Args:
-        start: the model whose weights the teacher starts with.
+        start: the model whose weights the teacher starts with. processes: of each stage, one a GPU.
         stop_after: seconds that this call may take. scale: of the seconds that stages take.
         sizes: of a rehearsal; None for the real thing.
     """
@@ -91,14 +95,16 @@ class School:
         data: Path = Path(".data"),
         recipes: Path = RECIPES,
         *,
-        start: Path = PRETRAINED,
+        start: Path = PACKAGED,
+        processes: int = 1,
         workers: int = 14,
         stop_after: float = 1e9,
         scale: float = 1.0,
         sizes: Sizes | None = None,
     ):
         self.folder, self.data, self.recipes = folder, data, recipes
-        self.start, self.workers, self.scale, self.sizes = start, workers, scale, sizes
+        self.start, self.processes, self.workers = start, processes, workers
+        self.scale, self.sizes = scale, sizes
         self.ends = time.perf_counter() + stop_after
         self.finished: list[str] = []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,7 +112,7 @@ class School:
     def steps(self) -> list[Step]:
         """All steps, in order."""
         stages = [
-            Step(name, OPENING + seconds * self.scale, functools.partial(self.stage, name))
+            Step(name, OPENING + seconds * self.scale / self.processes, functools.partial(self.stage, name))
             for name, seconds in SECONDS.items()
         ]
         return [
@@ -125,12 +131,12 @@ class School:
         Raises:
             InputError: no step has that name, or there is no data.
         """
-        check_data(self.data)
+        check_data(self.data, splits.SPLITS if until not in SECONDS else (splits.TRAIN,))
         steps = self.steps()
         if until is not None and until not in {step.name for step in steps}:
             raise InputError(f"no step {until!r}; there are {', '.join(step.name for step in steps)}.")
         for step in steps:
-            if not self._done(step.name).exists() and not self._try(step):
+            if (not self._done(step.name).exists() or self._is_lost(step.name)) and not self._try(step):
                 return False
             if step.name == until:
                 break
@@ -172,6 +178,12 @@ class School:
         """Seconds of this call that are left."""
         return self.ends - time.perf_counter()
 
+    def _is_lost(self, name: str) -> bool:
+        """Whether a model that takes seconds to make, and is not carried along, has to be made again."""
+        later = {START: "teacher_dense", STUDENT: "distill_layers"}.get(name)
+        there = any((self.folder / name).glob("*.safetensors"))
+        return later is not None and not there and not self._done(later).exists()
+
     # ------ the steps
 
     def start_model(self) -> None:
@@ -185,52 +197,47 @@ class School:
     def student(self) -> None:
         """Window attention and new Gated DeltaNets in the teacher's place."""
         shutil.rmtree(self.folder / STUDENT, ignore_errors=True)
-        plan = StudentPlan(window=WINDOW, initializer_range=INITIALIZER_RANGE)
+        plan = read_plan(self.recipes / "student.yaml")
         teacher = self.folder / "teacher" / MODEL
         missing = save_student(make_student(teacher, plan), teacher, self.folder / STUDENT)
         assert missing is None, missing
 
     def stage(self, name: str) -> None:
-        """One of the stages; if its loss is no number, once more with half the learning rate."""
-        stage = self._read(name)
-        try:
-            self._stage(name, stage)
-        except InfiniteVLError:
-            traceback.print_exc()
-            for path in (self.folder / name, self.folder / f"{name}.json"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            self._stage(name, stage.changed(learning_rate=stage.recipe.learning_rate / 2))
-
-    def _stage(self, name: str, stage: SmallStage) -> None:
-        """In as many steps as fit into its seconds."""
-        out = self.folder / name
-        plan = self.folder / f"{name}.json"
-        if not plan.exists():
-            _write(plan, self._plan(stage, SECONDS[name] * self.scale))
-        decided = json.loads(plan.read_text())
-        stage = stage.changed(num_steps=decided["num_steps"])
-        allowed = int((self.left - OPENING / 2) / max(decided["pace"], 1e-9))
-        resume = (out / CHECKPOINT).exists()
-        if allowed < 1:
+        """One of the stages, in as many steps as fit into its seconds, or in this call."""
+        stage, plan = self._read(name), self.folder / f"{name}.json"
+        if self.sizes and not plan.exists():
+            _write(plan, {"num_steps": self.sizes.num_steps})
+        left, out = self.left - OPENING / 2, Path(stage.recipe.out)
+        if left < 1:
             raise Stopped
-        stop_after = allowed if allowed < decided["num_steps"] else None
-        if teach(stage, resume=resume, stop_after=stop_after) is None:
+        self._rebuild(name)
+        seconds = SECONDS[name] * self.scale / self.processes
+        if self.processes == 1:
+            teach_for(stage, plan, seconds, left)
+        else:
+            self._in_processes(stage, seconds, left)
+        if not (out / MODEL).is_dir():
             raise Stopped
         (out / CHECKPOINT).unlink(missing_ok=True)
 
-    def _plan(self, stage: SmallStage, seconds: float) -> dict:
-        """How many steps fit into so many seconds."""
-        if self.sizes:
-            return {"num_steps": self.sizes.num_steps, "pace": 0.0}
-        trial = Path(stage.recipe.out).with_name("trial")
-        shutil.rmtree(trial, ignore_errors=True)
-        short = {"out": str(trial), "num_steps": 2 * TRIAL_STEPS, "log_every": TRIAL_STEPS // 3}
-        teach(stage.changed(**short), stop_after=TRIAL_STEPS)
-        last = json.loads((trial / LOG).read_text().splitlines()[-1])
-        shutil.rmtree(trial)
-        gc.collect()
-        pace = last["seconds_left"] / (2 * TRIAL_STEPS - last["step"])
-        return {"num_steps": max(10, int(seconds / pace)), "pace": round(pace, 5), "seconds": seconds}
+    def _in_processes(self, stage: SmallStage, seconds: float, left: float) -> None:
+        """The same under torchrun."""
+        recipe = Path(stage.recipe.out).with_suffix(".yaml")
+        write_stage(stage, recipe)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        limits = ["--fit", str(seconds), "--minutes", str(max(0.0, left - LAUNCH) / 60)]
+        command = [*launcher, str(self.processes), "-m", "builtin.teach", str(recipe), *limits]
+        around = {} if self.device.type == "cuda" else {"ACCELERATE_USE_CPU": "true"}
+        if (status := subprocess.run(command, env={**os.environ, **around}, check=False).returncode) != 0:
+            raise InfiniteVLError(f"{recipe} ended with exit status {status}; its last lines say why.")
+
+    def _rebuild(self, name: str) -> None:
+        """A folder to open the teacher from, where a checkpoint that was carried holds all its weights."""
+        before = self.folder / BEFORE[name]
+        if name == "teacher" and not before.exists() and (self.folder / name / CHECKPOINT).exists():
+            shape = read_shape(self.recipes / "teacher_shape.yaml")
+            shape = tiny_shape(shape) if self.sizes else shape
+            write_start(shape, self.data / "tokenizer.json", before)
 
     def _exam(self, name: str, split: str) -> Step:
         return Step(f"exam-{name}-{split}", 60, lambda: self.exam(name, split))
@@ -250,10 +257,56 @@ class School:
         names = {"stage 2": "sft", "stage 3": "long_sft"}
         models = {title: open_model(self.folder / name / MODEL) for title, name in names.items()}
         if (self.folder / "teacher" / MODEL).exists():
-            models |= recall.with_teacher(self.folder / "teacher" / MODEL, WINDOW)
+            window = read_plan(self.recipes / "student.yaml").window
+            models |= recall.with_teacher(self.folder / "teacher" / MODEL, window)
         sizes = self.sizes
         extent = recall.Extent(sizes.lengths, sizes.samples, 8) if sizes else recall.Extent()
         recall.save(recall.run(models, self.data, splits.TEST, extent), self.folder / RECALL)
+
+    # ------ between calls
+
+    @property
+    def running(self) -> str | None:
+        """The stage that was begun and has steps left."""
+        return next((name for name in SECONDS if (self.folder / name / CHECKPOINT).exists()), None)
+
+    def needed(self) -> list[str]:
+        """Folders and files in the school's that the steps which are left read."""
+        left = next((step.name for step in self.steps() if not self._done(step.name).exists()), RECALL)
+        exams = [f"{name}/{MODEL}" for name in ("teacher", "sft", "long_sft")]
+        needs = {"teacher": ["teacher_dense"], START: [], "teacher_dense": []}
+        needs |= {name: [BEFORE[name]] for name in ("sft", "long_sft")}
+        needs |= {STUDENT: [f"teacher/{MODEL}"], "distill_layers": [f"teacher/{MODEL}"]}
+        needs["distill_logits"] = [BEFORE["distill_logits"], f"teacher/{MODEL}"]
+        wanted = list(needs.get(left, exams))
+        if left == "teacher" and self.running == left:  # its checkpoint holds all weights
+            wanted = ["teacher_dense/heads.safetensors"]
+        return wanted
+
+    def keep(self, out: Path, models: list[str]) -> None:
+        """Write pieces of some models, and of the checkpoint of a stage that is not done, without moments."""
+        with tempfile.TemporaryDirectory() as aside:
+            extra = {}
+            if self.running:
+                extra[f"{self.running}/{CHECKPOINT}"] = Path(aside) / CHECKPOINT
+                slim_checkpoint(self.folder / self.running, Path(aside) / CHECKPOINT)
+            keep(self.folder, out, models, extra)
+
+    def glimpse(self, samples: int) -> None:
+        """Print a few scores on validation of whatever is there: the newest model, or the stage under way."""
+        found = self._newest()
+        if found is not None:
+            name, model = found
+            print(f"a glimpse at {name}, validation, {samples} samples a row", flush=True)
+            glimpse.look(model, self.data, samples)
+
+    def _newest(self):
+        if self.running in BEFORE and self.running != "long_sft":
+            return self.running, glimpse.under_way(
+                self.folder / BEFORE[self.running], self.folder / self.running
+            )
+        done = [name for name in SECONDS if (self.folder / name / MODEL).is_dir() and name != "teacher_dense"]
+        return (done[-1], open_model(self.folder / done[-1] / MODEL)) if done else None
 
     # ------ recipes, marks
 
@@ -306,31 +359,52 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(".data"), help="folder of build_data")
     parser.add_argument("--recipes", type=Path, default=RECIPES)
     parser.add_argument(
-        "--start", type=Path, default=PRETRAINED, help="model whose weights the teacher takes over"
+        "--start", type=Path, default=PACKAGED, help="model whose weights the teacher takes over"
     )
-    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--processes", type=int, default=1, help="of each stage, one a GPU")
+    parser.add_argument("--workers", type=int, default=14, help="that plan ahead, for each process")
     parser.add_argument("--until", help="the last step of this call")
     parser.add_argument("--stop-after", type=float, default=1e7, help="minutes that this call may take")
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds that the stages take")
     parser.add_argument("--tiny", action="store_true", help="rehearse every step with tiny numbers")
+    parser.add_argument("--take", type=Path, help="first put back the pieces of this folder")
     parser.add_argument("--keep", type=Path, help="write what this call finished here, in files of 15 MB")
+    parser.add_argument("--give", type=Path, help="only write what the rest needs here, in files of 15 MB")
+    parser.add_argument("--glimpse", type=int, default=0, metavar="SAMPLES", help="at the end, a few scores")
     arguments = parser.parse_args()
     school = School(
         arguments.folder,
         arguments.data,
         arguments.recipes,
         start=arguments.start,
+        processes=arguments.processes,
         workers=arguments.workers,
         stop_after=60 * arguments.stop_after,
         scale=arguments.scale,
         sizes=Sizes() if arguments.tiny else None,
     )
+    if arguments.take:
+        take(arguments.take, arguments.folder)
+    if arguments.give:
+        school.keep(arguments.give, school.needed())
+        return
     try:
         complete = school.go(arguments.until)
     finally:  # what was finished is kept, whatever failed after it
         if arguments.keep:
-            keep(arguments.folder, arguments.keep, models_of(school.finished))
+            school.keep(arguments.keep, models_of(school.finished))
+    if arguments.glimpse:
+        school.glimpse(arguments.glimpse)
     print("complete" if complete else "goes on with the same command", flush=True)
+
+
+def read_plan(path: Path) -> StudentPlan:
+    """How the student differs from its teacher, from a YAML file; InputError for an unknown setting."""
+    found = read_yaml(path)
+    try:
+        return StudentPlan(**found)
+    except TypeError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def models_of(steps: list[str]) -> list[str]:
@@ -338,11 +412,13 @@ def models_of(steps: list[str]) -> list[str]:
     wanted = {
         "teacher_dense": "teacher_dense",
         "teacher": f"teacher/{MODEL}",
+        "distill_layers": f"distill_layers/{MODEL}",
         "distill_logits": f"distill_logits/{MODEL}",
         "sft": f"sft/{MODEL}",
     }
     wanted["long_sft"] = f"long_sft/{ADAPTER}"
-    for step, earlier in {"teacher": "teacher_dense", "sft": "distill_logits"}.items():
+    replaced = {"teacher": "teacher_dense", "distill_logits": "distill_layers", "sft": "distill_logits"}
+    for step, earlier in replaced.items():
         if step in steps:
             wanted.pop(earlier)
     return [folder for step, folder in wanted.items() if step in steps]

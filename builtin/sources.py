@@ -3,6 +3,7 @@ clients."""
 
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -86,11 +87,29 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
 def fetch_fonts(name: str, cache: Path) -> list[Path]:
     """Font files of one Debian package, sorted; empty (with a note) where apt is absent or has no such
     package."""
-    folder = cache / "fonts" / name
+    folder = fetch_deb(name, cache, "fonts")
+    files = folder.rglob("*") if folder else ()
+    return sorted(path for path in files if path.suffix.lower() in (".ttf", ".otf"))
+
+
+def fetch_deb(name: str, cache: Path, kind: str = "deb") -> Path | None:
+    """The unpacked folder of one Debian package (downloaded once into `cache`), or None, with a note, where
+    apt is absent or has no such package."""
+    folder = cache / kind / name
     if not folder.is_dir() and not _unpack_deb(name, folder):
         print(f"  skipped {name}: apt could not fetch it")
-        return []
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
+        return None
+    return folder
+
+
+def fetch_wheel(name: str, cache: Path) -> Path:
+    """The wheel of one PyPI package, `NAME==VERSION` (downloaded once into `cache`, without its needs)."""
+    folder = cache / "wheels" / name
+    if not any(folder.glob("*.whl")):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        subprocess.run([*command, "--dest", str(folder), name], check=True, stdout=subprocess.DEVNULL)
+    return next(folder.glob("*.whl"))
 
 
 def _unpack_deb(name: str, folder: Path) -> bool:

@@ -4,10 +4,12 @@ The package's loop teaches them; what is drawn goes to it as an argument.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from builtin import pretrain
@@ -15,6 +17,7 @@ from builtin.feed.scenes import SceneFeed
 from builtin.feed.settings import DrawSettings, SceneSettings, SmallData
 from builtin.pretrain import Pretrain
 from infinitevl.errors import InputError
+from infinitevl.files import atomic_write
 from infinitevl.training import preview
 from infinitevl.training import stage as training_stage
 from infinitevl.training.recipes import Recipe, explained, parse_recipe, read_yaml
@@ -84,11 +87,24 @@ def open_feed(stage: SmallStage) -> SceneFeed:
     )
 
 
-def teach(stage: SmallStage, *, resume: bool = False, stop_after: int | None = None) -> Path | None:
+def teach(
+    stage: SmallStage, *, resume: bool = False, stop_after: int | None = None, seconds: float = math.inf
+) -> Path | None:
     """As the package's `teach`, on the small world."""
+    limits: dict[str, Any] = {"resume": resume, "stop_after": stop_after, "seconds": seconds}
     if isinstance(stage.recipe, Pretrain):
-        return pretrain.teach(stage.recipe, open_feed(stage), resume=resume, stop_after=stop_after)
-    return training_stage.teach(stage.recipe, feed=open_feed(stage), resume=resume, stop_after=stop_after)
+        return pretrain.teach(stage.recipe, open_feed(stage), **limits)
+    return training_stage.teach(stage.recipe, feed=open_feed(stage), **limits)
+
+
+def write_stage(stage: SmallStage, path: Path) -> None:
+    """Write a stage as the YAML file that `read_stage` reads."""
+    found = stage.recipe.model_dump(mode="json", exclude={"data"}, exclude_none=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        part.write_text(
+            yaml.safe_dump({**found, "data": stage.data.model_dump(mode="json", exclude_none=True)})
+        )
 
 
 def show(stage: SmallStage, pictures: Path | None = None) -> str:

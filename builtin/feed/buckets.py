@@ -10,6 +10,7 @@ from builtin.world.streams import (
     StreamSize,
     keyed_sample,
     long_sample,
+    order_sample,
     paint_pool,
     recall_sample,
     stream_sample,
@@ -52,8 +53,8 @@ class Bucket:
 BUCKETS = {
     bucket.name: bucket
     for bucket in (
-        Bucket("reading", 1, 64),
-        Bucket("picture", 1, 64),
+        Bucket("reading", 1, 80),
+        Bucket("picture", 1, 80),
         Bucket("dialogue", 1, 128, 2),
         Bucket("pair", 2, 128, 2),
         Bucket("text", 0, 64),
@@ -69,6 +70,13 @@ BUCKETS = {
         Bucket("keyed16", 16, 512, 6),
         Bucket("keyed32", 32, 768, 8),
         Bucket("keyed64", 64, 1280, 8),
+        Bucket("order3", 3, 256, 6),
+        Bucket("order4", 4, 320, 8),
+        Bucket("order6", 6, 384, 10),
+        Bucket("order8", 8, 448, 10),
+        Bucket("order16", 16, 576, 10),
+        Bucket("order32", 32, 832, 10),
+        Bucket("order64", 64, 1344, 10),
         Bucket("recall16", 16, 512, 8),
         Bucket("recall64", 64, 1280, 8),
         Bucket("recall128", 128, 2304, 8),
@@ -137,6 +145,13 @@ def _keyed(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
     return keyed_sample(world, style, rng, bucket.num_frames, rng.randint(least, most))
 
 
+def _order(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
+    """Few signs, so that most frames can be asked for by what is on them."""
+    most = min(bucket.num_frames, MOST_SIGNS)
+    signs = rng.randint(0, most // 2) if rng.random() < 0.6 else rng.randint(0, most)
+    return order_sample(world, style, rng, StreamSize(bucket.num_frames, signs, bucket.num_turns, _rate(rng)))
+
+
 def _recall(bucket: Bucket, world: World, style: Style, rng: Random) -> Sample:
     return recall_sample(world, style, rng, _recall_size(bucket, rng))
 
@@ -159,5 +174,6 @@ _MAKERS: dict[str, Callable[[Bucket, World, Style, Random], Sample]] = {
     "pair": _pair,
     "stream": _stream,
     "keyed": _keyed,
+    "order": _order,
     "recall": _recall,
 }

@@ -59,7 +59,9 @@ class Planner:
     ):
         self.settings, self.seed, self.num_steps, self.rank = settings, seed, num_steps, rank
         self.world, self.writer = world, Writer(tokenizer)
-        self.style = Style.of(world, settings.split, looks=settings.looks)
+        self.style = Style.of(
+            world, settings.split, looks=settings.looks, wide=settings.wide, own_words=settings.own_words
+        )
 
     def step(self, step: int) -> list[Plan]:
         """The batches of step 0, 1, ...: one of each draw."""

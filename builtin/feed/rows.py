@@ -61,7 +61,8 @@ class Writer:
             answer = [*self.encode(turn.answer), self.end]
             if len(ids) + len(question) + len(answer) - 1 > limit:
                 break
-            asked += range(len(ids) + len(question) - 1, len(ids) + len(question) + len(answer) - 1)
+            taught = len(answer) if turn.taught is None else min(turn.taught, len(answer))
+            asked += range(len(ids) + len(question) - 1, len(ids) + len(question) + taught - 1)
             ids += question + answer
             ids += self.new_line
         if not asked:

@@ -68,7 +68,8 @@ class SceneFeed:
             InfiniteVLError: it drew from other settings, which are named.
         """
         check_same_run(state["scenes"], self._identity)
-        self._begin(state[f"scenes-{self.planner.rank}"])
+        # all processes take equally many steps, also those that were not there before
+        self._begin(state.get(f"scenes-{self.planner.rank}", state["scenes-0"]))
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -48,6 +48,14 @@ class SceneSettings(Strict):
     looks: Share = Field(
         0.0, description="Of the drawings, how many wear a look; above 0, all hands are shown."
     )
+    wide: Share = Field(
+        0.0,
+        description="Of the pictures, how many are small, on plates, before photographs, damaged or flags in "
+        "other outlines; above 0, foreign pictures and questions that no picture answers come too.",
+    )
+    own_words: Share = Field(
+        0.0, description="Of the questions, how many are worded by hand, not by template."
+    )
     draws: list[DrawSettings] = Field(min_length=1, description="The batches of a step, for each process.")
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from builtin.world.draw_look import draw_look, lightness
-from builtin.world.packs import CHARACTERS, FIGURES, World
+from builtin.world.flag_forms import draw_form
+from builtin.world.packs import CHARACTERS, FIGURES, KINDS, World
 from builtin.world.render import (
     DIGIT,
     FLAG,
@@ -20,7 +21,10 @@ from builtin.world.render import (
 )
 from builtin.world.shapes import COLOURS, SHAPES, SIGN_COLOURS
 from builtin.world.splits import split_of_string
+from builtin.world.wide import cap_height, foreign_stamp, ground_stamp, place_of, plate_stamp, reach_of, wear
+from builtin.world.wordings import pick_wording
 
+_LENGTHS = (1, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # of signs
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 
 
@@ -36,11 +40,11 @@ class Item:
 
 @dataclass
 class Frame:
-    """A picture and what is true of it. `sort` is sign, thing, digit, flag or group."""
+    """A picture and what is true of it. `sort` is sign, thing, digit, flag, group or foreign."""
 
     picture: Picture
     sort: str
-    name: str  # the text of a sign, the label of a thing, the figure, the country
+    name: str  # the text of a sign, the label of a thing, the figure, the country, a foreign picture's kind
     colour: str = ""  # of a sign's ground
     concept: int = -1
     country: int = -1
@@ -52,7 +56,10 @@ class Style:
     """Where a painter may take from: the split that owns the strings, faces, and how much pictures vary.
 
     strong: vary the colours and places of drawings as much as in training. looks: of the drawings, how many
-    wear a look; above 0 the hands that exams do not draw from are drawn from too.
+    wear a look; above 0 the hands that exams do not draw from are drawn from too. wide: share of the
+    pictures that are shown as people show them (small, on plates, before photographs, damaged, flags in
+    forms); above 0 signs have up to 8 characters. own_words: share of the questions in the split's
+    handwritten wordings.
     """
 
     split: str
@@ -61,12 +68,23 @@ class Style:
     concepts: tuple[int, ...]
     strong: bool = True
     looks: float = 0.0
+    wide: float = 0.0
+    own_words: float = 0.0
 
     @classmethod
-    def of(cls, world: World, split: str, *, strong: bool = True, looks: float = 0.0) -> "Style":
+    def of(
+        cls,
+        world: World,
+        split: str,
+        *,
+        strong: bool = True,
+        looks: float = 0.0,
+        wide: float = 0.0,
+        own_words: float = 0.0,
+    ) -> "Style":
         """All that a world has."""
-        faces = tuple(world.letter_faces)
-        return cls(split, faces, tuple(world.figure_faces), tuple(world.known_concepts), strong, looks)
+        faces, figures = tuple(world.letter_faces), tuple(world.figure_faces)
+        return cls(split, faces, figures, tuple(world.known_concepts), strong, looks, wide, own_words)
 
 
 class Painter:
@@ -74,6 +92,16 @@ class Painter:
 
     def __init__(self, world: World, style: Style, rng: Random):
         self.world, self.style, self.rng = world, style, rng
+
+    def ask(self, task: str, templates: tuple[str, ...], *words: str) -> str:
+        """One of the wordings of a question."""
+        style = self.style
+        return pick_wording(self.rng, task, templates, style.split, style.own_words).format(*words)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the next picture is to be shown as people show them; drawn anew at each call."""
+        return self.style.wide > 0 and self.rng.random() < self.style.wide
 
     # ------ grounds and colours
 
@@ -108,15 +136,19 @@ class Painter:
         choice = rng.random()
         second = first if choice < 0.6 else self.any_colour()
         stripes = rng.uniform(8, 50) if choice > 0.85 else 0.0
-        return self._on(first, second, stripes)
+        picture = self._on(first, second, stripes)
+        picture.damage = wear(rng, self.style.wide / 2)
+        if self.style.wide > 0 and rng.random() < self.style.wide / 3:
+            picture.stamps += filter(None, [ground_stamp(rng, self.world)])
+        return picture
 
     # ------ signs
 
     def string(self, length: int | None = None, alphabet: str = CHARACTERS) -> str:
-        """A string of capitals and figures that this split owns, 1 to 6 characters."""
+        """A string of capitals and figures that this split owns; of 1 to 6 characters, in a wide style 8."""
         rng = self.rng
         while True:
-            size = length or rng.choice((1, 2, 3, 3, 4, 4, 5, 5, 6, 6))
+            size = length or rng.choice(_LENGTHS if self.style.wide == 0 else (*_LENGTHS, 7, 7, 8, 8))
             text = "".join(rng.choices(alphabet, k=size))
             if split_of_string(text) == self.style.split:
                 return text
@@ -127,10 +159,30 @@ class Painter:
         figures = bool(self.style.figure_faces) and text is None and rng.random() < 0.06
         text = text or self.string(alphabet=FIGURES if figures else CHARACTERS)
         colour = colour or rng.choice(SIGN_COLOURS)
+        faces = self.style.figure_faces if figures else self.style.faces
+        if self.is_wide:
+            return self.small_sign(text, colour, rng.choice(faces))
         ground = self.near(colour)
-        picture = self._on(ground)
-        face = rng.choice(self.style.figure_faces if figures else self.style.faces)
+        picture, face = self._on(ground), rng.choice(faces)
+        picture.damage = wear(rng, self.style.wide / 3, most=0.3 if len(text) > 4 else 0.7)
         picture.lines.append(self._line(text, face, self._ink(ground)))
+        return Frame(picture, "sign", text, colour=colour)
+
+    def small_sign(self, text: str, colour: str, face: int) -> Frame:
+        """The same at any place and size, on the whole ground or on a plate of that colour."""
+        rng, ground = self.rng, self.near(colour)
+        spacing = rng.choice((0.0, 0.0, rng.uniform(0, 0.2)))
+        turn = rng.uniform(-0.15, 0.15) if rng.random() < 0.3 else 0.0
+        width = line_width(text, self.world.faces[face].widths, spacing)
+        cap = cap_height(rng, width)
+        half = reach_of(width, cap, turn)
+        x, y = place_of(rng, half)
+        on_plate = rng.random() < 0.6
+        picture = self._open_ground() if on_plate else self._on(ground)
+        picture.damage = wear(rng, 0.3, most=0.2 if cap < 14 else 0.7)
+        if on_plate:
+            picture.stamps.append(plate_stamp(rng, x, y, half, ground))
+        picture.lines.append(Line(face, text, x, y, cap, self._ink(ground), turn, 0.0, spacing))
         return Frame(picture, "sign", text, colour=colour)
 
     def _ink(self, ground: Colour) -> Colour:
@@ -164,7 +216,7 @@ class Painter:
         rng = self.rng
         concept = rng.choice(self.style.concepts) if concept is None else concept
         picture = self._open_ground()
-        size = rng.uniform(56, 108)
+        size = rng.uniform(38, 112) if self.is_wide else rng.uniform(56, 108)
         room = max(0.0, FRAME_SIZE / 2 - size * 0.46)
         x, y = (FRAME_SIZE / 2 + rng.uniform(-room, room) for _ in range(2))
         picture.stamps.append(self.stamp(concept, x, y, size, picture.ground))
@@ -211,17 +263,42 @@ class Painter:
         picture.stamps.append(Stamp(DIGIT, index, x, y, size, angle, stretch, colour=ink))
         return Frame(picture, "digit", str(self.world.digit_labels[index]))
 
-    def flag(self) -> Frame:
-        """One country's flag."""
-        rng = self.rng
+    def flag(self, outline: str | None = None) -> Frame:
+        """One country's flag: a plain rectangle; in a form in a wide style, or where an outline is given."""
+        rng, form = self.rng, None
         index = rng.randrange(len(self.world.flag_countries))
         picture = self._open_ground()
         size = rng.uniform(70, 112)
+        if outline is not None or self.is_wide:
+            form = draw_form(rng, self.style.split, outline)
         x, y = (FRAME_SIZE / 2 + rng.uniform(-6, 6) for _ in range(2))
         change = (rng.gauss(0, 0.05), rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.1), rng.uniform(-15, 15))
-        picture.stamps.append(Stamp(FLAG, index, x, y, size, rng.gauss(0, 0.05), change=change))
+        stamp = Stamp(FLAG, index, x, y, size, rng.gauss(0, 0.05), change=change, form=form)
+        picture.stamps.append(stamp)
         country = self.world.flag_countries[index]
         return Frame(picture, "flag", self.world.countries[country].name, country=country)
+
+    def foreign(self, index: int | None = None) -> Frame:
+        """A picture that is none of this world, whose `name` is its kind."""
+        rng, world = self.rng, self.world
+        if index is None:
+            index = rng.randrange(len(world.foreign_kinds))
+        if self.style.strong and rng.random() < 0.04:
+            return self._noise()
+        picture = self._on(self.any_colour())
+        picture.stamps.append(foreign_stamp(rng, index, plain=not self.style.strong))
+        picture.damage = wear(rng, 0.3 if self.style.strong else 0.0)
+        return Frame(picture, "foreign", KINDS[world.foreign_kinds[index]])
+
+    def _noise(self) -> Frame:
+        """Nothing but noise."""
+        rng, first = self.rng, self.any_colour()
+        second = rng.choice((first, self.any_colour()))
+        picture = Picture(
+            (first, second), direction=rng.uniform(0, 6.3), noise=rng.uniform(25, 120), blur=rng.random()
+        )
+        picture.damage = wear(rng, 0.5)
+        return Frame(picture, "foreign", "pattern")
 
     # ------ groups on a grid of 3 x 3
 
@@ -243,6 +320,7 @@ class Painter:
                 stamp = Stamp(SHAPE, SHAPES.index(shape), x, y, size, turn, colour=self.near(colour, 12))
                 picture.stamps.append(stamp)
                 items.append(Item(f"{colour} {shape}", PLACES[cell], colour, shape))
+        picture.damage = wear(rng, self.style.wide / 3, most=0.3)
         return Frame(picture, "group", "", items=tuple(items))
 
     def _calm_ground(self, names: list[tuple[str, str] | int]) -> Picture:

@@ -28,6 +28,8 @@ SPRITE_SIZE = 64
 EXAM_HANDS = ("noto", "noto-v1", "fxemoji", "fluent", "twemoji", "emojione")
 # Hands whose drawings are masks of one colour.
 ONE_COLOUR_HANDS = ("fluent-contrast", "mdi", "phosphor", "tabler", "game-icons", "symbola")
+FOREIGN_SIZE = 160  # of a picture that is none of this world
+KINDS = ("photograph", "screenshot", "page of text", "plot", "pattern")  # of such pictures
 FLAG_HEIGHT = 44  # a flag is letterboxed in a square sprite
 
 
@@ -86,6 +88,9 @@ class World:
             Face(f["name"], f["family"], tuple(f["widths"])) for meta in metas for f in meta["faces"]
         ]
         self.digit_labels = [label for meta in metas for label in meta["digits"]]
+        # number of KINDS and source of each foreign picture
+        self.foreign_kinds = [row[0] for meta in metas for row in meta.get("foreign", [])]
+        self.foreign_sources = [row[1] for meta in metas for row in meta.get("foreign", [])]
         self._index()
 
     def _index(self) -> None:
@@ -108,7 +113,8 @@ class World:
 class Textures:
     """The pictures of a world as uint8 tensors on one device.
 
-    sprites [S, 4, 64, 64], flags [F, 4, 64, 64], glyphs [faces, 36, 40, 44], digits [D, 28, 28].
+    sprites [S, 4, 64, 64], flags [F, 4, 64, 64], glyphs [faces, 36, 40, 44], digits [D, 28, 28],
+    foreign [N, 3, 160, 160].
     """
 
     def __init__(self, packs: Sequence["Pack"], device: torch.device | str = "cpu"):
@@ -119,6 +125,7 @@ class Textures:
         self.flags = join("flags")
         self.glyphs = join("glyphs")
         self.digits = join("digits")
+        self.foreign = join("foreign")
         self.device = torch.device(device)
 
 
@@ -141,8 +148,8 @@ def read_pack(path: str | Path) -> Pack:
     with _open(path) as archive:
         meta = json.loads(archive.read("meta.json"))
         arrays = {name: np.load(io.BytesIO(archive.read(f"{name}.npy"))) for name in ("glyphs", "digits")}
-        for name in ("sprites", "flags"):
-            arrays[name] = _cut_sheets(archive, name, len(meta[name]))
+        for name, sheet in SHEETS.items():
+            arrays[name] = _cut_sheets(archive, name, len(meta.get(name, [])), sheet)
     return Pack(meta, arrays)
 
 
@@ -177,11 +184,11 @@ def write_pack(
     quality: int = 90,
     later: tuple[int, int] | None = None,
 ) -> None:
-    """Write a pack; `arrays` holds sprites and flags as [n, 64, 64, 4], glyphs and digits as they are.
+    """Write a pack; `arrays` holds sprites, flags and foreign pictures as [n, height, width, channels].
 
     quality: of WebP, 0..100. later: (n, another quality) for sheets whose sprites all come after the first n.
     """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("meta.json", json.dumps(meta, separators=(",", ":")))
         for name in ("glyphs", "digits"):
             buffer = io.BytesIO()
@@ -189,33 +196,51 @@ def write_pack(
             archive.writestr(f"{name}.npy", buffer.getvalue())
         _write_sheets(archive, "sprites", arrays["sprites"], quality, later)
         _write_sheets(archive, "flags", arrays["flags"], quality)
+        _write_sheets(archive, "foreign", arrays["foreign"], FOREIGN_QUALITY)
 
 
-SHEET_COLUMNS, SHEET_ROWS = 32, 32
+@dataclass(frozen=True)
+class Sheet:
+    """Tiles side by side in one WebP file: their side in pixels, channels, tiles a row, rows a sheet."""
+
+    side: int
+    channels: int
+    columns: int
+    rows: int
+
+
+SHEETS = {
+    "sprites": Sheet(SPRITE_SIZE, 4, 32, 32),
+    "flags": Sheet(SPRITE_SIZE, 4, 32, 32),
+    "foreign": Sheet(FOREIGN_SIZE, 3, 16, 16),
+}
+FOREIGN_QUALITY = 62
 
 
 def _write_sheets(
     archive: zipfile.ZipFile, name: str, tiles: np.ndarray, quality: int, later: tuple[int, int] | None = None
 ) -> None:
-    per_sheet = SHEET_COLUMNS * SHEET_ROWS
+    sheet = SHEETS[name]
+    per_sheet = sheet.columns * sheet.rows
     for number, start in enumerate(range(0, len(tiles), per_sheet)):
         part = tiles[start : start + per_sheet]
-        rows = -(-len(part) // SHEET_COLUMNS)
-        padded = np.zeros((rows * SHEET_COLUMNS, SPRITE_SIZE, SPRITE_SIZE, 4), np.uint8)
+        rows = -(-len(part) // sheet.columns)
+        padded = np.zeros((rows * sheet.columns, *tiles.shape[1:]), np.uint8)
         padded[: len(part)] = part
-        grid = padded.reshape(rows, SHEET_COLUMNS, SPRITE_SIZE, SPRITE_SIZE, 4).swapaxes(1, 2)
-        sheet = Image.fromarray(grid.reshape(rows * SPRITE_SIZE, SHEET_COLUMNS * SPRITE_SIZE, 4))
+        grid = padded.reshape(rows, sheet.columns, *tiles.shape[1:]).swapaxes(1, 2)
+        picture = Image.fromarray(grid.reshape(rows * sheet.side, sheet.columns * sheet.side, -1))
         buffer = io.BytesIO()
         chosen = later[1] if later and start >= later[0] else quality
-        sheet.save(buffer, "WEBP", quality=chosen, method=4)
+        picture.save(buffer, "WEBP", quality=chosen, method=4)
         archive.writestr(f"{name}_{number}.webp", buffer.getvalue(), zipfile.ZIP_STORED)
 
 
-def _cut_sheets(archive: zipfile.ZipFile, name: str, count: int) -> np.ndarray:
-    parts = []
-    for number in range(-(-count // (SHEET_COLUMNS * SHEET_ROWS))):
-        sheet = np.asarray(Image.open(io.BytesIO(archive.read(f"{name}_{number}.webp"))).convert("RGBA"))
-        rows = sheet.shape[0] // SPRITE_SIZE
-        grid = sheet.reshape(rows, SPRITE_SIZE, SHEET_COLUMNS, SPRITE_SIZE, 4).transpose(0, 2, 4, 1, 3)
-        parts.append(grid.reshape(-1, 4, SPRITE_SIZE, SPRITE_SIZE))
-    return np.concatenate(parts)[:count] if parts else np.zeros((0, 4, SPRITE_SIZE, SPRITE_SIZE), np.uint8)
+def _cut_sheets(archive: zipfile.ZipFile, name: str, count: int, sheet: Sheet) -> np.ndarray:
+    side, parts = sheet.side, []
+    for number in range(-(-count // (sheet.columns * sheet.rows))):
+        picture = Image.open(io.BytesIO(archive.read(f"{name}_{number}.webp")))
+        pixels = np.asarray(picture.convert("RGBA" if sheet.channels == 4 else "RGB"))
+        rows = pixels.shape[0] // side
+        grid = pixels.reshape(rows, side, sheet.columns, side, -1).transpose(0, 2, 4, 1, 3)
+        parts.append(grid.reshape(-1, sheet.channels, side, side))
+    return np.concatenate(parts)[:count] if parts else np.zeros((0, sheet.channels, side, side), np.uint8)

@@ -15,15 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from builtin.world.damage import DAMAGE_NUMBERS, UNHARMED, Damage, damaged
+from builtin.world.flag_forms import NO_FORM, FlagForm, flag_colours
 from builtin.world.looks import PLAIN, PLAIN_ROW, ROOM, Look, bend, recolour, restyle
-from builtin.world.packs import BASELINE, CAP_HEIGHT, CELL_HEIGHT, CELL_WIDTH, CHARACTERS, Textures, World
+from builtin.world.packs import (
+    BASELINE,
+    CAP_HEIGHT,
+    CELL_HEIGHT,
+    CELL_WIDTH,
+    CHARACTERS,
+    KINDS,
+    Textures,
+    World,
+)
 from builtin.world.shapes import SHAPES, shape_masks
 
 FRAME_SIZE = 112
 PATCH = 14
 MAX_CHARACTERS = 8
-SPRITE, FLAG, SHAPE, DIGIT = "sprite", "flag", "shape", "digit"
-BANKS = (SHAPE, SPRITE, FLAG, DIGIT)
+SPRITE, FLAG, SHAPE, DIGIT, FOREIGN = "sprite", "flag", "shape", "digit", "foreign"
+BANKS = (FOREIGN, SHAPE, SPRITE, FLAG, DIGIT)  # from the lowest layer to the highest
 Colour = tuple[float, float, float]
 
 
@@ -33,7 +44,7 @@ class Stamp:
     change.
 
     `change` is (turn of the hue, saturation, contrast, brightness added); banks of masks take `colour`
-    instead. Only named drawings (SPRITE) have a `look`.
+    instead. Only named drawings (SPRITE) have a `look`, and only flags a `form`.
     """
 
     bank: str
@@ -47,6 +58,7 @@ class Stamp:
     colour: Colour = (0.0, 0.0, 0.0)
     change: tuple[float, float, float, float] = (0.0, 1.0, 1.0, 0.0)
     look: Look = PLAIN
+    form: FlagForm | None = None
 
 
 @dataclass
@@ -77,14 +89,16 @@ class Picture:
     stripes: float = 0.0
     noise: float = 0.0
     blur: float = 0.0
+    damage: Damage = UNHARMED
 
 
 @dataclass
 class PicturePlan:
     """Pictures as arrays.
 
-    `ground` [N, 10]; `stamps` bank -> rounds of [S, 15], with their look [S, 15 + LOOK_NUMBERS] for named
-    drawings; `lines` [L, 10 + 3 x 8].
+    `ground` [N, 10 + DAMAGE_NUMBERS]; `stamps` bank -> rounds of [S, 15], with their look
+    [S, 15 + LOOK_NUMBERS] for named drawings and their form [S, 15 + FORM_NUMBERS] for flags;
+    `lines` [L, 10 + 3 x 8].
     """
 
     ground: np.ndarray
@@ -101,7 +115,8 @@ def plan_pictures(pictures: Sequence[Picture], world: World) -> PicturePlan:
     rounds: dict[str, list[list[tuple]]] = {bank: [] for bank in BANKS}
     for number, picture in enumerate(pictures):
         first, second = picture.ground
-        ground.append((*first, *second, picture.direction, picture.stripes, picture.noise, picture.blur))
+        wear = (picture.noise, picture.blur, *picture.damage.row())
+        ground.append((*first, *second, picture.direction, picture.stripes, *wear))
         used = dict.fromkeys(BANKS, 0)
         for stamp in picture.stamps:
             layers = rounds[stamp.bank]
@@ -123,6 +138,8 @@ def _stamp_row(number: int, stamp: Stamp) -> tuple:
     side = (-1 if stamp.mirrored else 1) / stamp.stretch
     matrix = (cos * side, sin * side, -sin, cos)
     row = (number, stamp.index, stamp.x, stamp.y, *matrix, *stamp.colour, *stamp.change)
+    if stamp.bank == FLAG:
+        return row + (NO_FORM if stamp.form is None else stamp.form.row())
     if stamp.bank != SPRITE:
         return row
     return row + (PLAIN_ROW if stamp.look is PLAIN else stamp.look.row())
@@ -223,16 +240,20 @@ def _local(rows: Tensor, points: Tensor) -> Tensor:
 
 
 def _by_look(layer: np.ndarray) -> list[tuple[np.ndarray, Callable[..., tuple[Tensor, Tensor]]]]:
-    """Rows of plain drawings and of drawings with a look, and what finds their colours."""
+    """Rows of plain drawings and of drawings with a look or a form, and what finds their colours."""
     has_look = layer[:, 15:].any(1) if layer.shape[1] > 15 else np.zeros(len(layer), bool)
     parts = ((layer[~has_look], _stamp_colours), (layer[has_look], _look_colours))
     return [(part, colours_of) for part, colours_of in parts if len(part)]
 
 
 def _look_colours(bank: str, rows: Tensor, points: Tensor, textures: Textures) -> tuple[Tensor, Tensor]:
-    """Colours [S, 3, P] and opacity [S, 1, P] of drawings with a look at points."""
+    """Colours [S, 3, P] and opacity [S, 1, P] of drawings with a look or a form at points."""
     looks = rows[:, 15:]
     drawings = _premultiplied(_bank(bank, textures)[rows[:, 1].long()].float())
+    if bank == FLAG:
+        size = 2 / rows[:, 7].square().add(rows[:, 6].square()).sqrt()
+        colours, alpha = flag_colours(_local(rows, points), drawings, looks, size)
+        return recolour(colours, rows[:, 11:15]), alpha
     drawn = restyle(drawings, rows[:, 11:15], looks)
     places = bend(_local(rows, points), looks) / ROOM
     sampled = F.grid_sample(drawn, places[:, None], align_corners=False)[:, :, 0]
@@ -246,11 +267,20 @@ def _stamp_colours(bank: str, rows: Tensor, points: Tensor, textures: Textures) 
     drawings = (drawings[:, None] if drawings.dim() == 3 else drawings).float()
     if drawings.shape[1] == 4:
         drawings = _premultiplied(drawings)
-    sampled = F.grid_sample(drawings, _local(rows, points)[:, None], align_corners=False)[:, :, 0]
+    local = _local(rows, points)
+    sampled = F.grid_sample(drawings, local[:, None], padding_mode=_beyond(bank), align_corners=False)[
+        :, :, 0
+    ]
+    if bank == FOREIGN:  # whole up to its edge
+        return recolour(sampled, rows[:, 11:15]), (local.abs().amax(-1) <= 1)[:, None].float()
     alpha = sampled[:, -1:] / 255
     if sampled.shape[1] == 1:
         return rows[:, 8:11, None], alpha
     return recolour(sampled[:, :3] / alpha.clamp(min=1e-3), rows[:, 11:15]), alpha
+
+
+def _beyond(bank: str) -> str:
+    return "border" if bank == FOREIGN else "zeros"
 
 
 def _premultiplied(drawings: Tensor) -> Tensor:
@@ -261,7 +291,7 @@ def _premultiplied(drawings: Tensor) -> Tensor:
 def _bank(bank: str, textures: Textures) -> Tensor:
     if bank == SHAPE:
         return shape_masks(textures.device)
-    return {SPRITE: textures.sprites, FLAG: textures.flags, DIGIT: textures.digits}[bank]
+    return getattr(textures, {SPRITE: "sprites", FLAG: "flags", DIGIT: "digits", FOREIGN: "foreign"}[bank])
 
 
 def _line_alpha(rows: Tensor, points: Tensor, glyphs: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,12 +333,16 @@ def _bilinear(flat: Tensor, base: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _finish(frames: Tensor, ground: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Blur and noise of each picture's own strength, then whole numbers."""
+    """Blur, noise and damage of each picture's own strength, then whole numbers."""
     soft = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
     frames = frames + ground[:, 9, None, None, None] * (soft - frames)
     if generator is not None:
         noise = torch.randn(frames.shape, generator=generator, device=frames.device)
         frames = frames + ground[:, 8, None, None, None] * noise
+    wear = ground[:, -DAMAGE_NUMBERS:]
+    worn = wear.any(1).nonzero()[:, 0]
+    if len(worn):
+        frames[worn] = damaged(frames[worn].clamp(0, 255), wear[worn])
     return frames.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -317,7 +351,8 @@ class PatchNames:
     """What lies under the centre of each patch, int64 [N, 64] in reading order; -1 where nothing of that
     sort does.
 
-    characters: 0..35. objects: concepts, then shapes, then figures 0..9, then flags.
+    characters: 0..35. objects: concepts, then shapes, then figures 0..9, then flags, then kinds of foreign
+    pictures.
     """
 
     characters: Tensor
@@ -336,6 +371,7 @@ class PatchNamer:
             SHAPE: (range(len(SHAPES)), len(world.concepts)),
             DIGIT: (world.digit_labels, first_digit),
             FLAG: (world.flag_countries, first_digit + 10),
+            FOREIGN: (world.foreign_kinds, first_digit + 10 + len(world.countries)),
         }
         self.tables = {
             bank: torch.tensor(
@@ -343,7 +379,7 @@ class PatchNamer:
             )
             for bank, (numbers, first) in tables.items()
         }
-        self.num_objects = first_digit + 10 + len(world.countries)
+        self.num_objects = first_digit + 10 + len(world.countries) + len(KINDS)
 
     def __call__(self, plan: PicturePlan) -> PatchNames:
         """Names for a plan of N pictures."""

@@ -2,7 +2,7 @@
 before."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from builtin.world.frames import Frame, Painter, Style
@@ -40,6 +40,17 @@ WORDING = {
     "seen": ("Has {} appeared?", "Have you seen {}?", "Was there {}?"),
     "summary": ("Summarise what you saw.", "What did you see, in order?", "List what you saw."),
 }
+_TELLING = {
+    "before": 3,
+    "after": 3,
+    "first thing": 1.5,
+    "count": 1.5,
+    "seen": 1.5,
+    "sign colour": 1,
+    "now": 0.5,
+}
+_TELLING |= {"signs": 0.5, "summary": 1}  # how often tasks about the order and number of frames are asked
+_FOREIGN_SHARE = 0.03  # of the frames in a wide style
 DISTRACTORS = {"thing": 0.62, "digit": 0.16, "group": 0.12, "flag": 0.10}
 MAX_SUMMARY = 4
 
@@ -85,8 +96,27 @@ def keyed_sample(world: World, style: Style, rng: Random, num_frames: int, num_s
     frames = paint_frames(painter, size)
     signs = [frame for frame in frames if frame.sort == "sign"]
     return Sample(
-        STREAM, frames, [_keyed(rng, sign) for sign in rng.sample(signs, len(signs))], frame_times(rng, size)
+        STREAM,
+        frames,
+        [_keyed(painter, sign) for sign in rng.sample(signs, len(signs))],
+        frame_times(rng, size),
     )
+
+
+def order_sample(world: World, style: Style, rng: Random, size: StreamSize) -> Sample:
+    """A stream asked for what came before, after and first, what came at all, how often: practice of these.
+
+    As many questions as there are turns; a question about two neighbours is about others than those before.
+    """
+    painter = Painter(world, style, rng)
+    frames = paint_frames(painter, size)
+    makers = questions_about(painter, frames)
+    names = [name for name in _TELLING if name in makers]
+    turns: dict[str, Turn] = {}
+    for name in rng.choices(names, [_TELLING[name] for name in names], k=2 * size.num_turns):
+        turn = makers[name]()
+        turns.setdefault(f"{turn.task} {turn.answer}", turn)
+    return Sample(STREAM, frames, list(turns.values())[: size.num_turns], frame_times(rng, size))
 
 
 def recall_sample(world: World, style: Style, rng: Random, size: StreamSize) -> Sample:
@@ -137,7 +167,7 @@ def _recall_turns(painter: Painter, signs: list[Frame]) -> list[Turn]:
     """The first sign, the last one, how many, each by its colour, in any order."""
     makers = questions_about(painter, signs)
     turns = [makers["first sign"](), makers["last sign"](), makers["signs"]()]
-    turns += [_keyed(painter.rng, sign) for sign in signs]
+    turns += [_keyed(painter, sign) for sign in signs]
     painter.rng.shuffle(turns)
     return turns
 
@@ -158,6 +188,8 @@ def paint_frames(painter: Painter, size: StreamSize) -> list[Frame]:
             frames.append(painter.sign(colour=colours.pop()))
         elif rng.random() < 0.25:
             frames.append(painter.thing(rng.choice(familiar)))
+        elif painter.style.wide > 0 and painter.world.foreign_kinds and rng.random() < _FOREIGN_SHARE:
+            frames.append(painter.foreign())
         else:
             frames.append(paint(painter, rng.choices(list(DISTRACTORS), list(DISTRACTORS.values()))[0]))
     return frames
@@ -179,26 +211,26 @@ def questions_about(painter: Painter, frames: list[Frame]) -> dict[str, Callable
     rng = painter.rng
     signs = [frame for frame in frames if frame.sort == "sign"]
     makers: dict[str, Callable[[], Turn]] = {
-        "now": lambda: _turn(rng, "now", frames[-1]) if frames[-1].name else _first_turn(painter, frames[-1]),
-        "signs": lambda: Turn(rng.choice(WORDING["signs"]), str(len(signs)), "signs"),
+        "now": lambda: _now(painter, frames[-1]),
+        "signs": lambda: Turn(_ask(painter, "signs"), str(len(signs)), "signs"),
         "seen": lambda: _seen(painter, frames),
     }
     if signs:
-        makers["first sign"] = lambda: _turn(rng, "first sign", signs[0])
-        makers["last sign"] = lambda: _turn(rng, "last sign", signs[-1])
-        makers["keyed sign"] = lambda: _keyed(rng, rng.choice(signs))
-        makers["sign colour"] = lambda: _sign_colour(rng, rng.choice(signs))
-    if frames[0].name:
-        makers["first thing"] = lambda: _turn(rng, "first thing", frames[0])
+        makers["first sign"] = lambda: _turn(painter, "first sign", signs[0])
+        makers["last sign"] = lambda: _turn(painter, "last sign", signs[-1])
+        makers["keyed sign"] = lambda: _keyed(painter, rng.choice(signs))
+        makers["sign colour"] = lambda: _sign_colour(painter, rng.choice(signs))
+    if frames[0].name and frames[0].sort != "foreign":
+        makers["first thing"] = lambda: _turn(painter, "first thing", frames[0])
     pairs = _neighbours(frames)
     if pairs:
-        makers["before"] = lambda: _neighbour(rng, "before", *rng.choice(pairs))
-        makers["after"] = lambda: _neighbour(rng, "after", *rng.choice(pairs))
+        makers["before"] = lambda: _neighbour(painter, "before", *rng.choice(pairs))
+        makers["after"] = lambda: _neighbour(painter, "after", *rng.choice(pairs))
     things = [frame for frame in frames if frame.sort == "thing"]
     if things:
-        makers["count"] = lambda: _count(rng, rng.choice(things), frames)
-    if len(frames) <= MAX_SUMMARY and all(frame.name for frame in frames):
-        makers["summary"] = lambda: Turn(rng.choice(WORDING["summary"]), summary(frames), "summary")
+        makers["count"] = lambda: _count(painter, rng.choice(things), frames)
+    if len(frames) <= MAX_SUMMARY and all(f.name and f.sort != "foreign" for f in frames):
+        makers["summary"] = lambda: Turn(_ask(painter, "summary"), summary(frames), "summary")
     return makers
 
 
@@ -217,39 +249,48 @@ def summary(frames: list[Frame]) -> str:
     return listing([f"{called(f)} {f.name}" if f.sort == "sign" else called(f) for f in frames])
 
 
-def _turn(rng: Random, task: str, frame: Frame) -> Turn:
-    return Turn(rng.choice(WORDING[task]), frame.name, task)
+def _ask(painter: Painter, task: str, *words: str) -> str:
+    return painter.ask(f"stream {task}", WORDING[task], *words)
 
 
-def _first_turn(painter: Painter, frame: Frame) -> Turn:
-    return ABOUT[frame.sort](painter, frame)[0]
+def _turn(painter: Painter, task: str, frame: Frame) -> Turn:
+    return Turn(_ask(painter, task), frame.name, task)
 
 
-def _keyed(rng: Random, sign: Frame) -> Turn:
-    return Turn(rng.choice(WORDING["keyed sign"]).format(sign.colour), sign.name, "keyed sign")
+def _now(painter: Painter, frame: Frame) -> Turn:
+    """What is on a frame; of one without a name, a question about it."""
+    if frame.name and frame.sort != "foreign":
+        return _turn(painter, "now", frame)
+    found = ABOUT[frame.sort](painter, frame)[0]
+    return replace(found, question=_ask(painter, "now")) if frame.sort == "foreign" else found
 
 
-def _sign_colour(rng: Random, sign: Frame) -> Turn:
-    return Turn(rng.choice(WORDING["sign colour"]).format(sign.name), sign.colour, "sign colour")
+def _keyed(painter: Painter, sign: Frame) -> Turn:
+    return Turn(_ask(painter, "keyed sign", sign.colour), sign.name, "keyed sign")
+
+
+def _sign_colour(painter: Painter, sign: Frame) -> Turn:
+    return Turn(_ask(painter, "sign colour", sign.name), sign.colour, "sign colour")
 
 
 def _neighbours(frames: list[Frame]) -> list[tuple[Frame, Frame]]:
     """Frames in a row of which either can be named without doubt."""
     names = [called(frame) for frame in frames]
     clear = [
-        frame.sort != "group" and names.count(name) == 1 for frame, name in zip(frames, names, strict=True)
+        frame.sort not in ("group", "foreign") and names.count(name) == 1
+        for frame, name in zip(frames, names, strict=True)
     ]
     return [(frames[i], frames[i + 1]) for i in range(len(frames) - 1) if clear[i] and clear[i + 1]]
 
 
-def _neighbour(rng: Random, task: str, first: Frame, second: Frame) -> Turn:
+def _neighbour(painter: Painter, task: str, first: Frame, second: Frame) -> Turn:
     asked, wanted = (second, first) if task == "before" else (first, second)
-    return Turn(rng.choice(WORDING[task]).format(called(asked)), wanted.name, task)
+    return Turn(_ask(painter, task, called(asked)), wanted.name, task)
 
 
-def _count(rng: Random, thing: Frame, frames: list[Frame]) -> Turn:
+def _count(painter: Painter, thing: Frame, frames: list[Frame]) -> Turn:
     number = sum(frame.concept == thing.concept for frame in frames)
-    return Turn(rng.choice(WORDING["count"]).format(thing.name), str(number), "count so far")
+    return Turn(_ask(painter, "count", thing.name), str(number), "count so far")
 
 
 def _seen(painter: Painter, frames: list[Frame]) -> Turn:
@@ -260,4 +301,4 @@ def _seen(painter: Painter, frames: list[Frame]) -> Turn:
     grouped = {item.name for frame in frames for item in frame.items}
     label = painter.world.concepts[concept].label
     answer = "yes" if concept in things or label in grouped else "no"
-    return Turn(rng.choice(WORDING["seen"]).format(f"the {label}"), answer, "seen")
+    return Turn(_ask(painter, "seen", f"the {label}"), answer, "seen")

@@ -8,6 +8,7 @@ from builtin.world.frames import Frame, Painter, Style
 from builtin.world.packs import World
 from builtin.world.shapes import COLOURS, SHAPES
 from builtin.world.splits import TRAIN, held_out_kind
+from builtin.world.wordings import CANNOT_KNOW
 from infinitevl.evaluation.questions import tidy
 
 CHAT, STREAM, TEXT = "chat", "stream", "text"
@@ -15,12 +16,17 @@ CHAT, STREAM, TEXT = "chat", "stream", "text"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer, every other answer that is as right, and the task that it belongs to."""
+    """A question, its answer, every other answer that is as right, and the task that it belongs to.
+
+    taught: of the answer's tokens, how many are learned, from its start; None: all and its end. Long answers
+    that are always the same would outweigh the others.
+    """
 
     question: str
     answer: str
     task: str
     also: tuple[str, ...] = ()
+    taught: int | None = None
 
     def accepts(self, text: str) -> bool:
         """Whether `text` answers the question: letter case, outer spaces and a final stop do not matter."""
@@ -88,23 +94,44 @@ WORDING = {
     ),
     "flag continent": ("On which continent is this country?", "Where is this country?"),
     "count all": ("How many things are there?", "How many objects do you see?", "Count the things."),
-    "count": ("How many {}s are there?", "How many {}s do you see?", "Count the {}s."),
+    "count": ("How many {} are there?", "How many {} do you see?", "Count the {}."),
     "colour": ("What color is the {}?", "Which color does the {} have?"),
     "shape": ("What is at the {}?", "Which thing is at the {}?", "What do you see at the {}?"),
     "place": ("Where is the {}?", "Where do you see the {}?", "In which place is the {}?"),
     "describe": ("Describe this image.", "Describe the picture.", "Describe what you see.", "What is where?"),
     "is it": ("Is it {} or {}?", "Is this {} or {}?"),
 }
+_CANNOT_KNOW = ("Who made this?", "How much does it cost?", "When was this picture taken?", "Who owns it?")
 
 
-def ask(rng: Random, task: str, *words: str) -> str:
+CANNOT_TELL = "I cannot tell"
+UNKNOWN = f"{CANNOT_TELL} from a picture."  # to a question that no picture answers
+_TAUGHT_WHOLE = 0.3  # of the answers that begin so
+
+
+def ask(painter: Painter, task: str, *words: str) -> str:
     """One of the wordings of a question."""
-    return rng.choice(WORDING[task]).format(*words)
+    return painter.ask(task, WORDING[task], *words)
+
+
+def refusal(kind: str) -> str:
+    """What is said of a picture that is none of this world."""
+    return f"{CANNOT_TELL}: this looks like a {kind}."
+
+
+def refuses(answer: str) -> bool:
+    """Whether an answer says that it does not know."""
+    return tidy(answer).startswith(tidy(CANNOT_TELL))
 
 
 def article(noun: str) -> str:
     """'a cat', 'an apple'."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def plural(noun: str) -> str:
+    """'cats', 'crosses'."""
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def listing(parts: list[str]) -> str:
@@ -118,7 +145,7 @@ def listing(parts: list[str]) -> str:
 def about_thing(painter: Painter, frame: Frame) -> list[Turn]:
     """Name it, and its kind."""
     rng, concept = painter.rng, painter.world.concepts[frame.concept]
-    turns = [Turn(ask(rng, "name"), frame.name, "name", concept.aliases)]
+    turns = [Turn(ask(painter, "name"), frame.name, "name", concept.aliases)]
     if rng.random() < 0.3 and (painter.style.split != TRAIN or not held_out_kind(concept.label)):
         turns.append(about_kind(painter, frame))
         rng.shuffle(turns)
@@ -129,43 +156,73 @@ def about_kind(painter: Painter, frame: Frame) -> Turn:
     """Its kind, asked openly or as a choice of two."""
     rng, kind = painter.rng, painter.world.concepts[frame.concept].kind
     if rng.random() < 0.5:
-        return Turn(ask(rng, "kind"), kind, "kind")
+        return Turn(ask(painter, "kind"), kind, "kind")
     other = rng.choice([k for k in painter.world.kinds if k != kind])
     pair = [article(kind), article(other)]
     rng.shuffle(pair)
-    return Turn(ask(rng, "is it", *pair), article(kind), "kind", (kind,))
+    return Turn(ask(painter, "is it", *pair), article(kind), "kind", (kind,))
 
 
 def about_sign(painter: Painter, frame: Frame) -> list[Turn]:
     """Read it, sometimes its colour."""
     rng = painter.rng
-    turns = [Turn(ask(rng, "read"), frame.name, "read")]
+    turns = [Turn(ask(painter, "read"), frame.name, "read")]
     if rng.random() < 0.15:
-        turns.append(Turn(ask(rng, "sign colour"), frame.colour, "sign colour"))
+        turns.append(Turn(ask(painter, "sign colour"), frame.colour, "sign colour"))
     return turns
 
 
 def about_digit(painter: Painter, frame: Frame) -> list[Turn]:
     """Which figure."""
-    return [Turn(ask(painter.rng, "digit"), frame.name, "digit")]
+    return [Turn(ask(painter, "digit"), frame.name, "digit")]
 
 
 def about_flag(painter: Painter, frame: Frame) -> list[Turn]:
     """Which country, and a fact about it."""
     rng, country = painter.rng, painter.world.countries[frame.country]
-    turns = [Turn(ask(rng, "flag"), country.name, "flag")]
+    turns = [Turn(ask(painter, "flag"), country.name, "flag")]
     if rng.random() < 0.5:
-        turns.append(Turn(ask(rng, "flag capital"), country.capital, "flag capital"))
+        turns.append(Turn(ask(painter, "flag capital"), country.capital, "flag capital"))
     elif country.continent and rng.random() < 0.5:
-        turns.append(Turn(ask(rng, "flag continent"), country.continent, "flag continent"))
+        turns.append(Turn(ask(painter, "flag continent"), country.continent, "flag continent"))
     return turns
+
+
+def about_foreign(painter: Painter, frame: Frame) -> list[Turn]:
+    """Any question about one picture: all that can be said is what kind of picture it is."""
+    return [Turn(_any_question(painter), refusal(frame.name), "foreign", taught=_taught(painter.rng))]
+
+
+def _any_question(painter: Painter) -> str:
+    """A question that some other picture would answer."""
+    rng, world = painter.rng, painter.world
+    task = rng.choice(_ASKED_OF_ANY)
+    if task in ("name", "read", "digit", "flag", "kind", "count all", "describe"):
+        return ask(painter, task)
+    if task == "colour":
+        return ask(painter, task, rng.choice(SHAPES))
+    return ask(painter, task, world.concepts[rng.choice(painter.style.concepts)].label)
+
+
+_ASKED_OF_ANY = (*("name",) * 5, "read", "read", "digit", "flag", "kind", "count all", "describe", "describe")
+_ASKED_OF_ANY += ("colour", "count", "place")
+
+
+def about_unknown(painter: Painter) -> Turn:
+    """A question that no picture answers."""
+    question = painter.ask(CANNOT_KNOW, _CANNOT_KNOW)
+    return Turn(question, UNKNOWN, CANNOT_KNOW, taught=_taught(painter.rng))
+
+
+def _taught(rng: Random) -> int | None:
+    return None if rng.random() < _TAUGHT_WHOLE else 3
 
 
 def about_group(painter: Painter, frame: Frame) -> list[Turn]:
     """Count, colour, shape, place, description: two of what can be asked without doubt."""
     rng, items = painter.rng, frame.items
     makers: list[Callable[[], Turn]] = [
-        lambda: Turn(ask(rng, "count all"), str(len(items)), "count"),
+        lambda: Turn(ask(painter, "count all"), str(len(items)), "count"),
         lambda: _count(painter, frame),
         lambda: _place_content(painter, frame),
     ]
@@ -176,7 +233,7 @@ def about_group(painter: Painter, frame: Frame) -> list[Turn]:
     if lone_shapes:
         makers.append(lambda: _colour(painter, rng.choice(lone_shapes)))
     if len(items) <= 3:
-        makers.append(lambda: Turn(ask(rng, "describe"), description(frame), "describe"))
+        makers.append(lambda: Turn(ask(painter, "describe"), description(frame), "describe"))
     return [make() for make in rng.sample(makers, 2)]
 
 
@@ -186,24 +243,26 @@ def _count(painter: Painter, frame: Frame) -> Turn:
     rng, items = painter.rng, frame.items
     item = rng.choice(items)
     if item.shape and rng.random() < 0.4:
-        return Turn(ask(rng, "count", item.shape), str(sum(i.shape == item.shape for i in items)), "count")
+        return Turn(
+            ask(painter, "count", plural(item.shape)), str(sum(i.shape == item.shape for i in items)), "count"
+        )
     name = item.name
     if item.shape and rng.random() < 0.2:
         name = f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}"
-    return Turn(ask(rng, "count", name), str(sum(i.name == name for i in items)), "count")
+    return Turn(ask(painter, "count", plural(name)), str(sum(i.name == name for i in items)), "count")
 
 
 def _place(painter: Painter, item) -> Turn:
-    return Turn(ask(painter.rng, "place", item.name), item.place, "place")
+    return Turn(ask(painter, "place", item.name), item.place, "place")
 
 
 def _colour(painter: Painter, item) -> Turn:
-    return Turn(ask(painter.rng, "colour", item.shape), item.colour, "colour")
+    return Turn(ask(painter, "colour", item.shape), item.colour, "colour")
 
 
 def _place_content(painter: Painter, frame: Frame) -> Turn:
     item = painter.rng.choice(frame.items)
-    return Turn(ask(painter.rng, "shape", item.place), article(item.name), "shape", (item.name,))
+    return Turn(ask(painter, "shape", item.place), article(item.name), "shape", (item.name,))
 
 
 def description(frame: Frame) -> str:
@@ -240,8 +299,12 @@ ABOUT = {
     "digit": about_digit,
     "flag": about_flag,
     "group": about_group,
+    "foreign": about_foreign,
 }
 PICTURE_MIX = {"thing": 0.42, "sign": 0.26, "digit": 0.08, "flag": 0.06, "group": 0.18}
+# In a wide style.
+WIDE_MIX = {"thing": 0.4, "sign": 0.2, "digit": 0.05, "flag": 0.08, "group": 0.19, "foreign": 0.08}
+_UNKNOWN_SHARE = 0.04  # of the questions in a wide style
 
 
 def paint(painter: Painter, sort: str) -> Frame:
@@ -252,6 +315,7 @@ def paint(painter: Painter, sort: str) -> Frame:
         "digit": painter.digit,
         "flag": painter.flag,
         "group": lambda: paint_group(painter),
+        "foreign": painter.foreign,
     }
     return makers[sort]()
 
@@ -259,9 +323,13 @@ def paint(painter: Painter, sort: str) -> Frame:
 def picture_sample(world: World, style: Style, rng: Random, sort: str | None = None) -> Sample:
     """One picture in a chat, and one or two questions about it."""
     painter = Painter(world, style, rng)
-    sort = sort or rng.choices(list(PICTURE_MIX), list(PICTURE_MIX.values()))[0]
+    mix = WIDE_MIX if style.wide > 0 and world.foreign_kinds else PICTURE_MIX
+    sort = sort or rng.choices(list(mix), list(mix.values()))[0]
     frame = paint(painter, sort)
-    return Sample(CHAT, [frame], ABOUT[sort](painter, frame))
+    turns = ABOUT[sort](painter, frame)
+    if style.wide > 0 and sort != "foreign" and rng.random() < _UNKNOWN_SHARE:
+        turns.insert(rng.randrange(2), about_unknown(painter))
+    return Sample(CHAT, [frame], turns)
 
 
 def pair_sample(world: World, style: Style, rng: Random) -> Sample:

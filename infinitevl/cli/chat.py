@@ -33,8 +33,10 @@ class Quit(Exception):
 class Chat:
     """Turns of one conversation; pictures and videos wait for the message that goes with them.
 
-    `settings` are those of `ChatSession.say`.
+    `settings` are those of `ChatSession.say`. `note` is what is to be said once, after the first answer.
     """
+
+    note = ""
 
     def __init__(self, start: Callable[[], Conversation], **settings: Any) -> None:
         self._start, self._settings = start, settings
@@ -102,11 +104,12 @@ def run_chat(
     Raises:
         InputError: something attached or said cannot be used; a conversation on a terminal continues instead.
     """
-    from infinitevl.cli.command import load_model
+    from infinitevl.cli.command import load_model, note_of
     from infinitevl.engine.chat import ChatSession
 
     network, processor = load_model(model, device, dtype, quantization, attention)
     chat = Chat(lambda: ChatSession(network, processor), **settings)
+    chat.note = note_of(model)
     for kind, path in attached:
         chat.attach(kind, path)
     if prompt is not None:
@@ -151,3 +154,6 @@ def _answer(chat: Chat, text: str, as_json: bool) -> None:
         return
     chat.say(text, on_text=lambda piece: write(harmless(piece)))
     write("\n")
+    if chat.note:
+        print(chat.note, file=sys.stderr)
+        chat.note = ""

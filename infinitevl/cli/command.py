@@ -201,3 +201,11 @@ def check_folder(path: str | None) -> None:
             raise InputError(f"could not write {path}: nothing may be written in {folder}; choose another")
     except (OSError, ValueError) as error:
         raise InputError(f"could not write {path!r}: {error}; give the name of a file") from error
+
+
+def note_of(model: str | None) -> str:
+    """What is said once under the first answer of a model: of the built-in one, what it knows."""
+    from infinitevl.model.opening import is_builtin
+
+    known = "drawings of things, signs, digits, flags, coloured shapes and streams of these, and nothing else"
+    return f"(The small built-in model knows {known}.)" if is_builtin(model) else ""

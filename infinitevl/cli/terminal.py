@@ -68,10 +68,13 @@ class TextDisplay:
     """Questions, their answers as they are generated, and the progress of the stream on standard error.
 
     On a terminal the progress is a line below the answers; elsewhere it is another line every 10 seconds.
+    `note` is said once, under the first answer.
     """
 
-    def __init__(self, num_frames: int | None = None, typed: "TypedLines | None" = None) -> None:
-        self._num_frames, self._typed = num_frames, typed
+    def __init__(
+        self, num_frames: int | None = None, typed: "TypedLines | None" = None, note: str = ""
+    ) -> None:
+        self._num_frames, self._typed, self._note = num_frames, typed, note
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._first: Seen | None = None
@@ -89,6 +92,9 @@ class TextDisplay:
             write(harmless(event.text))
         elif isinstance(event, Answered):
             write("\n")
+            if self._note:
+                print(self._note, file=sys.stderr)
+                self._note = ""
             self._resume()
         elif isinstance(event, Noticed):
             self.pause()

@@ -5,10 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from infinitevl.cli.command import check_folder, load_model
+from infinitevl.cli.command import check_folder, load_model, note_of
 from infinitevl.cli.output import without_password
 from infinitevl.cli.sizes import growth_per_token
 from infinitevl.cli.terminal import Display, JsonDisplay, TextDisplay, TypedLines, on_a_terminal
@@ -32,7 +32,10 @@ _UNTIL_EMPTY = f"{_ANY_MOMENT}; when all has been seen, an empty line ends"
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """The options of the command, by the names that they have on the command line."""
+    """The options of the command, by the names that they have on the command line.
+
+    note: no option; what is said once, under the first answer.
+    """
 
     source: str
     ask: list[str] = field(default_factory=list)
@@ -54,6 +57,7 @@ class WatchOptions:
     allow_private: bool = False
     report: str | None = None
     as_json: bool = False
+    note: str = ""
 
 
 def run_watch(
@@ -73,6 +77,7 @@ def run_watch(
         network, processor = load_model(model, device, dtype, quantization, attention)
         session = _open_session(options, network, processor)
         recorder = Recorder()
+        options = replace(options, note=note_of(model))
         outcome = _watch_and_save(options, session, source, questions, rules, recorder)
     if options.report is not None:
         growth = growth_per_token(network.config.text_config, network.dtype)
@@ -168,7 +173,8 @@ def _watch(
 ) -> Outcome:
     with contextlib.ExitStack() as stack:
         typed = _typed_lines(stack, options, has_questions=bool(questions or rules))
-        display: Display = JsonDisplay() if options.as_json else TextDisplay(source.num_frames, typed)
+        text = TextDisplay(source.num_frames, typed, options.note)
+        display: Display = JsonDisplay() if options.as_json else text
         stack.callback(display.pause)
         ended = 0.0
 

@@ -5,7 +5,7 @@ The stream and the questions are data of the package; `builtin/demo_stream.py` i
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -156,6 +156,11 @@ class _Stopwatch:
     def observe(self, frame: Any) -> None:
         start = time.perf_counter()
         self._session.observe(frame)
+        self.watching_seconds += time.perf_counter() - start
+
+    def observe_all(self, frames: Sequence[Any]) -> None:
+        start = time.perf_counter()
+        self._session.observe_all(frames)
         self.watching_seconds += time.perf_counter() - start
 
     def ask(self, question: str, **sampling: Any) -> str:

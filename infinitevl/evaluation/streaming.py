@@ -5,7 +5,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from infinitevl.evaluation.questions import TimedQuestion, in_order
 from infinitevl.interrupt import Interrupt
 from infinitevl.processing.sources.frames import Frame, Source
 
+TOGETHER = 8  # frames of a file that are observed in one call
+
 
 class StreamLike(Protocol):
     """What `watch` needs of a `StreamSession`."""
@@ -22,6 +24,7 @@ class StreamLike(Protocol):
     @property
     def ask(self) -> Callable[..., str]: ...
     def observe(self, frame: Any) -> None: ...
+    def observe_all(self, frames: Sequence[Any]) -> None: ...
     def stats(self) -> Any: ...
 
 
@@ -183,24 +186,44 @@ class _Watcher:
     image: Any = None
     reported: float = 0.0
     repeated: set[str] = field(default_factory=set)  # repeated questions that were asked before
+    has_begun: bool = False
+    unread: list[Frame] = field(default_factory=list)  # of a file, to be observed together
 
     def observe(self, interrupt: Interrupt, typed: Callable[[], list[str]]) -> InfiniteVLError | None:
-        """Observe frame by frame; return the error with which the source broke, if it did."""
+        """Observe all frames; return the error with which the source broke, if it did."""
+        broken = None
         try:
             for frame in interrupt.until_pressed(self._frames()):
-                if self.image is None:
-                    self._begin_at(frame.time)
-                if not self.source.live:  # no frame is lost: the next one is the first that came later
-                    self._answer_due(frame.time, including=False)
-                self._observe(frame)
-                if self.source.live:  # the next one may come much later
-                    self._answer_due(frame.time, including=True)
-                self.answer_typed(typed())
+                self._take(frame)
+                if lines := typed():
+                    self._observe_unread()
+                    self.answer_typed(lines)
         except InfiniteVLError as error:
-            if self.image is None:
-                raise
-            return error
-        return None
+            broken = error
+        try:
+            self._observe_unread()
+        except InfiniteVLError as error:
+            broken = broken or error
+        if broken is not None and self.image is None:
+            raise broken
+        return broken
+
+    def _take(self, frame: Frame) -> None:
+        """Observe a live frame at once, frames of a file a few at a time; ask what is due between them."""
+        if not self.has_begun:
+            self.has_begun = True
+            self._begin_at(frame.time)
+        if self.source.live:  # the next one may come much later
+            self._observe([frame])
+            self._answer_due(frame.time, including=True)
+            return
+        # No frame is lost: the next one is the first that came later.
+        if self.waiting and self.waiting[0].is_due(frame.time, including=False):
+            self._observe_unread()
+            self._answer_due(frame.time, including=False)
+        self.unread.append(frame)
+        if len(self.unread) >= TOGETHER:
+            self._observe_unread()
 
     def answer_the_rest(self) -> None:
         """Ask the questions for the end, and those whose time was not reached."""
@@ -234,8 +257,23 @@ class _Watcher:
             if limit is not None and number + 1 >= limit:
                 return
 
-    def _observe(self, frame: Frame) -> None:
-        self.session.observe(frame)
+    def _observe_unread(self) -> None:
+        frames, self.unread = self.unread, []
+        if not frames:
+            return
+        try:
+            self.session.observe_all(frames)
+        except InfiniteVLError:  # none was read; those before the one that cannot be are
+            self._observe(frames)
+        else:
+            self._note(frames[-1])
+
+    def _observe(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            self.session.observe(frame)
+            self._note(frame)
+
+    def _note(self, frame: Frame) -> None:
         self.at, self.image = frame.time, frame.image
         if time.monotonic() - self.reported >= self.settings.report_every:
             self._report_frame()

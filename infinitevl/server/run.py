@@ -12,6 +12,7 @@ from infinitevl.server.app import create_app
 from infinitevl.server.security import is_loopback
 from infinitevl.server.settings import ServerSettings
 
+KEEP_ALIVE = 75  # seconds; clients give idle connections up after 5 or 60, and must come first
 DRAIN = 20  # seconds for answers under way, after SIGTERM; many who send it kill after 30
 
 
@@ -54,6 +55,7 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
         host=host,
         port=port,
         timeout_graceful_shutdown=DRAIN,
+        timeout_keep_alive=KEEP_ALIVE,
         log_level="info",
         ws_max_size=settings.limits.message_bytes,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from infinitevl.errors import InfiniteVLError
+from infinitevl.files import atomic_write
 from infinitevl.training.sharding import Sharding
 
 CHECKPOINT = "checkpoint.pt"
@@ -39,6 +40,19 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if kinds != _KINDS:
         raise InfiniteVLError(f"{path} is no checkpoint of a run. Remove it and start the stage again.")
     return state
+
+
+def slim_checkpoint(folder: Path, out: Path) -> None:
+    """Writes the checkpoint of a run without AdamW's moments and in bfloat16: a sixth of its bytes.
+
+    A run resumes from it with a short warm-up, in which the moments are collected anew; the rounding of the
+    weights is kept. Raises as `read_checkpoint`.
+    """
+    state = read_checkpoint(folder)
+    trained = {name: weight.to(torch.bfloat16) for name, weight in state["trained"].items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as path:
+        torch.save({**state, "trained": trained, "moments": {}}, path)
 
 
 @contextlib.contextmanager

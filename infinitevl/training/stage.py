@@ -1,5 +1,6 @@
 """A stage of a recipe, from its folders to a finished model."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,9 +164,14 @@ def _open_feed(
 
 
 def teach(
-    recipe: Recipe, *, feed: Feed | None = None, resume: bool = False, stop_after: int | None = None
+    recipe: Recipe,
+    *,
+    feed: Feed | None = None,
+    resume: bool = False,
+    stop_after: int | None = None,
+    seconds: float = math.inf,
 ) -> Path | None:
-    """Runs a stage to its end, or for `stop_after` steps.
+    """Runs a stage to its end, for `stop_after` steps or for so many seconds.
 
     Args:
         feed: what to learn from instead of the recipe's `data`.
@@ -186,7 +192,7 @@ def teach(
     if resume:
         trainer.resume()
     with fast_kernels(stage.student, stage.teacher, recipe.torch_dtype):
-        complete = trainer.train(stop_after)
+        complete = trainer.train(stop_after, seconds)
     if stage.feed.skipped:
         print(describe_skipped(stage.feed.skipped), flush=True)
     if not complete:

@@ -6,6 +6,7 @@ trained weights, AdamW's moments, and the position of each process in the data.
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from infinitevl.training.stages.inputs import Batch
 from infinitevl.training.task import Loss, TrainTask
 from infinitevl.training.training_log import LOG, TrainingLog
 
+_FRESH_STEPS = 50  # in which the learning rate rises again where a checkpoint has no moments
 _STOPPING = "Stopping after this step, with a checkpoint; Ctrl-C once more stops at once.\n"
 # In torch's errors when another process no longer answers.
 _LOST = ("Connection", "connection", "NCCL", "gloo", "Gloo", "Timed out", "Broken pipe")
@@ -71,6 +73,8 @@ class Trainer:
         self.module, self.trained = self.sharding.module, self.sharding.trained
         self.optimizer = make_adamw(self.trained, settings, task.lr_scale)
         self.step, self.should_stop = 0, False  # should_stop: after this step
+        self.ends_at = math.inf  # by the clock of time.monotonic
+        self.fresh_since: int | None = None  # the step from which AdamW's moments are collected anew
         self.saved_step: int | None = None  # the step of the checkpoint
         self.interrupt = Interrupt(_STOPPING if accelerator.is_main_process else "")
         try:
@@ -83,8 +87,8 @@ class Trainer:
             folder / LOG, accelerator.is_main_process, accelerator.num_processes, settings.log_to
         )
 
-    def train(self, stop_after: int | None = None) -> bool:
-        """Trains until the last step, for `stop_after` steps, or until Ctrl-C.
+    def train(self, stop_after: int | None = None, seconds: float = math.inf) -> bool:
+        """Trains until the last step, for `stop_after` steps, for so many seconds, or until Ctrl-C.
 
         Returns:
             Whether the run is complete.
@@ -96,6 +100,7 @@ class Trainer:
         """
         num_steps = self.settings.num_steps
         last = num_steps if stop_after is None else min(num_steps, self.step + stop_after)
+        self.ends_at, self.should_stop = time.monotonic() + seconds, False
         self.module.train()
         with self._alone(), self._clear_failures(), self.interrupt, self.log.progress:
             self.log.start(self.step, num_steps)
@@ -104,9 +109,14 @@ class Trainer:
                 if self.step % self.settings.save_every == 0 or self.step == num_steps:
                     self.save()
                 if self.accelerator.num_processes == 1:
-                    self.should_stop = self.interrupt.pressed
+                    self.should_stop = self._is_to_stop
         self.log.close()
         return self.step == num_steps
+
+    @property
+    def _is_to_stop(self) -> bool:
+        """Whether this process was told to stop, or its time is over."""
+        return self.interrupt.pressed or time.monotonic() > self.ends_at
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other runs out of the folder."""
@@ -123,7 +133,7 @@ class Trainer:
         sums = self.backward(batches, world / max(counts["answers"], 1))
         loss, named, norm = self._read_losses(sums)
         self._check_finite(loss, norm)
-        rate = self.task.schedule(self.settings, self.step)
+        rate = self.task.schedule(self.settings, self.step) * self._warmth
         self._update(rate, norm)
         self.step += 1
         facts = {"loss": loss, **named, "gradient_norm": norm, "learning_rate": rate}
@@ -132,6 +142,13 @@ class Trainer:
         if self.step % self.settings.log_every == 0 or self.step == self.settings.num_steps:
             self.log.write(self.step, facts | counts)
         return {**facts, **counts, "flops": flops}
+
+    @property
+    def _warmth(self) -> float:
+        """Factor of the learning rate: below 1 while AdamW's moments are still those of few steps."""
+        if self.fresh_since is None:
+            return 1.0
+        return min(1.0, (self.step - self.fresh_since + 1) / _FRESH_STEPS)
 
     def backward(self, batches: Sequence[Batch], scale: float) -> dict[str, Tensor]:
         """Adds up the gradients of a step's batches; processes exchange them once, with the last one.
@@ -158,12 +175,12 @@ class Trainer:
         flops = 0.0 if self.task.flops is None else sum(map(self.task.flops, batches))
         tokens = sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
         numbers = [tokens, sum(map(self.task.count, batches)), flops, len(batches), len(batches) ** 2]
-        numbers.append(self.interrupt.pressed)
+        numbers.append(self._is_to_stop)
         if self.accelerator.num_processes > 1:
             mine = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
             numbers = self._sum(mine).tolist()
             self._check_equal(*numbers[3:5])
-            self.should_stop = numbers[5] > 0  # Ctrl-C in one of them stops all after the same step
+            self.should_stop = numbers[5] > 0  # one of them stops all after the same step
         return {"tokens": int(numbers[0]), "answers": int(numbers[1]), "flops": numbers[2]}
 
     def _check_equal(self, batches: float, squares: float) -> None:
@@ -274,8 +291,11 @@ class Trainer:
             for name, weight in self.trained.items():
                 if weight.shape != state["trained"][name].shape and not isinstance(self.sharding, Sharded):
                     raise InfiniteVLError(f"{self.folder / CHECKPOINT} holds another shape of {name}.")
-                weight.copy_(self.sharding.local_part(name, state["trained"][name]))
-        load_moments(self.optimizer, self.trained, self.sharding, state["moments"])
+                weight.copy_(self.sharding.local_part(name, state["trained"][name]).float())
+        if state["moments"]:
+            load_moments(self.optimizer, self.trained, self.sharding, state["moments"])
+        else:  # of a checkpoint that was made small
+            self.fresh_since = state["step"]
         self.sharding.update_module()
         self.feed.load_state_dict(state["feed"])
         self.step = self.saved_step = state["step"]

@@ -16,6 +16,7 @@ from builtin.recall import thinned
 from builtin.rehearsal import Sizes
 from builtin.school import SECONDS, School, main, models_of
 from builtin.sources import unpack
+from builtin.timed import teach_for
 from builtin.world.packs import small_pack_path
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,31 @@ def test_a_call_without_time_begins_nothing(tmp_path, data):
     school = _school(tmp_path, data, stop_after=5.0)
     assert not school.go()
     assert school.finished == []
+
+
+def test_what_is_carried_lets_a_stage_go_on_elsewhere(tmp_path, data, monkeypatch):
+    """The folder's name is the same in both places, as it is in the recipes that a checkpoint remembers."""
+
+    def school(place: str, num_steps: int, **more) -> School:
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        recipes = ROOT / "builtin" / "recipes"
+        return School(Path("runs"), data, recipes, sizes=Sizes(num_steps=num_steps), **more)
+
+    assert school("here", 2).go("teacher_dense")
+    here = school("here", 12)
+    assert here.needed() == ["teacher_dense"]
+    monkeypatch.setattr("builtin.school.teach_for", lambda *a: teach_for(*a[:3], 0.0))  # one step
+    assert not here.go("teacher") and here.running == "teacher"
+    here.keep(tmp_path / "carried", here.needed())
+    take(tmp_path / "carried", tmp_path / "there" / "runs")
+    there = school("there", 12)
+    assert not (tmp_path / "there" / "runs" / "teacher_dense" / "model").exists()
+    monkeypatch.setattr("builtin.school.teach_for", teach_for)
+    assert there.go("teacher") and there.running is None and there.finished == ["teacher"]
+    there.keep(tmp_path / "new", models_of(there.finished))
+    take(tmp_path / "new", tmp_path / "here" / "runs")
+    assert school("here", 12).go("student")
 
 
 def test_pieces_come_back_as_they_were(tmp_path, monkeypatch):

@@ -113,3 +113,12 @@ def test_a_password_of_an_attached_address_is_not_shown(chat):
     assert chat.take("/image http://me:hush@127.0.0.1:9/a.png") == (
         "http://***@127.0.0.1:9/a.png goes with your next message"
     )
+
+
+def test_the_built_in_model_says_once_what_it_knows(tiny_folder, monkeypatch, picture):
+    command = ["chat", "--device", "cpu", "--max-new-tokens", "2"]
+    for model, times in (([], 1), (["--model", tiny_folder], 0)):
+        result = CliRunner().invoke(app, [*command, *model], input="Hello\nHello\n")
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr.count("built-in model knows") == times
+        assert "knows" not in result.stdout

@@ -232,12 +232,13 @@ def test_debug_shows_where_an_error_came_from():
 SLOW_EYES = """
 import time
 import infinitevl.engine.session as session
-observe = session.StreamSession.observe
-def slowly(self, frame, at=None):
-    observe(self, frame, at)
-    print("{}", flush=True)
-    time.sleep(0.3)
-session.StreamSession.observe = slowly
+observe_all = session.StreamSession.observe_all
+def slowly(self, frames, at=None):
+    for frame in frames:
+        observe_all(self, [frame])
+        print("{}", flush=True)
+        time.sleep(0.3)
+session.StreamSession.observe_all = slowly
 from infinitevl.cli import main
 main()
 """

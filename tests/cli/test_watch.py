@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from infinitevl import StreamSession, load
 from infinitevl.cli import app
+from infinitevl.evaluation.streaming import TOGETHER
 from infinitevl.interrupt import Interrupt
 from tests.processing.server import body, served
 
@@ -145,21 +146,21 @@ def test_a_stream_is_kept_and_told_where_its_display_fails(tiny_folder, clip, tm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stream_is_kept_whatever_ends_the_watching(tiny_folder, clip, tmp_path, monkeypatch, number):
     path = tmp_path / "kept"
-    observe, save = StreamSession.observe, StreamSession.save
+    observe_all, save = StreamSession.observe_all, StreamSession.save
 
-    def ended_at_the_third(self, frame):
-        observe(self, frame)
-        if self.stats().frames == 3:
+    def ended_at_the_first(self, frames):
+        observe_all(self, frames)
+        if self.stats().frames == len(frames):
             os.kill(os.getpid(), number)
 
     def ended_again(self, path):
         os.kill(os.getpid(), number)
         save(self, path)
 
-    monkeypatch.setattr(StreamSession, "observe", ended_at_the_third)
+    monkeypatch.setattr(StreamSession, "observe_all", ended_at_the_first)
     monkeypatch.setattr(StreamSession, "save", ended_again)
     run(clip, "--model", tiny_folder, "--save-state", str(path))
-    assert StreamSession.load(path, *load(tiny_folder)).stats().frames == 3
+    assert StreamSession.load(path, *load(tiny_folder)).stats().frames == TOGETHER
 
 
 def test_a_signal_that_was_to_be_ignored_stays_ignored():
@@ -211,3 +212,10 @@ def test_a_password_stands_in_no_output_of_a_stream_that_is_lost(tiny_folder, pi
     for shown in (result.stdout, result.stderr, caplog.text, path.read_text()):
         assert "password" not in shown
     assert "<h1>http://***@127.0.0.1" in path.read_text()
+
+
+def test_the_built_in_model_says_what_it_knows_under_its_first_answer(tiny_folder, clip):
+    questions = ["--device", "cpu", "--ask", "1s: now?", "--ask", "end?"]
+    assert run(clip, *questions).stderr.count("built-in model knows") == 1
+    assert "built-in model" not in run(clip, "--model", tiny_folder, *questions).stderr
+    assert "knows" not in run(clip, "--json", *questions).output

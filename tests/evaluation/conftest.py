@@ -31,6 +31,15 @@ class FakeSession:
         self.times.append(frame.time)
         self.dropped += frame.dropped
 
+    def observe_all(self, frames):
+        before = list(self.times), self.dropped
+        try:
+            for frame in frames:
+                self.observe(frame)
+        except InputError:
+            self.times, self.dropped = before
+            raise
+
     def ask(self, question, *, max_new_tokens, temperature, top_p, seed=None, on_text):
         if question.startswith("refuse"):
             raise InputError("this question cannot be used")

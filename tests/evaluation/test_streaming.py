@@ -7,7 +7,16 @@ import pytest
 
 from infinitevl.errors import InputError, SourceError
 from infinitevl.evaluation.questions import parse_question
-from infinitevl.evaluation.streaming import Answered, Asked, Piece, Refused, Seen, WatchSettings, watch
+from infinitevl.evaluation.streaming import (
+    TOGETHER,
+    Answered,
+    Asked,
+    Piece,
+    Refused,
+    Seen,
+    WatchSettings,
+    watch,
+)
 from infinitevl.processing.sources.frames import Frame
 
 EVERY_FRAME = WatchSettings(report_every=0)
@@ -130,16 +139,33 @@ def test_ctrl_c_between_two_frames_ends_the_stream_and_the_last_question_is_answ
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_ctrl_c_while_a_frame_is_taken_in_lets_it_be_taken_in_whole(session, source):
+@pytest.mark.parametrize(("live", "taken_in"), [(True, 1), (False, TOGETHER)])
+def test_ctrl_c_while_frames_are_taken_in_lets_them_be_taken_in_whole(session, source, live, taken_in):
     observe = session.observe
 
     def observe_and_press(frame):
-        os.kill(os.getpid(), signal.SIGINT)
+        if not session.times:
+            os.kill(os.getpid(), signal.SIGINT)
         observe(frame)
 
     session.observe = observe_and_press
-    summary, _ = run(session, source(0, 1, 2))
-    assert summary.frames == 1
+    frames = source(*range(20))
+    frames.live = live
+    summary, _ = run(session, frames)
+    assert summary.frames == taken_in
+
+
+def test_frames_of_a_file_are_observed_together_but_for_a_question_between_them(session, source):
+    sizes, observe_all = [], session.observe_all
+    session.observe_all = lambda frames: (sizes.append(len(frames)), observe_all(frames))
+    _, events = run(session, source(*range(21)), "9s: now?")
+    assert sizes == [TOGETHER, 2, TOGETHER, 3]
+    assert answers(events) == [(9, "now?", "10 frames")]
+
+
+def test_frames_before_one_that_cannot_be_observed_are(session, source):
+    summary, events = run(session, source(0, 1, 2, 1, 3), "end?")
+    assert summary.frames == 3 and answers(events) == [(2, "end?", "3 frames")]
 
 
 def test_watching_works_in_a_thread_where_signals_are_not_delivered(session, source):

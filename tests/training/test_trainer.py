@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.training.checkpoint import CHECKPOINT
+from infinitevl.training.checkpoint import CHECKPOINT, slim_checkpoint
 from infinitevl.training.data.packing import pack_samples
 from infinitevl.training.lora import add_adapters
 from infinitevl.training.optimizer import cosine
@@ -342,3 +342,32 @@ def test_copies_leave_embeddings_alone_as_autocast_does(tmp_path):
     assert student.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     copied.restore_module()
     assert {weight.dtype for weight in student.parameters()} == {torch.float32}
+
+
+def test_a_run_whose_time_is_over_ends_after_its_step(tmp_path):
+    run = new_run(tmp_path)
+    assert not run.train(seconds=0.0) and run.step == 1
+    assert run.train(seconds=1000.0) and run.step == STEPS
+
+
+def test_a_slim_checkpoint_goes_on_with_rounded_weights_and_a_warm_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("infinitevl.training.trainer._FRESH_STEPS", 5)
+    run = new_run(tmp_path / "whole", num_steps=20)
+    run.train(stop_after=6)
+    run.save()
+    slim = tmp_path / "slim" / CHECKPOINT
+    slim_checkpoint(tmp_path / "whole", slim)
+    assert slim.stat().st_size < (tmp_path / "whole" / CHECKPOINT).stat().st_size / 4
+    again = new_run(tmp_path / "slim", num_steps=20)
+    again.resume()
+    assert again.step == 6 and not again.optimizer.state
+    found = weights(again)
+    assert all(weight.dtype == torch.float32 for weight in found.values())
+    assert all(torch.equal(found[name], weight.bfloat16().float()) for name, weight in weights(run).items())
+    rates = [again.train_step()["learning_rate"] for _ in range(8)]
+    wanted = [cosine(again.settings, 6 + step) * min(1.0, (step + 1) / 5) for step in range(8)]
+    assert rates == pytest.approx(wanted)
+    again.save()
+    whole = new_run(tmp_path / "slim", num_steps=20)
+    whole.resume()
+    assert whole.train_step()["learning_rate"] == pytest.approx(cosine(whole.settings, 14))

@@ -15,7 +15,7 @@ from infinitevl.errors import InfiniteVLError
 from infinitevl.server.app import create_app
 from infinitevl.server.context import Context
 from infinitevl.server.errors import MOVING, ApiError
-from infinitevl.server.run import DRAIN
+from infinitevl.server.run import DRAIN, KEEP_ALIVE
 from infinitevl.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Replica:
             app,
             uds=str(unnamed),
             timeout_graceful_shutdown=DRAIN,
+            timeout_keep_alive=KEEP_ALIVE + 5,  # the ingress, its only client, gives up before
             log_config=None,  # it would close the log files of Ray in this process
             log_level="warning",
             access_log=False,

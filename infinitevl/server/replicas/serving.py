@@ -23,7 +23,7 @@ from infinitevl.errors import InfiniteVLError, InputError
 from infinitevl.server.replicas.ingress import create_ingress
 from infinitevl.server.replicas.replica import Replica
 from infinitevl.server.replicas.ring import Unreachable
-from infinitevl.server.run import DRAIN
+from infinitevl.server.run import DRAIN, KEEP_ALIVE
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.streams import root_of
 
@@ -219,6 +219,7 @@ def serve_replicas(
             host=host,
             port=port,
             timeout_graceful_shutdown=DRAIN,
+            timeout_keep_alive=KEEP_ALIVE,
             log_level="info",
             ws_max_size=settings.limits.message_bytes,
         )

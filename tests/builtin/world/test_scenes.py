@@ -11,7 +11,7 @@ from builtin.world.packs import CHARACTERS, load_world
 from builtin.world.render import Line, PatchNamer, Picture, plan_pictures, render
 from builtin.world.shapes import COLOURS, SHAPES
 from builtin.world.streams import StreamSize, long_sample, paint_pool, questions_about, stream_sample
-from builtin.world.tasks import picture_sample, text_sample
+from builtin.world.tasks import picture_sample, plural, text_sample
 from infinitevl.errors import InputError
 
 HELD_OUT_FAMILIES = {"fonts-comic-neue", "fonts-courier-prime", "fonts-vollkorn"}
@@ -129,9 +129,9 @@ def test_answers_about_a_group_are_true_of_it(world):
             elif turn.task == "colour":
                 assert any(item.colour == turn.answer and item.shape in turn.question for item in items)
             elif turn.task == "count" and "thing" not in turn.question and "object" not in turn.question:
-                asked = [item for item in items if f"{item.name}s" in turn.question]
-                shapes = [i for i in items if i.shape and f" {i.shape}s" in turn.question]
-                by_colour = any(f"{c} {s}s" in turn.question for c in COLOURS for s in SHAPES)
+                asked = [item for item in items if plural(item.name) in turn.question]
+                shapes = [i for i in items if i.shape and f" {plural(i.shape)}" in turn.question]
+                by_colour = any(f"{c} {plural(s)}" in turn.question for c in COLOURS for s in SHAPES)
                 assert int(turn.answer) == len(asked if by_colour or not shapes else shapes)
 
 
