@@ -233,7 +233,7 @@ class Stream:
 
 
 def _to_look_at(image: np.ndarray) -> np.ndarray:
-    """The picture itself; where it is large, every second (or third ...) pixel of it, which is small to keep."""
+    """The picture itself; where it is large, a copy of every second (or third ...) pixel of it."""
     step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / _LOOK_PIXELS))
     return image if step <= 1 else image[::step, ::step].copy()
 

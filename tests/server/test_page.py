@@ -374,7 +374,8 @@ def test_asks_for_a_key_and_refuses_a_wrong_one(open_page: Open) -> None:
         expect(page.locator("#enter-key")).to_be_hidden()
         watch(page, "sample")
         add_rule(page, "HELLO")
-        expect(page.locator("#events li img")).to_be_visible(timeout=60_000)  # its picture is behind the key too
+        picture = page.locator("#events li img")
+        expect(picture).to_be_visible(timeout=60_000)  # it is behind the key too
         assert "right key" not in page.evaluate("JSON.stringify(localStorage) + document.cookie")
         page.reload()
         expect(page.locator(".tile")).to_have_count(1)  # the tab still has the key

@@ -1,4 +1,4 @@
-"""The pages at `/` and `/docs`: static files, and the headers that keep a browser from loading anything from elsewhere."""
+"""The pages at `/` and `/docs`: static files, with headers that let a browser load nothing from elsewhere."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ SECURITY_HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the page at `/`, the list of calls at `/docs`, and their files below `/page`; they need no key."""
+    """Serve the page at `/`, the list of calls at `/docs`, and their files below `/page`; without a key."""
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
