@@ -17,6 +17,7 @@ export class Watching extends EventTarget {
   #isChosen = false;
   #begun = false; // once it is known what was there before
   #counted = 0; // events of all rules
+  #turn = 0; // of the newest look at the rules
   #listening = null; // aborts the connection on which events come
   #pictures = new Map(); // event id -> promise of the address of its picture
 
@@ -34,7 +35,10 @@ export class Watching extends EventTarget {
   async refresh() {
     const stream = this.#stream;
     if (stream.isLost) return;
-    this.rules = (await this.#api.json("GET", `${stream.path}/rules`)).data;
+    const turn = (this.#turn += 1);
+    const { data } = await this.#api.json("GET", `${stream.path}/rules`);
+    if (turn !== this.#turn) return; // a later look, or a new beginning, knows more
+    this.rules = data;
     const counted = this.rules.reduce((sum, rule) => sum + rule.events, 0);
     if (!this.#begun || counted !== this.#counted) await this.#catchUp();
     this.#counted = counted;
@@ -81,6 +85,7 @@ export class Watching extends EventTarget {
   clear() {
     this.#listening?.abort();
     this.#listening = null;
+    this.#turn += 1;
     this.events.forEach((event) => this.#forget(event));
     Object.assign(this, { rules: [], events: [], unread: 0 });
     this.#begun = false;
