@@ -129,8 +129,8 @@ def score(kind: str, num_streams: int, model: Any, processor: Any, world: World,
 def main() -> None:
     """Print a line of JSON for each kind of event."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=int, default=20)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--streams", type=int, default=20, help="streams of each kind; default: 20")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
     options = parser.parse_args()
     model, processor = infinitevl.load(device="cpu")
     world, textures = load_world()

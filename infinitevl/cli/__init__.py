@@ -278,7 +278,9 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="Where to listen; other than loopback needs an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Where to listen; must be free.")
+    ] = 8000,
     slots: Annotated[
         int, typer.Option("--slots", min=3, help="Streams and answers on the device at the same time.")
     ] = 8,
@@ -293,7 +295,11 @@ def serve(
     ] = None,
     allow_folder: Annotated[
         list[str] | None,
-        typer.Option("--allow-folder", metavar="FOLDER", help="Callers may name files in it; repeatable."),
+        typer.Option(
+            "--allow-folder",
+            metavar="FOLDER",
+            help="Callers may name files in it, as file://...; repeatable.",
+        ),
     ] = None,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Callers may name private addresses, cameras, streams.")
@@ -325,7 +331,7 @@ def serve(
     quantization: QuantizationOption = Quantization.full,
     attention: AttentionOption = Attention.auto,
 ) -> None:
-    """Serve a model: OpenAI's chat API, and streams that are watched, asked, forked and kept."""
+    """Serve a model to programs and browsers: OpenAI's API, streams to watch and ask, and a page."""
     from infinitevl.cli.serve import ServeOptions, run_serve
 
     run_serve(

@@ -52,7 +52,7 @@ def run_serve(
         InputError: an open address without keys, a folder that does not exist, a missing extra.
     """
     try:
-        from infinitevl.server.run import check_host, serve
+        from infinitevl.server.run import check_host, check_port, serve
         from infinitevl.server.security import server_secret
         from infinitevl.server.settings import ServerSettings
     except ImportError as error:
@@ -66,6 +66,7 @@ def run_serve(
         _check_replicas(options, model, device)
     keys = _keys(options.api_key_file)
     check_host(options.host, keys)
+    check_port(options.host, options.port)
     folders = tuple(_folder(path) for path in options.allow_folder)
     state_dir = None if options.state_dir is None else _state_dir(options.state_dir)
     settings = ServerSettings(
@@ -87,7 +88,7 @@ def run_serve(
     place = f"http://{options.host}:{options.port}"
     if options.replicas == 1:
         engine = make_engine()
-        print(f"{place} serves {settings.model} ({whom})", file=sys.stderr)
+        print(f"{place} serves {settings.model} ({whom}); /docs lists all calls", file=sys.stderr)
         serve(engine, settings, options.host, options.port)
         return
     from infinitevl.server.replicas.serving import Plan, serve_replicas

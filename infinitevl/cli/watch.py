@@ -201,7 +201,20 @@ def _watch(
             if moment > ended:
                 display.unreached(ended, moment)
         display.finish(outcome.summary)
+    _say_what_never_came(session)
     return outcome
+
+
+def _say_what_never_came(session: "StreamSession") -> None:
+    """Tell what rules without an event heard instead: mostly it is the question that must change."""
+    for each in session.watches:
+        if each.num_asked and not each.num_events:
+            rule = each.rule
+            print(
+                f"no event: {rule.question!r} was asked {each.num_asked} times for {rule.expect!r}; "
+                f"the last answer was {each.last_answer!r}",
+                file=sys.stderr,
+            )
 
 
 def _rules(options: WatchOptions) -> list[WatchRule]:

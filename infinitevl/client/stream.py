@@ -50,6 +50,9 @@ class Stream:
         self._offered: asyncio.Task[Any] | None = None
         self._began: float | None = None
 
+    def __repr__(self) -> str:
+        return f"Stream({self.id!r}, name={self.info.get('name')!r})"
+
     @property
     def id(self) -> str:
         """Its name at the server."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from infinitevl.engine.slots import Facts, Slot
+from infinitevl.errors import InputError
+from infinitevl.model.positions import to_microseconds
 
 Mode = Literal["image", "video"]
 RUN_LENGTH = 8  # patches of one stream that a step reads at most
@@ -73,3 +75,20 @@ def pieces(count: int) -> Iterator[slice]:
         size = min(RUN_LENGTH, 1 << ((count - start).bit_length() - 1))
         yield slice(start, start + size)
         start += size
+
+
+def microseconds_of(at: Any, largest: float) -> int:
+    """Convert seconds, any kind of number, to whole microseconds.
+
+    Raises:
+        InputError: no number, or one beyond `largest` on either side of zero.
+    """
+    try:
+        if isinstance(at, str | bytes | bytearray):
+            raise TypeError("text is no number")
+        seconds = float(at)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"the time of a frame is {at!r}; give seconds as a number.") from error
+    if not abs(seconds) <= largest:
+        raise InputError(f"the time of a frame is {at!r}; give seconds, at most {largest:g} from zero.")
+    return to_microseconds(seconds)

@@ -5,13 +5,14 @@ which it was seen. A question closes the span on a copy of the state; the stream
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from numbers import Integral
 from typing import Any, Self
 
 from infinitevl.engine.answers import Answer
-from infinitevl.engine.arrivals import Arrival, Mode
+from infinitevl.engine.arrivals import Arrival, Mode, microseconds_of
 from infinitevl.engine.base import Session, checked_engine
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.reading import TurnReader
@@ -20,14 +21,16 @@ from infinitevl.engine.sampling import Sampling
 from infinitevl.engine.watching import Due, Watch
 from infinitevl.errors import InputError, StateError
 from infinitevl.model.infinitevl import InfiniteVLForConditionalGeneration
-from infinitevl.model.positions import MICROSECONDS, to_microseconds
+from infinitevl.model.positions import MICROSECONDS
 from infinitevl.processing.prompt.encoding import turn_ids
 from infinitevl.processing.prompt.template import DEFAULT_SYSTEM
-from infinitevl.processing.sources.frames import Frame
+from infinitevl.processing.sources.frames import Frame, Source
 
 # Largest time, in seconds x tokens per second: differences of such times fit into int64 microseconds.
 _LARGEST_TIME = 1e12
 _GREEDY = Sampling()
+Frames = Sequence[Any] | Iterator[Any] | Source
+_PIECE = 32  # frames of a source that are read together
 
 
 @dataclass(frozen=True)
@@ -144,23 +147,29 @@ class StreamSession(Session):
         """
         self.engine.observe([(self, frame, at)])
 
-    def observe_all(self, frames: Sequence[Any], at: Sequence[float | None] | None = None) -> None:
+    def observe_all(self, frames: Frames, at: Sequence[float | None] | None = None) -> None:
         """Add several frames that are there already, of a file say: the same as one by one, but faster.
 
         After an error or an interrupt the stream is as it was before the first of them. In a stream with
-        rules (`watch`) they are added one by one, and those before an error stay.
+        rules (`watch`) they are added one by one, and those before an error stay. A source of `open_source`,
+        or another iterator, is read to its end in pieces, and those before an error stay.
 
         Args:
-            frames: as for `observe`, in time order. at: their times, as for `observe`; one for each frame.
+            frames: a list of what `observe` takes, in time order; or a source, without `at`.
+            at: their times, as for `observe`; one for each frame.
 
         Raises:
             InputError: as for `observe`; also another number of times than of frames.
             StateError: the frames do not fit into full-attention layers.
         """
+        if isinstance(frames, Source | Iterator) and at is None:
+            source = iter(frames)
+            while piece := list(islice(source, _PIECE)):
+                self.observe_all(piece)
+            return
         if isinstance(frames, str | bytes) or not isinstance(frames, Sequence):
-            raise InputError(
-                f"observe_all takes a list of frames, not {type(frames).__name__}; observe takes one frame."
-            )
+            kind = type(frames).__name__
+            raise InputError(f"observe_all takes a list of frames, or a source, not {kind}.")
         times: list[float | None] = [None] * len(frames) if at is None else list(at)
         if len(times) != len(frames):
             raise InputError(f"{len(frames)} frames came with {len(times)} times; give one each or none.")
@@ -375,23 +384,10 @@ class StreamSession(Session):
         """
         if at is None:
             return 0 if newest is None else newest + MICROSECONDS
-        time = _microseconds(at, _LARGEST_TIME / self.model.config.vision_config.tokens_per_second)
+        time = microseconds_of(at, _LARGEST_TIME / self.model.config.vision_config.tokens_per_second)
         if newest is not None and time < newest:
             raise InputError(
                 f"time goes backwards: the newest frame was at {newest / MICROSECONDS:g} s, this one is at "
                 f"{at} s. Frames must come in time order; a new session may begin at any time."
             )
         return time
-
-
-def _microseconds(at: Any, largest: float) -> int:
-    """Convert seconds, any kind of number, to whole microseconds."""
-    try:
-        if isinstance(at, str | bytes | bytearray):
-            raise TypeError("text is no number")
-        seconds = float(at)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(f"the time of a frame is {at!r}; give seconds as a number.") from error
-    if not abs(seconds) <= largest:
-        raise InputError(f"the time of a frame is {at!r}; give seconds, at most {largest:g} from zero.")
-    return to_microseconds(seconds)

@@ -19,6 +19,7 @@ class Watch:
     """A rule that a stream is watched with, as `StreamSession.watch` returns it.
 
     state: how it stands. on_event: gets each event, in the thread that observed the frame.
+    num_asked, num_events, last_answer: what came of it so far.
     """
 
     def __init__(self, session: "StreamSession", rule: WatchRule, on_event: Callable[[WatchEvent], Any]):
@@ -26,6 +27,8 @@ class Watch:
             raise InputError(f"on_event is {on_event!r}; give a function of one WatchEvent.")
         self.session, self.rule, self.on_event = session, rule, on_event
         self.state = RuleState(rule)
+        self.num_asked = self.num_events = 0
+        self.last_answer: str | None = None
 
     def stop(self) -> None:
         """Ask no more. May be called twice."""
@@ -55,9 +58,12 @@ class Due:
         """Wait for the answer; return the event that it makes, if it makes one."""
         if self.answer is None:
             return None
-        text, rule = self.watch.session.finish(self.answer), self.watch.rule
-        if not self.watch.state.push(text, self.time):
+        watch, rule = self.watch, self.watch.rule
+        text = watch.session.finish(self.answer)
+        watch.num_asked, watch.last_answer = watch.num_asked + 1, text
+        if not watch.state.push(text, self.time):
             return None
+        watch.num_events += 1
         return WatchEvent(rule, rule.question, text, self.time, self.num_frames - 1, self.picture)
 
     def drop(self) -> None:

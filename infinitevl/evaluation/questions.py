@@ -81,7 +81,8 @@ def parse_condition(line: str) -> tuple[str, str]:
     """
     match = _EXPECTED.fullmatch(line)
     question, expect = (match["question"], match["expect"]) if match else (line, "yes")
-    if not question.strip() or not expect.strip():
+    is_half = line.strip().startswith("=") or line.strip().endswith("=")
+    if is_half or not question.strip() or not expect.strip():
         raise InputError(f"{line!r} is no condition; write 'Is it red?' or 'What is on the sign? = STOP'")
     return question.strip(), expect.strip()
 

@@ -41,6 +41,8 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         version=settings.version,
         description="OpenAI's chat API for pictures and videos, and streams that are watched and asked.",
         lifespan=_lifespan,
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere; see `add_page`
+        redoc_url=None,
     )
     app.state.context = context
     errors.install(app)

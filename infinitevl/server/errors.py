@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _ALTERNATIVES = ("str", "int", "float", "bool")  # names that pydantic gives to them, beside list[...]
 _PASSWORD = re.compile(r"(://)[^/?#@\s]*@")
+_SHORT = 60  # letters of a value that an error repeats
 RETRY_AFTER = 1  # seconds
 MOVING = "stream_moving"
 MOVED_HEADER = "x-infinitevl-moved"  # tells the ingress of replicas to look for the stream again
@@ -52,7 +53,8 @@ def moving(stream_id: str) -> ApiError:
     """A stream that another server has, or is about to have."""
     return ApiError(
         503,
-        f"the stream {stream_id} is on its way between two servers; try again soon.",
+        f"the stream {stream_id} is held by another server with the same --state-dir, or on its way from "
+        "one; try again soon.",
         code=MOVING,
     )
 
@@ -99,7 +101,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        return response_of(_of_validation(error.errors()))
+        return response_of(_of_validation(error.errors(), request.headers.get("content-type")))
 
     @app.exception_handler(WebSocketRequestValidationError)
     async def malformed_socket(socket: WebSocket, error: WebSocketRequestValidationError) -> None:
@@ -117,7 +119,7 @@ def install(app: FastAPI) -> None:
         return response_of(as_api_error(error))
 
 
-def _of_validation(errors: Sequence[Any]) -> ApiError:
+def _of_validation(errors: Sequence[Any], content_type: str | None) -> ApiError:
     first = max(errors, key=lambda error: len(error["loc"]))  # the others are of other kinds of content
     place = [part for part in first["loc"] if part not in ("body", "query", "header", "path")]
     param = _path_text(place) or None
@@ -126,13 +128,33 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
         return unsupported(f"{param}.type", f"{given[:100]!r} is no kind of content; give one of {valid}.")
     if first["type"] == "extra_forbidden":
         return unsupported(str(param), "leave it out; /docs lists what is known.")
-    return invalid(f"{param or 'the body'}: {first['msg']}.", param)
+    if first["type"] == "json_invalid":
+        return invalid(f"the body is not JSON: {first['ctx']['error']} at letter {place[0]}.")
+    if not place and first["loc"][:1] == ("body",) and not isinstance(first.get("input"), dict):
+        kind = f"its content-type is {content_type!r}" if content_type else "it has no content-type"
+        return invalid(
+            f"the body is not a JSON object: send one as 'content-type: application/json'; {kind}."
+        )
+    if first["type"] == "missing":
+        return invalid(f"{param or 'the body'} is missing.", param)
+    return invalid(f"{param or 'the body'}: {first['msg']}{_given(first.get('input'))}.", param)
+
+
+def _given(value: Any) -> str:
+    """What was given, where it is short."""
+    if isinstance(value, int) and abs(value) >= 10**_SHORT:
+        return ""
+    if value is None or isinstance(value, int | float):
+        return f", not {value!r}"
+    return f", not {masked(value)!r}" if isinstance(value, str) and len(value) <= _SHORT else ""
 
 
 def _path_text(place: Sequence[str | int]) -> str:
     """As in messages[0].content; names of alternatives are left out."""
     text = ""
-    for part in place:
+    for before, part in zip([None, *place], place, strict=False):
+        if part == before:  # the kind of content has the name of its field
+            continue
         if isinstance(part, int):
             text += f"[{part}]"
         elif part.isidentifier() and part not in _ALTERNATIVES:

@@ -16,7 +16,7 @@ from infinitevl.engine.base import Snapshot
 from infinitevl.engine.session import StreamSession
 from infinitevl.errors import InfiniteVLError
 from infinitevl.files import atomic_write, remove_stale
-from infinitevl.server.errors import ApiError, moving
+from infinitevl.server.errors import MOVING, ApiError, moving
 from infinitevl.server.handover import HandOver
 from infinitevl.server.leases import Leases
 from infinitevl.server.streams import Settings, Stream, is_id
@@ -93,12 +93,15 @@ class StateKeeper:
 
     def save_all(self, worker: EngineWorker) -> None:
         """Save every stream that has changed, wait for it, and let all streams go."""
-        for stream in list(worker.streams.values()):
+        streams = list(worker.streams.values())
+        for stream in streams:
             if stream.changes != stream.saved_changes:
                 try:
                     self.save(stream).result()
                 except Exception:  # the others are saved all the same
                     logger.exception("%s was not saved", stream.id)
+        kept = sum(stream.changes == stream.saved_changes for stream in streams)
+        logger.info("%d of %d streams are kept in %s", kept, len(streams), self.folder)
         self._writer.shutdown()
         self.leases.release_all()
 
@@ -144,13 +147,19 @@ class StateKeeper:
     def restore(self, worker: EngineWorker) -> None:
         """Open every stream of the folder again; in the worker's thread, before it takes calls."""
         remove_stale(self.folder)
+        held = 0
         for record in sorted(self.folder.glob("*.json")):
             try:
                 self.open(worker, record.stem)
             except ApiError as error:
-                logger.warning("%s is not opened: %s", record.stem, error)
+                held += error.code == MOVING
+                if error.code != MOVING:
+                    logger.warning("%s is not opened: %s", record.stem, error)
             except (InfiniteVLError, ValueError, TypeError, OSError) as error:
                 logger.error("%s is left out, and stays where it is: %s", record, error)
+        logger.info("%d streams found in %s", len(worker.streams), self.folder)
+        if held:
+            logger.warning("%d streams there are held by another server, and left to it", held)
 
     def open(self, worker: EngineWorker, stream_id: str) -> Stream | None:
         """Open a stream of the folder; in the worker's thread. None where it is open, or there is none.

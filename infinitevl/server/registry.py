@@ -153,7 +153,9 @@ class Registry:
                     "created": int(time.time()),
                 }
             )
-            return self._add(settings, stream.session.fork(), new_id(stream.id))
+            fork = self._add(settings, stream.session.fork(), new_id(stream.id))
+            fork.newest_image = stream.newest_image
+            return fork
 
         return await self.run(make)
 
@@ -242,6 +244,7 @@ class Registry:
             stream.changes += 1
             stream.refresh()
             stream.drop_queue()
+            stream.newest_image = None  # of another past
             stream.last_time = stream.stats.seconds if stream.stats.frames else None
         self.rules.reset(stream)
         old.close()

@@ -30,6 +30,25 @@ def check_host(host: str, keys: tuple[str, ...]) -> None:
         )
 
 
+def check_port(host: str, port: int) -> None:
+    """See whether the address is free, before a model is loaded for it.
+
+    Raises:
+        InputError: it is taken, not allowed, or not of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"port {port} of {host} cannot be used: {reason}. Give another --port, or end what uses it."
+        ) from error
+
+
 class EndingServer(uvicorn.Server):
     """Ends connections that wait for events before it waits for all to end."""
 
@@ -49,7 +68,7 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
     """
     check_host(host, settings.keys)
     logging.getLogger("infinitevl").setLevel(logging.INFO)
-    logging.getLogger("infinitevl.events").addHandler(logging.StreamHandler())  # a line of JSON each
+    logging.getLogger("infinitevl").addHandler(logging.StreamHandler())  # events are a line of JSON each
     app = create_app(engine, settings)
     config = uvicorn.Config(
         app,

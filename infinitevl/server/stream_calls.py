@@ -18,6 +18,7 @@ from infinitevl.processing.pictures.opening import open_image
 from infinitevl.server.chat import usage
 from infinitevl.server.context import Context, Owner, Parts, owner_of
 from infinitevl.server.errors import ApiError, invalid
+from infinitevl.server.events import to_jpeg
 from infinitevl.server.jobs import Job, Piece
 from infinitevl.server.sampling import samplings_of, stops_of
 from infinitevl.server.schemas import AskRequest, StreamRequest
@@ -47,6 +48,10 @@ _FRAMES_BODY = {
             },
         },
     }
+}
+_FRAME_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": _PICTURE}}},
+    404: {"description": "No frame was read yet, or none since the restart."},
 }
 _STATE_BODY = {
     "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _PICTURE}}}
@@ -110,6 +115,16 @@ async def put_state(stream_id: str, request: Request, owner: Owner, context: Par
     stream = context.registry.find(stream_id, owner)
     await context.registry.fill(stream, await request.body())
     return stream.as_json()
+
+
+@router.get("/{stream_id}/frame", response_class=Response, responses=_FRAME_ANSWERS)
+async def get_frame(stream_id: str, owner: Owner, context: Parts) -> Response:
+    """The newest frame that was read, as a JPEG of at most 512 x 512 pixels."""
+    image = context.registry.find(stream_id, owner).newest_image
+    if image is None:
+        raise ApiError(404, "no frame was read yet, or none since the restart.", code="frame_not_found")
+    picture = await asyncio.to_thread(to_jpeg, image)
+    return Response(picture, media_type="image/jpeg", headers={"cache-control": "no-store"})
 
 
 @router.post("/{stream_id}/frames", openapi_extra=_FRAMES_BODY)

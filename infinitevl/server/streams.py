@@ -1,6 +1,7 @@
 """A stream of a server: a session, a small queue of frames in which the newest win, and its counts."""
 
 import asyncio
+import math
 import re
 import secrets
 import time
@@ -18,6 +19,7 @@ from infinitevl.processing.sources.frames import Frame
 from infinitevl.server.errors import invalid, moving
 
 _RATE_WINDOW = 5.0  # seconds over which frames a second are counted
+_LOOK_PIXELS = 1920 * 1088  # of a picture that is kept to look at; 6 MB
 SECONDS_PER_FRAME = 1.0  # where a frame comes without a time
 
 
@@ -82,6 +84,7 @@ class Stream:
     last_time: of the newest frame that was sent. changes: of the session; saved_changes: in its last save.
     num_kept_answers: under way, that will become part of the stream; its frames wait for them.
     is_leaving: takes no more work, because another server asks for it. ended_by: why it is closed.
+    newest_image: uint8 [H, W, 3], of the newest frame that was read, for whoever wants to look at it.
     """
 
     settings: Settings
@@ -103,6 +106,7 @@ class Stream:
     is_leaving: bool = False
     ended_by: Exception | None = None
     arrivals: asyncio.Lock = field(default_factory=asyncio.Lock)
+    newest_image: np.ndarray | None = None
     source_status: str | None = None
     source_error: str | None = None
 
@@ -178,6 +182,7 @@ class Stream:
         """Count a frame that the session has read."""
         self.used = time.monotonic()
         self.stamps.append(self.used)
+        self.newest_image = _to_look_at(frame.image)
         self.changes += 1
         self.refresh()
 
@@ -225,6 +230,12 @@ class Stream:
             "parked": None if parked is None else "disk" if parked.is_on_disk else "memory",
             "saved_frames": self.saved_frames,
         }
+
+
+def _to_look_at(image: np.ndarray) -> np.ndarray:
+    """The picture itself; where it is large, a copy of every second (or third ...) pixel of it."""
+    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / _LOOK_PIXELS))
+    return image if step <= 1 else image[::step, ::step].copy()
 
 
 def to_frame(waiting: Waiting) -> Frame:

@@ -72,12 +72,14 @@ def test_events_of_rules_are_lines_at_the_terminal_in_a_file_and_in_the_report(
     assert report.read_text().count(">noticed<") == 1
     shown = run(clip, "--model", tiny_folder, *rules, "--max-frames", "12").stdout
     assert shown.startswith("[0:01] noticed: Is it red? Yes, red.\n")
+    assert "no event: 'Is it red?' was asked 4 times for 'maybe'; the last answer was" in found.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--when", " = yes"], "no condition"),
+        (["--when", "sign="], "no condition"),
         (["--when", "what? = !!"], "expect"),
         (["--when", "what?", "--every", "0"], "period"),
         (["--events", "x.jsonl"], "--when"),

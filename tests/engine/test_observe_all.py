@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from infinitevl import Engine, Frame, InputError, StateError, StreamSession
+from infinitevl import Engine, Frame, InputError, StateError, StreamSession, open_source
 from infinitevl.engine.arrivals import RUN_LENGTH, pieces
 from tests.engine.streams import MODES, TIMES, snapshot, unchanged, watched
 from tests.support import random_frame, relative_error, tiny_model, tiny_processor
@@ -47,6 +47,15 @@ def test_any_way_of_cutting_a_stream_leaves_the_same_state(model, processor, mod
         start += count
     assert_same(session, one_by_one)
     assert session.ask("what?", max_new_tokens=6) == one_by_one.ask("what?", max_new_tokens=6)
+
+
+@pytest.mark.parametrize("kind", [iter, open_source])
+def test_a_source_is_read_to_its_end(model, processor, kind):
+    frames = [Frame(picture, time) for picture, time in zip(pictures(0, 40), range(40), strict=True)]
+    source, listed = (StreamSession(model, processor) for _ in range(2))
+    source.observe_all(kind(frames))
+    listed.observe_all(frames)
+    assert_same(source, listed)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -82,7 +82,7 @@ def test_a_condition_is_a_question_and_the_answer_that_is_waited_for(line, parts
     assert parse_condition(line) == parts
 
 
-@pytest.mark.parametrize("line", ["", " ", " = yes", "Is it red? =", "Is it red? =  "])
+@pytest.mark.parametrize("line", ["", " ", "=", "x=", " = yes", "Is it red? =", "Is it red? =  "])
 def test_a_condition_without_a_question_or_an_answer_is_refused(line):
     with pytest.raises(InputError, match="no condition"):
         parse_condition(line)

@@ -11,6 +11,7 @@ import uvicorn
 from PIL import Image, ImageDraw, ImageFont
 
 from infinitevl import Engine, load
+from infinitevl.model.opening import description_of
 from infinitevl.server.app import create_app
 from infinitevl.server.settings import ServerSettings
 from tests.project.source import ROOT
@@ -66,6 +67,13 @@ HEIGHTS = """() => {
     .map((point) => Number(point.split(" ")[1]));
   return { tokens: heights("tokens"), memory: heights("memory") };
 }"""
+# The colour near the corner of a picture.
+CORNER = """async (image) => {
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight).getContext("2d");
+  canvas.drawImage(image, 0, 0);
+  return [...canvas.getImageData(9, 9, 1, 1).data].slice(0, 3);
+}"""
 NAMELESS = """() => [...document.querySelectorAll("button, input, select, dialog, section")].filter((one) =>
   !(one.getAttribute("aria-label") || one.getAttribute("aria-labelledby") || one.labels?.length
     || one.textContent.trim())).map((one) => one.outerHTML)"""
@@ -80,6 +88,7 @@ class PageServer:
     def __init__(self, keys: tuple[str, ...] = (), state_dir: Path | None = None) -> None:
         self.settings = ServerSettings(
             keys=keys,
+            description=description_of("builtin"),
             secret=b"a secret of the tests",
             folders=(ROOT / "examples",),
             state_dir=state_dir,

@@ -20,6 +20,40 @@ def test_every_field_of_the_official_client_is_known() -> None:
     assert set(ChatCompletionMessage.model_fields) <= set(Message.model_fields)
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "told"),
+    [
+        (b'{"model": 1}', None, "no content-type"),
+        (b'{"model": 1}', "text/plain", "content-type is 'text/plain'"),
+        (b"[1]", "application/json", "not a JSON object"),
+        (
+            b"{bad",
+            "application/json",
+            "not JSON: Expecting property name enclosed in double quotes at letter 1",
+        ),
+        (b"{}", "application/json", "is missing"),
+    ],
+)
+def test_a_wrong_body_is_told_what_it_was_and_what_to_send(
+    server: Running, body: bytes, kind: str | None, told: str
+) -> None:
+    headers = {"content-type": kind} if kind else {}
+    answer = server.client.post(CHAT, content=body, headers=headers)
+    assert answer.status_code == 400 and told in answer.json()["error"]["message"]
+
+
+def test_an_error_says_which_field_held_what(server: Running) -> None:
+    video = {"type": "video_url", "video_url": {"url": "data:,", "fps": -1}}
+    for fields, told in [
+        ({"temperature": 5}, "temperature: Input should be less than or equal to 2, not 5."),
+        (
+            {"messages": [{"role": "user", "content": [video]}]},
+            "messages[0].content[0].video_url.fps: Input should be greater than 0, not -1.",
+        ),
+    ]:
+        assert server.client.post(CHAT, json={**BODY, **fields}).json()["error"]["message"] == told
+
+
 REFUSED = {
     "audio": {"voice": "alloy", "format": "wav"},
     "frequency_penalty": 0.1,

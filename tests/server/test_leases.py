@@ -236,3 +236,13 @@ def test_a_server_whose_lease_was_lost_saves_no_more_and_says_so(tmp_path: Path)
         )
         until(lambda: server.client.get(f"/v1/streams/{stream}").status_code == 503)
     assert file.read_bytes() == saved
+
+
+def test_a_second_server_on_a_folder_leaves_the_streams_of_the_first_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(state_dir=tmp_path) as first:
+        opened(first.client)
+        with running(state_dir=tmp_path) as second:
+            assert second.client.get("/v1/streams").json()["data"] == []
+    assert "1 streams there are held by another server, and left to it" in caplog.text

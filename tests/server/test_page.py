@@ -191,6 +191,7 @@ def test_saves_and_loads(server: PageServer, open_page: Open, tmp_path: Path) ->
     page.set_input_files("#state-input", saved)
     expect(page.locator(".tile")).to_have_count(2)
     expect(page.locator(".tile").nth(1)).to_contain_text("It waits where it was saved.")
+    expect(page.locator(".tile").nth(1)).to_contain_text("its pictures were not")
     assert ask(page, "What does the sign say?") == "K4M"
 
 
@@ -199,6 +200,7 @@ def test_a_reload_keeps_the_streams(server: PageServer, open_page: Open) -> None
     watch(page, "sample")
     page.reload()
     expect(page.locator(".tile")).to_contain_text("It waits where it was.")
+    expect(page.locator(".tile img")).to_be_visible()  # the newest picture that the server has
     assert int(page.locator("#stat-frames").inner_text()) >= 2
     other = open_page(server.address)
     other.click("#open-form button")
@@ -226,9 +228,111 @@ def test_an_address_that_the_server_follows(server: PageServer, open_page: Open)
     expect(page.locator("#picker-error")).not_to_be_empty()
     page.fill("#address", (ROOT / "examples" / "signs.mp4").as_uri())
     page.press("#address", "Enter")
-    expect(page.locator(".tile")).to_contain_text("The server follows file://")
+    expect(page.locator(".tile .name")).to_have_text("signs.mp4")
+    expect(page.locator(".tile img")).to_be_visible()
+    assert page.locator(".tile img").evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 50
+    first = page.locator(".tile img").get_attribute("src")
+    expect(page.locator(".tile img")).not_to_have_attribute("src", first)  # it goes on
     expect(page.locator(".tile")).to_contain_text("The source has ended.")
     assert ask(page, "What was on the first sign?") == "HELLO"
+
+
+def add_rule(page: Any, expected: str) -> None:
+    page.click("#tab-watch")
+    page.fill("#rule-expect", expected)
+    page.fill("#rule-every", "0.5")
+    page.press("#rule-every", "Enter")
+
+
+def test_a_rule_tells_its_events_with_their_pictures(server: PageServer, open_page: Open) -> None:
+    page = open_page(server.address)
+    watch(page, "sample")
+    page.click("#tab-watch")
+    expect(page.locator("#rule-question")).to_have_value("What is on the picture now?")
+    add_rule(page, "K4M")
+    rule = page.locator("#rules li")
+    expect(rule).to_contain_text("waits for K4M")
+    expect(rule).to_contain_text("now: ")
+    expect(rule.locator(".lamp")).to_have_text("off")
+    expect(rule.locator(".lamp")).to_have_text("on")
+    event = page.locator("#events li")
+    expect(event).to_have_count(1)
+    expect(event.locator(".answer")).to_have_text("K4M")
+    expect(event.locator(".when")).to_have_text(re.compile(r"^0:(09|1\d)$"))
+    expect(page.locator("#announcer")).to_have_text("Event of Sample: What is on the picture now? K4M")
+    expect(page.locator("#unread")).to_be_hidden()  # it is seen as it comes
+    expect(rule.locator(".lamp")).to_have_text("off")
+    event.get_by_role("button", name="Show the picture").click()
+    red = page.locator("#event-picture").evaluate(page_server.CORNER)
+    assert red[0] > 180 and max(red[1:]) < 60, red
+    page.keyboard.press("Escape")
+    rule.get_by_role("button", name="Remove the rule").click()
+    expect(rule).to_have_count(0)
+    expect(event).to_have_count(1)
+    page.reload()
+    page.click("#tab-watch")
+    expect(event).to_have_count(1)  # the server has it
+    expect(page.locator("#unread")).to_be_hidden()
+
+
+def test_events_of_other_streams_are_counted_until_they_are_seen(server: PageServer, open_page: Open) -> None:
+    page = open_page(server.address)
+    watch(page, "camera")
+    add_rule(page, "K4M")
+    expect(page.locator("#events li")).to_have_count(1)
+    page.get_by_role("button", name="Remove the rule").click()
+    page.click("#tab-questions")
+    page.click("#tab-watch")
+    page.click("#add")
+    page.click("[data-source=sample]")
+    expect(page.locator("#events li")).to_have_count(0)  # each stream has its own
+    add_rule(page, "BUS")
+    page.get_by_role("button", name="Choose Camera").click()
+    expect(page.locator("#events li")).to_have_count(1)
+    expect(page.locator("#rules li")).to_have_count(0)
+    counted = page.locator(".tile").nth(1).locator(".count")
+    expect(counted).to_have_text("1", timeout=60_000)
+    expect(page.get_by_role("button", name="Choose Sample, 1 new")).to_be_visible()
+    page.click("#tab-questions")
+    page.get_by_role("button", name="Choose Sample").click()
+    expect(page.locator("#unread-count")).to_have_text("1")
+    page.locator("#tab-questions").press("ArrowRight")
+    expect(page.locator("#tab-watch")).to_be_focused()
+    expect(page.locator("#events .answer")).to_have_text("BUS")
+    expect(page.locator("#unread")).to_be_hidden()
+    expect(counted).to_be_hidden()
+
+
+def test_a_rule_that_cannot_be_says_why(server: PageServer, open_page: Open) -> None:
+    page = open_page(server.address)
+    watch(page, "sample")
+    add_rule(page, "?")
+    expect(page.locator("#rule-error")).not_to_be_empty()
+    expect(page.locator("#rules li")).to_have_count(0)
+    expect(page.locator("#rule-expect")).to_have_value("?")
+
+
+def test_the_list_of_calls_loads_nothing_from_elsewhere(server: PageServer, open_page: Open) -> None:
+    page = open_page(server.address)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.address + "docs")
+    paths = httpx.get(f"{server.address}openapi.json").json()["paths"]
+    num_calls = sum(len(calls) for calls in paths.values())
+    expect(page.locator(".call .method")).to_have_count(num_calls)
+    expect(page.locator("nav a")).to_have_count(num_calls)
+    page.get_by_role("link", name="POST streams/{id}/rules").click()
+    call = page.locator("#post--v1-streams-stream_id-rules")
+    expect(call).to_contain_text('"every"')
+    call.get_by_role("link", name="WebhookRequest").click()
+    expect(page.locator("#object-WebhookRequest")).to_contain_text("secret")
+    assert page.evaluate(page_server.CONTRAST) == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert len(asked) > 5 and all(url.startswith(server.address) for url in asked)
+    policy = page.request.get(server.address + "docs").headers["content-security-policy"]
+    assert "unsafe" not in policy and "default-src 'none'" in policy
+    assert page.request.get(server.address + "redoc").status == 404
 
 
 def test_questions_are_text(server: PageServer, open_page: Open) -> None:
@@ -269,6 +373,9 @@ def test_asks_for_a_key_and_refuses_a_wrong_one(open_page: Open) -> None:
         expect(dialog).to_be_hidden()
         expect(page.locator("#enter-key")).to_be_hidden()
         watch(page, "sample")
+        add_rule(page, "HELLO")
+        picture = page.locator("#events li img")
+        expect(picture).to_be_visible(timeout=60_000)  # it is behind the key too
         assert "right key" not in page.evaluate("JSON.stringify(localStorage) + document.cookie")
         page.reload()
         expect(page.locator(".tile")).to_have_count(1)  # the tab still has the key
@@ -353,6 +460,9 @@ def test_nothing_is_wider_than_the_window(server: PageServer, open_page: Open, w
     watch(page, "sample")
     ask(page, "W" * 300)
     assert not page.evaluate(is_wider)
+    add_rule(page, "W" * 100)
+    expect(page.locator("#rules li")).to_have_count(1)
+    assert not page.evaluate(is_wider)
     page.click("#fork")
     expect(page.locator(".tile")).to_have_count(2)
     assert not page.evaluate(is_wider)
@@ -368,6 +478,9 @@ def test_contrast_and_names(server: PageServer, open_page: Open, scheme: str) ->
     assert page.evaluate(page_server.CONTRAST) == []
     watch(page, "sample")
     ask(page, "What do you see now?")
+    assert page.evaluate(page_server.CONTRAST) == []
+    add_rule(page, "HELLO")
+    expect(page.locator("#events li").first).to_be_visible(timeout=60_000)
     assert page.evaluate(page_server.CONTRAST) == []
     page.click("#add")
     assert page.evaluate(page_server.CONTRAST) == []

@@ -35,6 +35,18 @@ def test_streams_are_there_again_after_an_end(tmp_path: Path) -> None:
         assert push(server.client, streams[3], 1, 2.5).status_code == 200
 
 
+def test_the_log_says_how_many_streams_were_found_and_kept(tmp_path: Path, caplog) -> None:
+    with caplog.at_level("INFO", "infinitevl.server.keeper"):
+        with running(state_dir=tmp_path) as server:
+            opened(server.client)
+            opened(server.client)
+        with running(state_dir=tmp_path):
+            pass
+    folder = tmp_path / "streams"
+    counts = ("0 streams found", "2 of 2 streams are kept", "2 streams found", "2 of 2 streams are kept")
+    assert [record.message for record in caplog.records] == [f"{count} in {folder}" for count in counts]
+
+
 def test_streams_are_saved_while_they_go_on(tmp_path: Path) -> None:
     with running(state_dir=tmp_path, save_every=0.05) as server:
         stream = opened(server.client)

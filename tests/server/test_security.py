@@ -8,7 +8,7 @@ import pytest
 
 from infinitevl.errors import InputError
 from infinitevl.server.jobs import StopText
-from infinitevl.server.run import check_host
+from infinitevl.server.run import check_host, check_port
 from infinitevl.server.security import is_loopback, parse_keys
 from infinitevl.server.settings import Limits
 from tests.server.serving import Running, error_of, opened, running
@@ -133,3 +133,16 @@ def test_text_is_cut_before_a_stop_string(pieces: list[str], stops: list[str], w
     for piece in pieces:
         shown += stop.push(piece)
     assert shown + stop.finish() == wanted
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be used: .* --port"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+def test_a_host_that_is_not_of_this_machine_is_told() -> None:
+    with pytest.raises(InputError, match=r"8000 of 192\.0\.2\.1 cannot be used"):
+        check_port("192.0.2.1", 8000)

@@ -243,6 +243,7 @@ def test_nothing_of_one_key_is_readable_by_another() -> None:
             two.get(address),
             two.delete(address),
             two.get(f"{address}/state"),
+            two.get(f"{address}/frame"),
             two.post(f"{address}/ask", json=ask),
             two.post(f"{address}/fork"),
             two.put(f"{address}/state", content=b""),

@@ -14,7 +14,7 @@ from torch import Tensor
 from infinitevl.errors import InputError
 from infinitevl.processing.fetching.addresses import is_data_uri, local_path, printable, read_file
 from infinitevl.processing.fetching.fetch import read_remote
-from infinitevl.processing.pictures.pixels import check_num_pixels, narrow, to_array, to_uint8
+from infinitevl.processing.pictures.pixels import MAX_PIXELS, check_num_pixels, narrow, to_array, to_uint8
 
 ImageSource: TypeAlias = Image.Image | np.ndarray | Tensor | bytes | str | os.PathLike[str]
 
@@ -38,6 +38,8 @@ def open_image(source: ImageSource, *, allow_private: bool = False) -> Image.Ima
         return _upright_rgb(_load(source, allow_private), name)
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has more than {MAX_PIXELS} pixels. Make it smaller.") from error
     except Exception as error:  # on damaged bytes decoders raise exceptions of many kinds
         reason = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(error))  # PIL adds the buffer's address
         raise InputError(f"{name} is not a readable picture: {reason}.") from error

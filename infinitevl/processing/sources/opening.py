@@ -88,7 +88,9 @@ def _check_every(every: float, source: Any) -> None:
     if not 0 < every < float("inf"):
         raise InputError(f"every is {every}; give a positive number of seconds.")
     if not isinstance(source, str) or not _HTTP.match(source):
-        raise InputError("every is for the http(s):// address of a picture; for other sources give fps.")
+        raise InputError(
+            "every (--fetch-every) is for the http(s):// address of a picture; else give fps (--fps)."
+        )
 
 
 def _is_picture(address: str) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -44,11 +45,13 @@ class VideoFile(Recording):
     def __init__(self, path: str | os.PathLike[str] | BinaryIO, fps: float | None = None) -> None:
         super().__init__(path, fps)
         self._path = path
+        self._reading = threading.Lock()  # FFmpeg must not lose a container while it reads it
         self._container = open_container(path)
         self._stream = video_stream(self._container, self._name)
         self._aspect = pixel_aspect(self._stream)
         if self._stream.width * self._stream.height <= _LARGE:
             self._stream.thread_type = "AUTO"
+        self._packets = self._container.demux()
         self._states_pts = self._container.format.name != "avi"
         self._num_packets, self._reached = 0, 0.0
         self._size: tuple[int, int] | None = None
@@ -111,10 +114,13 @@ class VideoFile(Recording):
         """Yields the packets of the video; those of other streams only tell how far the file was read."""
         import av
 
-        packets = self._container.demux()
-        while not self._closed:
+        while True:
             try:
-                packet = next(packets)
+                with self._reading:
+                    if self._closed:
+                        return
+                    packet = next(self._packets)
+                    is_video = packet.stream.index == self._stream.index
             except (StopIteration, av.error.InvalidDataError):
                 return  # a truncated file: what came before counts
             except av.error.FFmpegError as error:
@@ -123,7 +129,7 @@ class VideoFile(Recording):
             if stamp is not None:
                 end = float((stamp + (packet.duration or 0)) * packet.time_base)
                 self._reached = max(self._reached, end)
-            if packet.stream.index == self._stream.index:
+            if is_video:
                 self._num_packets += packet.size > 0
                 yield packet
 
@@ -138,8 +144,9 @@ class VideoFile(Recording):
             yield time, partial(to_rgb, decoded, self._aspect)
             if self._closed:
                 return
-        if not self._closed:
-            self._report(timeline, broken)
+        with self._reading:
+            if not self._closed:
+                self._report(timeline, broken)
 
     @property
     def _largest_gap(self) -> float:
@@ -154,16 +161,21 @@ class VideoFile(Recording):
 
         for packet in self._video_packets():
             try:
-                for decoded in packet.decode():
-                    yield decoded
+                with self._reading:
                     if self._closed:
                         return
+                    frames = packet.decode()
             except av.error.InvalidDataError:
                 yield None
+                continue
             except av.error.FFmpegError as error:
                 context = self._stream.codec_context
                 check_frame_size(self._name, context.width, context.height)
                 raise SourceError(f"{self._name} broke while it was read: {error}.") from error
+            for decoded in frames:
+                yield decoded
+                if self._closed:
+                    return
 
     def _report(self, timeline: Timeline, broken: int) -> None:
         if timeline.count == 0:
@@ -185,7 +197,8 @@ class VideoFile(Recording):
 
     def close(self) -> None:
         super().close()
-        self._container.close()
+        with self._reading:
+            self._container.close()
 
 
 def _in_order(

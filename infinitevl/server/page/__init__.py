@@ -1,4 +1,4 @@
-"""The page at `/`: static files, and the headers that keep a browser from loading anything from elsewhere."""
+"""The pages at `/` and `/docs`: static files, with headers that let a browser load nothing from elsewhere."""
 
 from pathlib import Path
 
@@ -23,11 +23,15 @@ SECURITY_HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the page at `/` and its files below `/page`. They hold no secret and need no key."""
+    """Serve the page at `/`, the list of calls at `/docs`, and their files below `/page`; without a key."""
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html", headers=SECURITY_HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> FileResponse:
+        return FileResponse(FOLDER / "docs.html", headers=SECURITY_HEADERS)
 
     app.mount("/page", _PageFiles(directory=FOLDER), name="page")
 

@@ -9,17 +9,20 @@ import { Numbers } from "./numbers.js";
 import { Picker } from "./picker.js";
 import { openSource } from "./sources.js";
 import { Stream } from "./stream.js";
+import { Tabs } from "./tabs.js";
 import { Tile } from "./tile.js";
 import { wait } from "./waiting.js";
+import { WatchPanel } from "./watch_panel.js";
 
 const RATES = [0.2, 0.5, 1, 2, 3, 5, 10]; // frames a second
 const POLL = 1000; // milliseconds between two looks at the numbers
 const OPENED = "infinitevl-streams"; // the streams of this tab, so that a reload keeps them
-const BUILTIN = "The built-in model reads signs of a few characters and names emoji, digits, flags and simple shapes. On photographs it guesses, and it cannot hold a conversation.";
 
 const api = new Api();
 const tiles = new Map(); // stream -> tile
 const conversation = new Conversation();
+const watchPanel = new WatchPanel();
+const tabs = new Tabs(byId("tabs"), () => showEvents());
 const numbers = new Numbers();
 const picker = new Picker({ load, open });
 let chosen = null;
@@ -45,8 +48,10 @@ function add(stream) {
   tiles.set(stream, tile);
   byId("tiles").append(tile.element);
   stream.addEventListener("change", () => stream === chosen && drawControls());
+  stream.watching.addEventListener("event", () => announce(stream));
   choose(stream);
   remember();
+  scrollTo(0, 0); // on a phone the form that added it stood below
 }
 
 async function askToRemove(stream) {
@@ -63,6 +68,7 @@ function confirmed(stream) {
 
 async function remove(stream) {
   stream.unwatch();
+  stream.watching.clear();
   stream.exchanges.forEach((exchange) => exchange.controller.abort());
   try {
     await api.call("DELETE", stream.path);
@@ -77,14 +83,30 @@ async function remove(stream) {
 
 function choose(stream) {
   chosen = stream;
-  for (const [other, tile] of tiles) tile.setFocus(other === stream);
+  for (const [other, tile] of tiles) {
+    tile.setFocus(other === stream);
+    other.watching.setChosen(other === stream);
+  }
   byId("tiles").dataset.count = Math.min(tiles.size, 5);
   document.body.classList.toggle("empty", !stream);
   conversation.show(stream);
+  watchPanel.show(stream);
+  showEvents();
+  stream?.watching.refresh().catch(() => {}); // poll() goes on trying
   numbers.show(stream);
   drawControls();
   if (!stream) picker.show({ inPage: true, others: others(), choose: addWithSource });
   else if (!byId("picker").matches(":modal")) picker.hide();
+}
+
+/** Tells each stream whether a person sees its events now. */
+function showEvents() {
+  for (const stream of tiles.keys()) stream.watching.setShown(stream === chosen && tabs.shown === "watch" && !document.hidden);
+}
+
+function announce(stream) {
+  const { question, answer } = stream.watching.newest;
+  byId("announcer").textContent = `Event of ${stream.name}: ${question} ${answer}`;
 }
 
 const others = () => listed.filter((one) => ![...tiles.keys()].some((stream) => stream.id === one.id)).slice(0, 50);
@@ -202,11 +224,15 @@ async function readModel() {
   const builtin = model.id.startsWith("builtin");
   byId("model-name").textContent = model.id;
   byId("model-name").hidden = false;
-  for (const place of [byId("knows"), byId("picker-knows")]) {
-    place.textContent = model.description ?? (builtin ? BUILTIN : "");
-    place.hidden = !place.textContent;
-  }
+  const about = model.description ?? "";
+  const [first, ...rest] = about.split(/(?<=\.) /);
+  byId("knows-first").textContent = first;
+  byId("knows-rest").textContent = rest.join(" ");
+  byId("picker-knows").textContent = about;
+  byId("knows").open = matchMedia("(min-width: 1001px)").matches;
+  byId("knows").hidden = byId("picker-knows").hidden = !about;
   conversation.setModel({ builtin });
+  watchPanel.setModel({ builtin });
 }
 
 /** Looks at the numbers of all streams once a second, less often while the server is away. */
@@ -220,12 +246,23 @@ async function poll(failures = 0) {
       else if (stream.missed > 1) stream.lose(); // once may be a list from before it was opened
     }
     if (!chosen) picker.offer(others());
+    await Promise.all([...tiles.keys()].filter(isWatched).map(refreshRules));
     failures = 0;
   } catch {
     failures += 1; // api tells in the header that the server is away
   }
   await wait(POLL * Math.min(16, 2 ** failures));
   return poll(failures);
+}
+
+const isWatched = (stream) => stream.watching.rules.length > 0 || (stream === chosen && tabs.shown === "watch");
+
+async function refreshRules(stream) {
+  try {
+    await stream.watching.refresh();
+  } catch (error) {
+    if (error.status !== 404) throw error; // a lost stream is found out by its absence from the list
+  }
 }
 
 async function start() {
@@ -258,6 +295,8 @@ api.addEventListener("reachable", () => tellTrouble(""));
 api.addEventListener("keyless", () => { byId("enter-key").hidden = false; });
 api.addEventListener("key", () => { byId("enter-key").hidden = true; });
 byId("enter-key").addEventListener("click", () => api.enterKey());
+document.addEventListener("visibilitychange", showEvents);
+document.querySelector(".skip").addEventListener("click", () => tabs.choose(byId("tab-questions")));
 setInterval(() => tiles.forEach((tile) => tile.draw()), 500); // the clocks
 choose(null);
 startUntilItWorks();

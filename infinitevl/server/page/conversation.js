@@ -19,7 +19,7 @@ export class Conversation {
     this.question.addEventListener("keydown", (event) => { if (event.key === "Escape") this.#growing?.controller.abort(); });
   }
 
-  /** Says what the model knows and offers questions that it can answer. */
+  /** Offers questions that the model can answer. */
   setModel({ builtin }) {
     byId("chips").replaceChildren(...(builtin ? FOR_BUILTIN : FOR_OTHERS).map((text) => make("button", { type: "button", onclick: () => this.#stream?.ask(text) }, text)));
   }
@@ -66,6 +66,7 @@ export class Conversation {
       row = this.#newRow(exchange);
       this.#rows.set(exchange, row);
       this.list.append(row.item);
+      byId("knows").open = false; // the room is for answers
     }
     if (row.item.dataset.state === "done") return;
     row.time.textContent = clock(exchange.time);

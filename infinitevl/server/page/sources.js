@@ -177,13 +177,21 @@ class SampleSource extends Source {
 /** An address that the server follows by itself; no picture passes through this page. */
 class AddressSource extends Source {
   constructor(address) {
-    super("address", withoutPassword(address), null);
+    super("address", shortName(withoutPassword(address)), null);
     this.address = address;
+    this.printable = withoutPassword(address);
   }
 }
 
 /** The address as it may be shown: what stands before the @ could be a password. */
 export const withoutPassword = (address) => address.replace(/\/\/[^/@]*@/, "//");
+
+/** "file:///videos/door.mp4" -> "door.mp4"; "rtsp://camera.local/stream?a=1" -> "camera.local/stream". */
+function shortName(address) {
+  const [, scheme, rest] = /^(\w+):\/\/([^?#]+)/.exec(address) ?? [];
+  if (!rest) return address;
+  return scheme === "file" ? rest.split("/").findLast(Boolean) ?? address : rest;
+}
 
 const player = () => make("video", { muted: true, playsInline: true, autoplay: true });
 

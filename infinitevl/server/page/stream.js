@@ -2,6 +2,7 @@
 
 import { ApiError, serverEvents } from "./api.js";
 import { wait } from "./waiting.js";
+import { Watching } from "./watching.js";
 
 const LONGEST_WAIT = 30; // seconds between two tries while the server is away
 const BLINK = 100; // milliseconds between two looks at whether a frame is due
@@ -28,12 +29,14 @@ export class Stream extends EventTarget {
   #recent = []; // [milliseconds, frames] of the last seconds
   #sending = null; // aborts the loop that sends frames
   #lastTime = null; // of the newest frame
+  #shownFrames = 0; // seen by the server when it was last asked for its newest picture
   #base = 0; // the stream's time when its source began
 
   constructor(api, id, name) {
     super();
     Object.assign(this, { id, name });
     this.#api = api;
+    this.watching = new Watching(api, this);
   }
 
   get path() {
@@ -154,8 +157,9 @@ export class Stream extends EventTarget {
     Object.assign(this, { id, isLost: false, missed: 0, points: [] });
     this.numbers = { ...NOTHING };
     this.#recent = [];
-    this.#skipped = 0;
+    this.#skipped = this.#shownFrames = 0;
     this.#lastTime = null;
+    this.watching.clear();
   }
 
   /** Takes the server's numbers of this stream. */
@@ -163,12 +167,30 @@ export class Stream extends EventTarget {
     if (source_status === "failed") this.tell(`${this.name} cannot be followed: ${source_error}`, "error");
     if (source_status === "ended") this.tell("The source has ended. What it showed is kept: ask, or save it.");
     if (frames && !(time < this.#lastTime)) this.#lastTime = time;
+    if (this.source?.element) this.#shownFrames = frames;
+    else if (frames !== this.#shownFrames && !document.hidden) this.#look(frames);
     this.#measureRate(frames);
     this.numbers = { ...this.numbers, frames, tokens, state_bytes, seconds: time ?? 0, dropped: dropped + this.#skipped };
+    this.points = this.points.filter((point) => !(point.at > time)); // a server that was killed goes on from its last save
     const last = this.points.at(-1);
     if (last?.tokens !== tokens || last?.state_bytes !== state_bytes) this.points.push({ at: time ?? 0, tokens, state_bytes });
     if (this.points.length > KEPT_POINTS) this.points = this.points.filter((_, index) => index % 2 === 0);
     this.#changed("numbers");
+  }
+
+  /** Reads the newest picture that the server has, where this page has none of its own. */
+  async #look(frames) {
+    const { id } = this;
+    this.#shownFrames = frames;
+    try {
+      const response = await this.#api.call("GET", `${this.path}/frame`);
+      const picture = await response.blob();
+      if (id !== this.id || this.source?.element) return;
+      this.still = this.lastFrame = picture;
+      this.#changed("change");
+    } catch (error) {
+      if (error.status !== 404) this.#shownFrames = null; // 404: it has none; otherwise try again
+    }
   }
 
   #measureRate(newFrames) {

@@ -14,9 +14,11 @@ export class Tile {
     this.said = make("p", { className: "said" });
     this.notice = make("p", { className: "notice", role: "status" });
     this.start = make("button", { type: "button", className: "start", onclick: chooseSource }, "Choose a source");
-    const head = make("p", { className: "head" }, make("i", { className: "dot" }), this.label, this.time);
+    this.unread = make("span", { className: "count", hidden: true });
+    const head = make("p", { className: "head" }, make("i", { className: "dot" }), this.label, this.time, this.unread);
     this.element = make("article", { className: "tile" }, this.media, this.choose, head, this.close, make("div", { className: "foot" }, this.notice, this.start, this.said));
     for (const event of ["change", "numbers", "exchanges"]) stream.addEventListener(event, () => this.draw());
+    stream.watching.addEventListener("change", () => this.draw());
     this.draw();
   }
 
@@ -26,7 +28,10 @@ export class Tile {
     this.#showMedia();
     this.label.textContent = stream.name;
     this.time.textContent = clock(stream.time);
-    this.choose.setAttribute("aria-label", `Choose ${stream.name}`);
+    const { unread } = stream.watching;
+    this.unread.hidden = !unread;
+    this.unread.textContent = unread;
+    this.choose.setAttribute("aria-label", `Choose ${stream.name}${unread ? `, ${unread} new` : ""}`);
     this.close.setAttribute("aria-label", `Remove ${stream.name}`);
     this.start.hidden = stream.source !== null;
     this.notice.hidden = !stream.notice;
@@ -45,13 +50,17 @@ export class Tile {
 
   #showMedia() {
     const { source, still } = this.stream;
-    const key = source ?? still;
+    const key = source?.element ?? still ?? source;
     if (key === this.shown) return;
     this.shown = key;
-    if (this.picture) URL.revokeObjectURL(this.picture);
-    this.picture = !source && still ? URL.createObjectURL(still) : null;
+    const before = this.picture;
+    this.picture = !source?.element && still ? URL.createObjectURL(still) : null;
+    if (before) setTimeout(() => URL.revokeObjectURL(before), 1000); // until the next one is drawn
+    const image = this.picture && this.media.querySelector("img");
+    if (image && image.src === before) return void (image.src = this.picture); // without a flicker
     const shown = source?.element ?? (this.picture && make("img", { src: this.picture, alt: "The last picture" }));
-    const words = source ? `The server follows ${source.name}` : "No picture yet";
+    const none = this.stream.numbers.frames ? "Its memory was kept, its pictures were not." : "No picture yet";
+    const words = source ? `The server follows ${source.printable}` : none;
     this.media.replaceChildren(shown ?? make("p", { className: "words" }, words));
     if (source?.element?.play) source.element.play().catch(() => {}); // moving a video in the page stops it
   }

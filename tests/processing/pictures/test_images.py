@@ -192,6 +192,14 @@ def test_an_error_names_the_picture_but_not_all_of_its_bytes(tmp_path: Path) -> 
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("side", [10_000, 20_000])  # PIL itself refuses the second
+def test_a_picture_that_is_too_large_is_told_the_limit(side: int) -> None:
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    with pytest.raises(InputError, match="more than 89478485"):
+        open_image(file.getvalue())
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_an_error_about_bytes_says_how_many_and_shows_no_object_of_ours(kind: Any) -> None:
     with pytest.raises(InputError, match="given as 4 bytes is not a readable picture") as caught:

@@ -3,6 +3,8 @@
 import io
 import logging
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,18 @@ from tests.processing.media import (
     numbered_frame,
     write_video,
 )
+
+CLOSED_BY_OTHERS = """
+import sys, threading, time
+from infinitevl.processing.sources.video_file import VideoFile
+for i in range(150):
+    source = VideoFile(sys.argv[1])
+    reader = threading.Thread(target=lambda: list(source))
+    reader.start()
+    time.sleep(0.0004 * (i % 30))
+    source.close()
+    reader.join()
+"""
 
 
 def times_of(source: object, **options: object) -> list[float]:
@@ -157,6 +171,12 @@ def test_closing_a_file_ends_the_iteration(tmp_path: Path) -> None:
             source.close()
             source.close()
     assert seen == 5 and source.problem is None
+
+
+def test_another_thread_may_close_a_file_while_it_is_read(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", list(range(30)))
+    done = subprocess.run([sys.executable, "-c", CLOSED_BY_OTHERS, str(path)], check=False)
+    assert done.returncode == 0  # a container that goes while FFmpeg reads it ends the process
 
 
 def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
