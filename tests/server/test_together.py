@@ -65,7 +65,11 @@ def test_rules_of_more_streams_than_slots_parked_on_disk_change_no_answer(tmp_pa
         assert answers == [quiet_answer([10 * n + at for at in range(FRAMES)]) for n in range(6)]
         assert all(choice == chatted[0] for choice in chatted)
         held = server.context.worker
-        until(lambda: not any(held.answering.rules.concerns(stream) for stream in held.streams.values()))
+
+        def num_concerned() -> int:
+            return sum(held.answering.rules.concerns(stream) for stream in held.streams.values())
+
+        until(lambda: held.call(num_concerned).result() == 0)  # between two steps
         shown = [rule for s in streams for rule in server.client.get(f"/v1/streams/{s}/rules").json()["data"]]
         assert all(rule["asked"] and rule["asked"] + rule["skipped"] <= FRAMES for rule in shown)
         on_disk = [server.client.get(f"/v1/streams/{s}").json()["parked"] for s in streams]
