@@ -105,7 +105,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(WebSocketRequestValidationError)
     async def malformed_socket(socket: WebSocket, error: WebSocketRequestValidationError) -> None:
-        await socket.send_denial_response(response_of(_of_validation(error.errors())))
+        response = response_of(_of_validation(error.errors(), None))
+        await socket.send_denial_response(response)
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
