@@ -88,7 +88,15 @@ def test_closing_wakes_a_source_that_waits_for_the_next_picture() -> None:
     assert not source._thread.is_alive()
 
 
-@pytest.mark.parametrize(("source", "every"), [("a.mp4", 1), ("rtsp://a/b", 1), ([], 1), ("http://a/b", 0)])
-def test_an_interval_that_means_nothing_is_refused(source, every) -> None:
-    with pytest.raises(InputError, match="every is"):
+@pytest.mark.parametrize(
+    ("source", "every", "told"),
+    [
+        ("a.mp4", 1, "address of a picture"),
+        ("rtsp://a/b", 1, "address of a picture"),
+        ([], 1, "address of a picture"),
+        ("http://a/b", 0, "every is 0"),
+    ],
+)
+def test_an_interval_that_means_nothing_is_refused(source, every, told) -> None:
+    with pytest.raises(InputError, match=told):
         open_source(source, every=every)
