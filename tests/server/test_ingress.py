@@ -252,7 +252,7 @@ def test_a_replica_is_told_when_one_who_listens_goes_away(served: Served) -> Non
     headers = {"accept": "text/event-stream"}
     with served.client.stream("GET", f"/v1/streams/{stream}/events", headers=headers) as response:
         assert next(response.iter_lines()) == ": events"
-        assert log.num_listeners("local") == 1
+        until(lambda: log.num_listeners("local") == 1, 5)
     until(lambda: log.num_listeners("local") == 0, 5)
 
 
