@@ -106,7 +106,7 @@ class EventLog:
         picture = None
         try:
             picture = to_jpeg(image)
-        except Exception:
+        except Exception:  # the event counts, with or without its picture
             logger.exception("the picture of %s is missing", event["id"])
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop has ended

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from infinitevl.engine.engine import Engine
 from infinitevl.errors import InputError
@@ -70,6 +71,17 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
     logging.getLogger("infinitevl").setLevel(logging.INFO)
     logging.getLogger("infinitevl").addHandler(logging.StreamHandler())  # events are a line of JSON each
     app = create_app(engine, settings)
+    listen(app, settings, host, port, app.state.context.rules.events.end_listening)
+
+
+def listen(
+    app: ASGIApp, settings: ServerSettings, host: str, port: int, end_listening: Callable[[], None]
+) -> None:
+    """Answer calls at an address until a signal ends it.
+
+    Args:
+        end_listening: ends connections that wait for events, before all others are waited for.
+    """
     config = uvicorn.Config(
         app,
         host=host,
@@ -80,4 +92,4 @@ def serve(engine: Engine, settings: ServerSettings, host: str, port: int) -> Non
         http=HurriedProtocol,
         ws_max_size=settings.limits.message_bytes,
     )
-    EndingServer(config, app.state.context.rules.events.end_listening).run()
+    EndingServer(config, end_listening).run()

@@ -75,7 +75,7 @@ class Sessions:
             await asyncio.sleep(min(_TICK, context.limits.session_seconds))
             try:
                 await self._forget(context)
-            except Exception:
+            except Exception:  # the others are looked after all the same
                 logger.exception("a realtime session could not be forgotten")
 
     async def _forget(self, context: "Context") -> None:

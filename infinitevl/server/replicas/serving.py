@@ -16,15 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from infinitevl.engine.engine import Engine
 from infinitevl.errors import InfiniteVLError, InputError
-from infinitevl.server.connections import HurriedProtocol
 from infinitevl.server.replicas.ingress import create_ingress
 from infinitevl.server.replicas.replica import Replica
 from infinitevl.server.replicas.ring import Unreachable
-from infinitevl.server.run import DRAIN, KEEP_ALIVE, EndingServer
+from infinitevl.server.run import DRAIN, listen
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.streams import root_of
 
@@ -216,18 +213,8 @@ def serve_replicas(
     with started(make_engine, settings, plan) as (_, ring, folder):
         signal.signal(signal.SIGTERM, _leave)  # Ray's own handler would end this process at once
         app = create_ingress(ring, folder, settings)
-        config = uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            timeout_graceful_shutdown=DRAIN,
-            timeout_keep_alive=KEEP_ALIVE,
-            log_level="info",
-            http=HurriedProtocol,
-            ws_max_size=settings.limits.message_bytes,
-        )
         with contextlib.suppress(KeyboardInterrupt):
-            EndingServer(config, app.state.ingress.end_listening).run()
+            listen(app, settings, host, port, app.state.ingress.end_listening)
 
 
 def _leave(number: int, frame: object) -> None:

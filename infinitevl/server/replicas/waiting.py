@@ -48,6 +48,6 @@ class Unheld:
         while True:
             try:
                 await self.open_all()
-            except Exception:
+            except Exception:  # the folder may be there again the next time
                 logger.exception("streams that no replica holds were not opened")
             await asyncio.sleep(_EVERY)
