@@ -23,7 +23,7 @@ from infinitevl.server.prompts import PromptMaker
 from infinitevl.server.realtime import connection
 from infinitevl.server.realtime.sessions import Sessions
 from infinitevl.server.registry import Registry
-from infinitevl.server.rule_desk import RuleDesk
+from infinitevl.server.rule_registry import RuleRegistry
 from infinitevl.server.security import Keys
 from infinitevl.server.settings import ServerSettings
 from infinitevl.server.worker import EngineWorker
@@ -79,7 +79,7 @@ def _context(engine: Engine, settings: ServerSettings) -> Context:
     metrics.watch(worker, keeper)
     size = engine.processor.image_processor.size
     edges = size["shortest_edge"], size["longest_edge"]
-    rules = RuleDesk(worker, settings, metrics)
+    rules = RuleRegistry(worker, settings, metrics)
     return Context(
         settings,
         engine.processor,

@@ -9,7 +9,7 @@ _Protocol: Any = AutoHTTPProtocol
 HEAD_SECONDS = 30.0  # for the head of a request, from its first byte or from the opening of a connection
 
 
-class HurriedProtocol(_Protocol):
+class TimeoutProtocol(_Protocol):
     """uvicorn's protocol, which has no limit of its own on how long the head of a request may take.
 
     A connection that waits for its next request has uvicorn's limit for idle ones.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from infinitevl.server.prompts import PromptMaker
     from infinitevl.server.realtime.sessions import Sessions
     from infinitevl.server.registry import Registry
-    from infinitevl.server.rule_desk import RuleDesk
+    from infinitevl.server.rule_registry import RuleRegistry
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Context:
     registry: "Registry"
     keeper: StateKeeper | None
     prompts: "PromptMaker"
-    rules: "RuleDesk"
+    rules: "RuleRegistry"
     realtime: "Sessions"
     started: int = field(default_factory=lambda: int(time.time()))
 

@@ -15,7 +15,7 @@ from infinitevl.errors import InfiniteVLError, StateError
 from infinitevl.server.errors import MOVING, ApiError, busy, moving
 from infinitevl.server.keeper import StateKeeper
 from infinitevl.server.leases import is_held
-from infinitevl.server.rule_desk import RuleDesk
+from infinitevl.server.rule_registry import RuleRegistry
 from infinitevl.server.rules import StreamRule
 from infinitevl.server.security import check_signature, sign_state
 from infinitevl.server.settings import ServerSettings
@@ -31,7 +31,7 @@ class Registry:
     """The streams of one server."""
 
     def __init__(
-        self, worker: EngineWorker, settings: ServerSettings, keeper: StateKeeper | None, rules: RuleDesk
+        self, worker: EngineWorker, settings: ServerSettings, keeper: StateKeeper | None, rules: RuleRegistry
     ) -> None:
         self.worker, self.settings, self.keeper, self.rules = worker, settings, keeper, rules
         self.followers: dict[str, Follower] = {}

@@ -28,7 +28,7 @@ _SHORT = Sampling(max_new_tokens=ANSWER_TOKENS)
 
 
 @dataclass(eq=False)
-class Sighting:
+class SeenFrame:
     """The newest frame of a stream when a rule is asked about it. frame: its number, from 1."""
 
     stream: Stream
@@ -42,12 +42,12 @@ class _Asked:
     """A rule whose answer grows."""
 
     rule: StreamRule
-    seen: Sighting
+    seen: SeenFrame
     session: StreamSession
     answer: Answer
 
 
-Listener = Callable[[StreamRule, Sighting, str], None]
+Listener = Callable[[StreamRule, SeenFrame, str], None]
 
 
 class RuleAsking:
@@ -60,7 +60,7 @@ class RuleAsking:
         self.answering = answering
         self.rules: dict[str, list[StreamRule]] = {}
         self.on_answer: Listener = lambda rule, seen, text: None
-        self._due: dict[StreamRule, tuple[Sighting, float]] = {}
+        self._due: dict[StreamRule, tuple[SeenFrame, float]] = {}
         self._growing: list[_Asked] = []
 
     @property
@@ -97,7 +97,7 @@ class RuleAsking:
         rules = self.rules.get(stream.id)
         if not rules:
             return
-        seen = Sighting(stream, frame.image, frame.time, stream.stats.frames)
+        seen = SeenFrame(stream, frame.image, frame.time, stream.stats.frames)
         busy = {asked.rule for asked in self._growing}
         for rule in rules:
             is_due = rule.state.is_due(frame.time)

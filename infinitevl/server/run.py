@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from infinitevl.engine.engine import Engine
 from infinitevl.errors import InputError
 from infinitevl.server.app import create_app
-from infinitevl.server.connections import HurriedProtocol
+from infinitevl.server.connections import TimeoutProtocol
 from infinitevl.server.security import is_loopback
 from infinitevl.server.settings import ServerSettings
 
@@ -89,7 +89,7 @@ def listen(
         timeout_graceful_shutdown=DRAIN,
         timeout_keep_alive=KEEP_ALIVE,
         log_level="info",
-        http=HurriedProtocol,
+        http=TimeoutProtocol,
         ws_max_size=settings.limits.message_bytes,
     )
     EndingServer(config, end_listening).run()

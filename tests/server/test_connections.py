@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from infinitevl.server import connections
 from infinitevl.server.app import create_app
-from infinitevl.server.connections import HurriedProtocol
+from infinitevl.server.connections import TimeoutProtocol
 from infinitevl.server.settings import ServerSettings
 from tests.server.serving import Running, opened, push, tiny_engine, until
 
@@ -29,7 +29,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     app = create_app(tiny_engine(), ServerSettings(model="tiny", secret=b"a secret"))
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="error", http=HurriedProtocol, timeout_keep_alive=60)
+        config = uvicorn.Config(app, log_level="error", http=TimeoutProtocol, timeout_keep_alive=60)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

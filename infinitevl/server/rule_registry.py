@@ -10,7 +10,7 @@ from infinitevl.errors import InfiniteVLError
 from infinitevl.server.errors import ApiError, busy
 from infinitevl.server.events import EventLog
 from infinitevl.server.metrics import Metrics
-from infinitevl.server.rule_asking import Sighting
+from infinitevl.server.rule_asking import SeenFrame
 from infinitevl.server.rule_files import RuleFiles
 from infinitevl.server.rules import StreamRule
 from infinitevl.server.settings import ServerSettings
@@ -21,7 +21,7 @@ from infinitevl.server.worker import EngineWorker, until_done
 logger = logging.getLogger(__name__)
 
 
-class RuleDesk:
+class RuleRegistry:
     """Rules of the streams of one worker, their events, and their webhooks."""
 
     def __init__(self, worker: EngineWorker, settings: ServerSettings, metrics: Metrics) -> None:
@@ -191,7 +191,7 @@ class RuleDesk:
         if self._files is not None:
             await until_done(self._files.save(stream))
 
-    def _take(self, rule: StreamRule, seen: Sighting, text: str) -> None:
+    def _take(self, rule: StreamRule, seen: SeenFrame, text: str) -> None:
         was_on = rule.state.is_on
         with self.worker.changed:
             event = rule.push(text, seen.time, seen.frame)
